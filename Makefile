@@ -1,0 +1,40 @@
+# `make demo` and `make test` do all set-up; both need only make and Python 3.10 or newer.
+PYTHON ?= python3
+EPOCHS ?= 15
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.DELETE_ON_ERROR:
+.PHONY: demo test check clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python main.py --task-dist halfcheetah-vel --method ssm --benchmark-mode --few-shot 1 5 --epochs $(EPOCHS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV)
+
+# The stamps make set-up incremental: it is done again when the declared or the pinned dependencies change.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e ".[dev]"
+	touch $@ $(VENV)/.installed
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  found=$$($(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null || echo missing); \
+	  echo "metarl needs Python 3.10 or newer, but '$(PYTHON)' is $$found:" \
+	    "name another, as in  make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

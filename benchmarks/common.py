@@ -1,0 +1,84 @@
+"""What benchmarks share: sides that take turns, a markdown table, and a JSON file that says where it was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+PACKAGES = ("torch", "numpy", "mujoco", "mjbatch", "gymnasium", "envpool", "stable-baselines3", "sb3-contrib")
+
+
+def take_turns(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """Call every side once, all of them again, and so on: what else the machine does then hits all sides alike."""
+    measured: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            measured[name].append(side())
+    return measured
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Median of the ratios within each turn."""
+    return median(above / below for above, below in zip(numerators, denominators, strict=True))
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    if platform.system() == "Linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    if platform.system() == "Linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of those `PACKAGES` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a markdown table; its columns are the keys of the first row."""
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "|".join("---" for _ in columns) + "|"]
+    lines += ["| " + " | ".join(_cell(row[column]) for column in columns) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return str(value)
+
+
+def write_report(name: str, rows: list[dict[str, Any]], out: Path | None, notes: Sequence[str] = ()) -> None:
+    """Print the rows as a markdown table; write them as JSON, with versions and hardware, to `out` if given."""
+    hardware = {"cpu": cpu_model(), "cores": num_cores()}
+    print(f"\n## {name}\n\n{hardware['cpu']}, {hardware['cores']} cores\n\n{markdown_table(rows)}")
+    if notes:
+        print("\n" + "\n".join(f"- {note}" for note in notes))
+    if out is not None:
+        report = {"name": name, "rows": rows, "notes": list(notes), "versions": versions(), "hardware": hardware}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"\nwritten: {out}")

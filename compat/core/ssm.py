@@ -1,0 +1,1 @@
+from metarl.core.ssm import *

@@ -1,0 +1,1 @@
+from metarl.env_runner.environment import *

@@ -1,0 +1,36 @@
+"""metarl: agents that learn to adapt, measured honestly, at the speed of the simulator."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public names and where they live. They are imported at first use: `import metarl` stays instant.
+_HOMES = {
+    "Choice": "metarl.tasks.distribution",
+    "LogUniform": "metarl.tasks.distribution",
+    "TaskDistribution": "metarl.tasks.distribution",
+    "Uniform": "metarl.tasks.distribution",
+    "Task": "metarl.core.task",
+    "Environment": "metarl.env_runner.environment",
+    "run_trial": "metarl.env_runner.trial",
+    "check_tasks": "metarl.tasks.checks",
+    "list_tasks": "metarl.tasks",
+    "make_tasks": "metarl.tasks",
+    "register_tasks": "metarl.tasks",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'metarl' has no attribute '{name}'")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

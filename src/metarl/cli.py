@@ -1,0 +1,230 @@
+"""The command line: `metarl run | list | evaluate | resume | doctor`. Without a command, `run`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.table import Table
+
+from metarl.core.errors import UsageError, unknown_name
+from metarl.core.memory import MemoryConfig
+from metarl.core.optimization import TrainingDiverged
+from metarl.env_runner.rows import WorldError
+from metarl.experiments import doctor
+from metarl.experiments.checkpoint import LAST
+from metarl.experiments.display import Display, console, unstable_note
+from metarl.experiments.flags import parse, value_of, without
+from metarl.experiments.metrics_log import METRICS_FILE
+from metarl.experiments.plots import adaptation_table
+from metarl.experiments.run import Run, write_results
+from metarl.experiments.run_config import RunConfig
+from metarl.meta_rl.registry import find_algorithm
+from metarl.tasks import describe_tasks
+
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+SINGLE_ENVIRONMENT = {"update_steps": 128}
+"""Defaults of the algorithm that change with --env-name: nothing is carried from episode to episode, so short updates
+do."""
+ASKED_TO_STOP = b"\nfinishing this epoch, then saving (Ctrl-C again: stop at once, keep the checkpoint before it)\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
+    try:
+        if name not in COMMANDS:
+            raise unknown_name("command", name, COMMANDS)
+        return COMMANDS[name](arguments)
+    except UsageError as error:
+        return _complain(str(error), USAGE_ERROR)
+    except (TrainingDiverged, WorldError) as error:
+        return _complain(str(error), FAILED)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"metarl: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+# --- run and resume ---------------------------------------------------------------------------------------------------
+
+
+def _run(arguments: list[str]) -> int:
+    resumed = value_of(arguments, "resume")
+    if resumed is not None:
+        return _resume([resumed, *without(arguments, "resume")])
+    if value_of(arguments, "env-name") is not None and value_of(arguments, "task-dist") is not None:
+        raise UsageError("--env-name and --task-dist exclude each other: give one")
+    algorithm = find_algorithm(value_of(arguments, "algo") or RunConfig.algo).config
+    defaults = SINGLE_ENVIRONMENT if value_of(arguments, "env-name") is not None else {}
+    groups = {"run": RunConfig(), "memory": MemoryConfig(), "algo": algorithm(**defaults)}
+    flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
+    flags.__doc__ = (
+        "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
+        "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, doctor."
+    )
+    parsed: Any = parse(flags, arguments, "run", aliases=["num-epochs"])
+    run = Run.plan(parsed.run, parsed.algo, parsed.memory, shlex.join(["metarl", "run", *arguments]))
+    return _train_and_measure(run.prepare_folder())
+
+
+@dataclass(frozen=True)
+class ResumeConfig:
+    """Go on with a run that was stopped; the result is that of a run that was not."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    epochs: int | None = None
+    """Train to this epoch instead; the learning rate then decays over the new length."""
+    device: str | None = None
+    """Where to go on, cpu or cuda; none: where the run was started."""
+
+
+def _resume(arguments: list[str]) -> int:
+    parsed = parse(ResumeConfig, arguments, "resume")
+    run = Run.load(parsed.run, **_given(device=parsed.device))
+    return _train_and_measure(run if parsed.epochs is None else run.extended(parsed.epochs))
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    """The values that were given: neither None nor empty."""
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def _train_and_measure(run: Run) -> int:
+    console.print(
+        f"{run.distribution.name}, {run.config.algo}, {run.memory.method}, seed {run.config.seed}", style="bold"
+    )
+    console.print(f"writing to {run.folder}")
+    go_on = f"metarl resume {shlex.quote(str(run.folder))}"
+    try:
+        with _first_interrupt_asks() as stop, Display(run.config.epochs) as display:
+            finished = run.train(display.report, stop)
+    except KeyboardInterrupt:
+        return _complain(f"stopped at once. Go on from the last whole epoch with:  {go_on}", INTERRUPTED)
+    if not finished:
+        console.print(f"stopped after a whole epoch, which is saved. Go on with:  {go_on}")
+        return INTERRUPTED
+    paths = _measure(run, run.folder)
+    for path in (*paths, run.folder / METRICS_FILE, run.checkpoints / LAST):
+        console.print(f"wrote {path}")
+    return 0
+
+
+@contextmanager
+def _first_interrupt_asks() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks for a stop after the running epoch, whose work is then saved; the second stops at once."""
+    asked = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        os.write(2, ASKED_TO_STOP)  # not a print: the handler may have interrupted one, and they do not nest
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _measure(run: Run, folder: Path, seed: int | None = None) -> list[Path]:
+    """Measure on the held-out tasks, print the table, write the results; their paths."""
+    with console.status("measuring on held-out tasks") as status:
+        measured = run.measure(
+            lambda done, rounds: status.update(f"measuring on held-out tasks: round {done}/{rounds}"), seed
+        )
+    console.print(adaptation_table([measured]))
+    if measured["unstable_rows"]:
+        console.print(f"In this measurement {unstable_note(measured['unstable_rows'])}.")
+    return write_results(folder, measured)
+
+
+# --- the other commands -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure the last checkpoint of a run, also under another protocol than it was started with."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    few_shot: tuple[int, ...] = ()
+    """Few-shot protocol: report the return after so many shots (and after none)."""
+    zero_shot: bool = False
+    """Zero-shot protocol: report the return without any adaptation."""
+    test_tasks: tuple[int, ...] = ()
+    """Ids of the tasks to measure on; none: those of the run."""
+    repeats: int | None = None
+    """Rows a task; none: as the run was started."""
+    seed: int | None = None
+    """Seed of the worlds; none: that of the run."""
+    reference: str | None = None
+    """Folder of a finished run whose shot 0 is drawn as the task-conditioned line; none: as the run was started."""
+    device: str | None = None
+    """Where to measure, cpu or cuda; none: where the run was started."""
+
+
+def _evaluate(arguments: list[str]) -> int:
+    parsed = parse(EvaluateConfig, arguments, "evaluate")
+    changes = _given(
+        test_tasks=parsed.test_tasks, repeats=parsed.repeats, reference=parsed.reference, device=parsed.device
+    )
+    if parsed.few_shot or parsed.zero_shot:
+        changes |= {"few_shot": parsed.few_shot, "zero_shot": parsed.zero_shot}
+    run = Run.load(parsed.run, benchmark_mode=True, **changes)
+    run = replace(run, command=shlex.join(["metarl", "evaluate", *arguments]))
+    protocol = run.config.protocol(len(run.test_tasks))
+    parts = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot))
+    for path in _measure(run, run.folder / "evaluations" / "-".join(parts), parsed.seed):
+        console.print(f"wrote {path}")
+    return 0
+
+
+@dataclass(frozen=True)
+class NoFlags:
+    """This command takes no flags."""
+
+
+def _list(arguments: list[str]) -> int:
+    parse(NoFlags, arguments, "list")
+    table = Table("family", "what differs between tasks", title="task families for --task-dist")
+    for name, summary in describe_tasks().items():
+        table.add_row(name, summary)
+    console.print(table)
+    return 0
+
+
+def _doctor(arguments: list[str]) -> int:
+    parse(NoFlags, arguments, "doctor")
+    for name, finding in doctor.report():
+        console.print(f"{name:<17} {finding}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": _run,
+    "list": _list,
+    "evaluate": _evaluate,
+    "resume": _resume,
+    "doctor": _doctor,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

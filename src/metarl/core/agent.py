@@ -1,0 +1,137 @@
+"""The contract that every agent honours, whatever it learns with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Metrics: TypeAlias = dict[str, float]
+Array: TypeAlias = NDArray[Any]
+
+
+class Agent(ABC):
+    """An agent that acts on rows of worlds, each row in one task for a whole trial.
+
+    The life of a trial::
+
+        agent.begin_trial(num_rows)              # forget the last task, keep what was meta-learned
+        action = agent.act(observation)          # [B, obs] -> [B, act]
+        agent.observe(observation, action, reward, terminated, truncated, next_observation)
+        agent.adapt()                            # inner loop: change to these tasks
+        agent.update()                           # outer loop: change what all tasks share (training only)
+
+    `act` computes the next memory state and keeps it pending, `observe` commits it: calling `act` twice in a row
+    changes nothing. Every argument may also come without the row axis; it is then a batch of one row.
+    """
+
+    explore: bool = True
+    """Whether `act` samples from the policy (True) or takes its mode (False)."""
+
+    training: bool = True
+    """Whether experience is kept for `update` and running statistics may move. An evaluator sets it to False."""
+
+    continuation: float = 0.0
+    """Probability with which a row keeps its task and memory past an `update`: trials longer than one update's data."""
+
+    trial_rounds: int = 1
+    """Rounds of one training trial: shots + 1."""
+
+    round_steps: int | None = None
+    """Steps of one round in training; None: the task's episode length."""
+
+    def __init__(self, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+
+    @abstractmethod
+    def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
+        """Forget the last task in the rows marked in `renew` [B] (None: in all), keep what was meta-learned."""
+
+    def act(self, observation: Array) -> Array:
+        """Actions [B, act] of the environment's action space for observations [B, obs]; changes no parameter."""
+        observation = np.asarray(observation)
+        if self._is_single(observation):
+            action: Array = self._act(observation[None])[0]
+            return action
+        return self._act(observation)
+
+    def observe(
+        self,
+        observation: Array,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        truncated: Array,
+        next_observation: Array,
+        active: Array | None = None,
+    ) -> None:
+        """Take in one transition a row and commit the memory state that `act` left pending.
+
+        Args:
+            observation: [B, obs] what `act` was given.
+            action: [B, act] what `act` returned.
+            reward, terminated, truncated: [B].
+            next_observation: [B, obs] the true successor: the final observation where an episode ended, never the
+                first of the next.
+            active: [B] rows that take part; the others are ignored and keep memory and experience. None: all.
+        """
+        given = (observation, action, reward, terminated, truncated, next_observation)
+        arrays = [np.asarray(array) for array in given]
+        if self._is_single(arrays[0]):
+            arrays = [array[None] for array in arrays]
+        mask = np.ones(len(arrays[0]), dtype=bool) if active is None else np.asarray(active, dtype=bool)
+        before, acted, rewards, terminal, cut, after = arrays
+        self._observe(before, acted, rewards, terminal, cut, after, mask)
+
+    def _is_single(self, observation: Array) -> bool:
+        return observation.ndim == len(self.observation_space.shape or ())
+
+    @abstractmethod
+    def _act(self, observation: Array) -> Array: ...
+
+    @abstractmethod
+    def _observe(
+        self,
+        observation: Array,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        truncated: Array,
+        next_observation: Array,
+        active: Array,
+    ) -> None: ...
+
+    @abstractmethod
+    def adapt(self) -> Metrics:
+        """Inner loop: change to this trial's tasks from what was observed in it. Never touches meta-parameters."""
+
+    @abstractmethod
+    def update(self) -> Metrics:
+        """Outer loop: the only call that changes meta-parameters. Consumes the experience held."""
+
+    @abstractmethod
+    def take_experience(self) -> dict[str, Tensor]:
+        """Take the experience held out of the agent, as plain tensors that can travel to another process."""
+
+    @abstractmethod
+    def give_experience(self, experience: Mapping[str, Tensor]) -> None:
+        """Hold experience that another copy of this agent collected, in place of the own."""
+
+    @abstractmethod
+    def seed(self, seed: int) -> None:
+        """Restart the agent's own random streams from `seed`."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that acting and further learning need, flat: parameters, optimiser, statistics, counters, random
+        streams."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""

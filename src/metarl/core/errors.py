@@ -1,0 +1,23 @@
+"""Errors that are the user's to mend: one line that says what was got, what is allowed and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UsageError(ValueError):
+    """Bad input. The command line prints the message, without a traceback, and exits with code 2."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
+    """The error for a name that is not in a list of known ones; it names the list and the nearest."""
+    names = sorted(known)
+    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return UsageError(f"unknown {kind} '{name}': choose from {', '.join(names)}{hint}")
+
+
+def missing_extra(package: str, extra: str) -> UsageError:
+    """The error for an optional dependency that is not installed; it names the pip line that brings it."""
+    return UsageError(f"{package} is not installed: run  pip install 'metarl-agent-framework[{extra}]'")

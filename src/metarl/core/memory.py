@@ -1,0 +1,262 @@
+"""Memories: what a policy remembers of its trial. Five methods behind one interface.
+
+The state of every memory is one tensor [B, ...] with the rows first; zeros are an empty memory, so forgetting a row is
+multiplying it by zero, and carrying, shipping or masking rows is indexing.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from metarl.core.errors import UsageError, unknown_name
+from metarl.core.ssm import Coefficients, StateSpaceModel
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The network that carries the policy."""
+
+    method: str = "ssm"
+    """Memory of the policy: ssm, gru, lstm, transformer, or mlp (none)."""
+    width: int = 64
+    """Size of every layer, and of the vector between them."""
+    depth: int = 1
+    """Number of stacked memory layers."""
+    state_dim: int = 128
+    """ssm: real dimensions of a layer's state (a complex pair is two)."""
+    heads: int = 4
+    """transformer: attention heads."""
+    context: int = 128
+    """transformer: past steps that a step attends to, beside itself."""
+
+
+class Memory(nn.Module, ABC):
+    """A sequence model [T, B, d] -> [T, B, d] that can also be stepped; both ways give the same result."""
+
+    state_shape: tuple[int, ...]
+
+    def init_state(self, num_rows: int) -> Tensor:
+        """An empty memory for every row: zeros [B, *state_shape]."""
+        reference = next(self.parameters())
+        return reference.new_zeros(num_rows, *self.state_shape)
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Outputs [T, B, d] for x [T, B, d] and the state after the last step.
+
+        Args:
+            state: [B, *state_shape]; None: empty.
+            starts: [T, B]; where set, the row forgets everything before that step. None: nowhere.
+        """
+
+    @abstractmethod
+    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+        """Output [B, d] for x [B, d], and the next state. `prepared`: what `prepare` returned, to save its work."""
+
+    def prepare(self) -> Any:
+        """What `step` can reuse for as long as the parameters stand still."""
+        return None
+
+
+class SSMBlock(nn.Module):
+    """x + GLU(GELU(SSM(norm(x)))), the SSM diagonal (Orvieto et al. 2023, figure 1)."""
+
+    def __init__(self, width: int, state_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.core = StateSpaceModel(state_dim, width, width)
+        self.gate = nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        y, state = self.core(self.norm(x), state, starts)
+        return self._mix(x, y), state
+
+    def step(self, x: Tensor, state: Tensor, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
+        y, state = self.core.step(self.norm(x), state, coefficients)
+        return self._mix(x, y), state
+
+    def _mix(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + functional.glu(self.gate(functional.gelu(y)), dim=-1)
+
+
+class SSMMemory(Memory):
+    """A stack of residual blocks around diagonal state space models."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.state_shape = (config.depth, config.state_dim)
+        blocks = nn.ModuleList(SSMBlock(config.width, config.state_dim) for _ in range(config.depth))
+        self.blocks = cast("Sequence[SSMBlock]", blocks)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state = self.init_state(x.shape[1]) if state is None else state
+        states = []
+        for layer, block in enumerate(self.blocks):
+            x, last = block(x, state[:, layer], starts)
+            states.append(last)
+        return x, torch.stack(states, 1)
+
+    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+        states = []
+        coefficients = self.prepare() if prepared is None else prepared
+        for layer, block in enumerate(self.blocks):
+            x, last = block.step(x, state[:, layer], coefficients[layer])
+            states.append(last)
+        return x, torch.stack(states, 1)
+
+    def prepare(self) -> Any:
+        return [block.core.coefficients() for block in self.blocks]
+
+
+class RecurrentMemory(Memory):
+    """torch's own GRU or LSTM. A sequence with resets runs in one piece from each time at which any row starts."""
+
+    def __init__(self, config: MemoryConfig, cell: type[nn.GRU] | type[nn.LSTM]) -> None:
+        super().__init__()
+        self.cell = cell(config.width, config.width, config.depth)
+        self.parts = 2 if cell is nn.LSTM else 1
+        self.state_shape = (self.parts, config.depth, config.width)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        state = self.init_state(x.shape[1]) if state is None else state
+        bounds = [0, x.shape[0]] if starts is None else _segment_bounds(starts)
+        outputs = []
+        for begin, end in pairwise(bounds):
+            if starts is not None:
+                state = state * (1 - starts[begin].to(x.dtype)).view(-1, 1, 1, 1)
+            y, state = self._run(x[begin:end], state)
+            outputs.append(y)
+        return torch.cat(outputs), state
+
+    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+        y, state = self._run(x[None], state)
+        return y[0], state
+
+    def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        parts = state.permute(1, 2, 0, 3).contiguous()  # [parts, depth, B, width]
+        y, last = self.cell(x, parts[0] if self.parts == 1 else (parts[0], parts[1]))
+        stacked = last[None] if self.parts == 1 else torch.stack(last)
+        return y, stacked.permute(2, 0, 1, 3)
+
+
+def _segment_bounds(starts: Tensor) -> list[int]:
+    """0, every later time at which some row starts, and T."""
+    times = torch.nonzero(starts[1:].any(dim=1)).flatten() + 1
+    return [0, *times.tolist(), starts.shape[0]]
+
+
+class TransformerMemory(Memory):
+    """Causal attention over the last `context` steps, pre-norm; positions enter as a penalty on distance.
+
+    The penalty is ALiBi's (Press et al. 2022, arXiv 2108.12409), so nothing depends on how old a trial is. The state
+    holds keys, values and a flag that the slot is filled: [B, depth, context, 2 d + 1].
+    """
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        width, self.heads, self.context = config.width, config.heads, config.context
+        if width % self.heads:
+            raise UsageError(
+                f"transformer needs a width that its heads divide, got width {width} and {self.heads} heads"
+            )
+        self.state_shape = (config.depth, self.context, 2 * width + 1)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.depth))
+        self.projections = nn.ModuleList(nn.Linear(width, 3 * width) for _ in range(config.depth))
+        self.merges = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
+        self.feed_forwards = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+            for _ in range(config.depth)
+        )
+        self.slopes: Tensor
+        slopes = torch.exp2(-8.0 * torch.arange(1, self.heads + 1) / self.heads)
+        self.register_buffer("slopes", slopes, persistent=False)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        steps, rows, width = x.shape
+        state = self.init_state(rows) if state is None else state
+        segments = x.new_zeros(steps, rows) if starts is None else starts.to(x.dtype).cumsum(0)
+        bias = self._bias(state[:, 0, :, -1], segments)
+        alive = (segments == segments[-1]).to(x.dtype).T[..., None]  # [B, T, 1]: not forgotten by the end
+        cache_alive = (segments[-1] == 0).to(x.dtype)[:, None, None]
+        x = x.transpose(0, 1)
+        states = []
+        for layer, (norm, project, merge, feed_forward) in enumerate(self._layers()):
+            query, key_value = project(norm(x)).split((width, 2 * width), dim=-1)
+            new = torch.cat([key_value, torch.ones_like(key_value[..., :1])], -1) * alive
+            states.append(torch.cat([state[:, layer] * cache_alive, new], 1)[:, -self.context :])
+            past = torch.cat([state[:, layer, :, :-1], key_value], 1)
+            x = x + merge(self._attend(query, past, bias))
+            x = x + feed_forward(x)
+        return x.transpose(0, 1), torch.stack(states, 1)
+
+    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+        y, state = self.forward(x[None], state)
+        return y[0], state
+
+    def _layers(self) -> Any:
+        return zip(self.norms, self.projections, self.merges, self.feed_forwards, strict=True)
+
+    def _bias(self, filled: Tensor, segments: Tensor) -> Tensor:
+        """Added to attention scores, [B, heads, T, context + T]: −slope · distance, −∞ where a step may not look."""
+        steps = segments.shape[0]
+        key_segment = torch.cat([torch.where(filled > 0, 0.0, -1.0), segments.T], 1)  # [B, context + T]
+        query_time = torch.arange(self.context, self.context + steps, device=segments.device)
+        distance = query_time[:, None] - torch.arange(self.context + steps, device=segments.device)  # [T, context + T]
+        near = (distance >= 0) & (distance <= self.context)
+        allowed = near & (key_segment[:, None, :] == segments.T[:, :, None])
+        penalty = -self.slopes[:, None, None] * distance
+        return torch.where(allowed[:, None], penalty, -math.inf)
+
+    def _attend(self, query: Tensor, past: Tensor, bias: Tensor) -> Tensor:
+        key, value = past.chunk(2, dim=-1)
+        query, key, value = (tensor.unflatten(-1, (self.heads, -1)).transpose(1, 2) for tensor in (query, key, value))
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2).flatten(-2)
+
+
+class NoMemory(Memory):
+    """A feed-forward network: the baseline that cannot remember. Its state is empty."""
+
+    state_shape = (0,)
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.depth))
+
+    def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            x = functional.silu(layer(x))
+        return x, self.init_state(x.shape[1]) if state is None else state
+
+    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+        y, _ = self.forward(x[None], state)
+        return y[0], state
+
+
+_METHODS: dict[str, Callable[[MemoryConfig], Memory]] = {
+    "ssm": SSMMemory,
+    "gru": lambda config: RecurrentMemory(config, nn.GRU),
+    "lstm": lambda config: RecurrentMemory(config, nn.LSTM),
+    "transformer": TransformerMemory,
+    "mlp": NoMemory,
+}
+METHODS = tuple(_METHODS)
+
+
+def make_memory(config: MemoryConfig) -> Memory:
+    """The memory that `config.method` names."""
+    if config.method not in _METHODS:
+        raise unknown_name("method", config.method, METHODS)
+    if config.width < 1 or config.depth < 1 or config.context < 1:
+        raise UsageError(
+            f"width, depth and context are at least 1, got {config.width}, {config.depth}, {config.context}"
+        )
+    return _METHODS[config.method](config)

@@ -1,0 +1,66 @@
+"""Running statistics of observations, kept in float64 and applied in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CLIP = 10.0
+"""Normalised values are clipped to ±CLIP standard deviations (the bound of OpenAI baselines' VecNormalize)."""
+EPSILON = 1e-8
+
+
+class RunningMoments:
+    """Mean and variance of everything seen, by element of `shape`.
+
+    Batches are merged exactly (Chan, Golub & LeVeque 1983): with n_a, μ_a, M_a of the past and n_b, μ_b, M_b of a batch
+    (M: sum of squared deviations), δ = μ_b − μ_a:  μ = μ_a + δ n_b / n,  M = M_a + M_b + δ² n_a n_b / n.
+    Before the first update, `normalize` only clips.
+    """
+
+    def __init__(self, shape: int | tuple[int, ...]) -> None:
+        self.mean = np.zeros(shape)
+        self.deviations = np.zeros(shape)
+        self.count = 0
+        self._refresh()
+
+    def update(self, batch: NDArray[Any]) -> None:
+        """Merge a batch [..., *shape]."""
+        batch = np.asarray(batch, dtype=np.float64).reshape(-1, *self.mean.shape)
+        number = len(batch)
+        if number == 0:
+            return
+        total = self.count + number
+        delta = batch.mean(0) - self.mean
+        self.deviations += batch.var(0) * number + delta**2 * (self.count * number / total)
+        self.mean += delta * (number / total)
+        self.count = total
+        self._refresh()
+
+    def normalize(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        """(x − mean) / std, clipped to ±10, float32."""
+        centred: NDArray[np.float32] = (np.asarray(batch, dtype=np.float32) - self._mean32) * self._inverse_std32
+        return np.clip(centred, -CLIP, CLIP, out=centred)
+
+    def _refresh(self) -> None:
+        variance = self.deviations / self.count if self.count else np.ones_like(self.mean)
+        self._mean32 = self.mean.astype(np.float32)
+        self._inverse_std32 = (1 / np.sqrt(variance + EPSILON)).astype(np.float32)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {
+            "mean": torch.from_numpy(self.mean.copy()),
+            "deviations": torch.from_numpy(self.deviations.copy()),
+            "count": torch.tensor(self.count),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.mean = state["mean"].cpu().numpy().copy()
+        self.deviations = state["deviations"].cpu().numpy().copy()
+        self.count = int(state["count"])
+        self._refresh()

@@ -1,0 +1,60 @@
+"""One optimiser step that refuses what is not finite, and the optimiser's state as flat tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or a gradient is not finite. The message names it; the parameters are as they were before the step."""
+
+
+def clipped_step(
+    optimizer: torch.optim.Optimizer, module: nn.Module, losses: Mapping[str, Tensor], bound: float
+) -> float:
+    """Minimise the sum of `losses` by one step, the gradient's norm clipped to `bound`. Returns the norm before
+    clipping.
+
+    Raises:
+        TrainingDiverged: naming the loss, or the parameter whose gradient is not finite.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    total = torch.stack(list(losses.values())).sum()
+    total.backward()
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if not (torch.isfinite(total) and torch.isfinite(norm)):
+        culprits = [f"the {name} loss" for name, loss in losses.items() if not torch.isfinite(loss)]
+        culprits += [
+            f"the gradient of {name}"
+            for name, parameter in module.named_parameters()
+            if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+        ]
+        named = ", ".join(culprits[:5]) or "the norm of the gradient"
+        raise TrainingDiverged(f"not finite: {named}; try a lower learning rate")
+    # Only now: clipping by a norm that is not finite would spread it over every gradient, and hide where it began.
+    nn.utils.clip_grads_with_norm_(module.parameters(), bound, norm)
+    optimizer.step()
+    return float(norm)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
+    """A copy of the optimiser's state by parameter name: '<parameter>.<slot>' -> tensor."""
+    return {
+        f"{name}.{slot}": torch.as_tensor(value).clone()
+        for name, parameter in module.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` returned, in place of all that the optimiser holds."""
+    optimizer.state.clear()
+    for name, parameter in module.named_parameters():
+        prefix = f"{name}."
+        slots = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if slots:
+            optimizer.state[parameter] = {slot: value.clone() for slot, value in slots.items()}

@@ -1,0 +1,229 @@
+"""`GymRows`: a slice of rows, each a Gymnasium environment of its own, stepped over arrays that may be shared."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn, TypeAlias
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from metarl.core.errors import UsageError
+from metarl.core.task import Task
+from metarl.env_runner.rows import WorldError, check_finite, row_seed
+
+Env: TypeAlias = gymnasium.Env[Any, Any]
+MakeEnv: TypeAlias = Callable[[], Env]
+ApplyTask: TypeAlias = Callable[[Env, Task], None]
+
+ALIGNMENT = 64
+"""Bytes; a cache line, so that no two arrays share one."""
+
+SUCCESS_KEYS = ("success", "is_success")
+"""Where an environment's step info says whether it succeeded: Meta-World's key, and that of goal environments."""
+
+
+@dataclass(frozen=True)
+class RowArrays:
+    """One batch of rows as arrays, all with B rows first. Observations are flat float32."""
+
+    observation: NDArray[np.float32]
+    final_observation: NDArray[np.float32]
+    action: NDArray[Any]
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    success: NDArray[np.bool_]
+    reports_success: NDArray[np.bool_]
+    reset_mask: NDArray[np.bool_]
+
+    @classmethod
+    def over(cls, memory: mmap.mmap, num_rows: int, num_features: int, action_space: spaces.Space[Any]) -> RowArrays:
+        """Arrays that lie in `memory`, which has at least `RowArrays.size` bytes."""
+        arrays, offset = {}, 0
+        for name, (shape, dtype) in cls._layout(num_rows, num_features, action_space).items():
+            arrays[name] = np.frombuffer(memory, dtype, count=int(np.prod(shape)), offset=offset).reshape(shape)
+            offset += _padded(arrays[name].nbytes)
+        return cls(**arrays)
+
+    @classmethod
+    def size(cls, num_rows: int, num_features: int, action_space: spaces.Space[Any]) -> int:
+        """Bytes that the arrays take."""
+        layout = cls._layout(num_rows, num_features, action_space).values()
+        return sum(_padded(int(np.prod(shape)) * dtype.itemsize) for shape, dtype in layout)
+
+    @staticmethod
+    def _layout(
+        num_rows: int, num_features: int, action_space: spaces.Space[Any]
+    ) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        observations = (num_rows, num_features), np.dtype(np.float32)
+        flags = (num_rows,), np.dtype(np.bool_)
+        return {
+            "observation": observations,
+            "final_observation": observations,
+            "action": ((num_rows, *(action_space.shape or ())), np.dtype(action_space.dtype)),
+            "reward": ((num_rows,), np.dtype(np.float32)),
+            "terminated": flags,
+            "truncated": flags,
+            "success": flags,
+            "reports_success": flags,
+            "reset_mask": flags,
+        }
+
+    def rows(self, first: int, last: int) -> RowArrays:
+        """Views of the rows [first, last)."""
+        return RowArrays(**{field.name: getattr(self, field.name)[first:last] for field in fields(self)})
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def flat_box(space: spaces.Space[Any]) -> spaces.Box:
+    """The float32 space of one flat observation: a Box raveled, Discrete one-hot, Dict and Tuple concatenated."""
+    flat = spaces.flatten_space(space) if space.is_np_flattenable else space
+    if not isinstance(flat, spaces.Box):
+        raise UsageError(f"observations have to fit a flat array, which {space} does not: wrap the environment")
+    with np.errstate(over="ignore"):
+        return spaces.Box(flat.low.astype(np.float32), flat.high.astype(np.float32), dtype=np.float32)
+
+
+def check_action_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
+    """`space`, unless its actions are not arrays of one shape."""
+    if not isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+        raise UsageError(
+            f"actions have to be Box, Discrete, MultiDiscrete or MultiBinary, not {space}: wrap the environment"
+        )
+    return space
+
+
+def make_envs(make_env: MakeEnv, tasks: Sequence[Task], first: int) -> list[Env]:
+    """One environment a task, for the rows from `first` on."""
+    envs: list[Env] = []
+    for task in tasks:
+        try:
+            envs.append(make_env())
+        except UsageError:
+            raise
+        except Exception as error:
+            row = first + len(envs)
+            raise WorldError(f"row {row}, {task}: make_env raised {type(error).__name__}: {error}") from error
+    return envs
+
+
+class GymRows:
+    """Rows `first`, `first + 1`, ... of a batch: steps their environments, truncates, and resets where they end.
+
+    Args:
+        envs: one environment a row, all with the spaces of the first row of the batch.
+        arrays: this slice's rows; `step` reads the actions from them, and everything else is written to them.
+        tasks: one task a row.
+        apply: puts a task into an environment, before each of its resets.
+        max_episode_steps: episodes are truncated after so many steps.
+        seed: of the whole batch; row i starts from `row_seed(seed, i)`.
+        first: index in the batch of the first row here.
+    """
+
+    def __init__(
+        self,
+        envs: Sequence[Env],
+        arrays: RowArrays,
+        tasks: Sequence[Task],
+        *,
+        apply: ApplyTask,
+        max_episode_steps: int,
+        seed: int,
+        first: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+    ) -> None:
+        self.envs = list(envs)
+        self.first = first
+        self.max_episode_steps = max_episode_steps
+        self._arrays = arrays
+        self._apply = apply
+        self._space = observation_space
+        self._elapsed = np.zeros(len(self.envs), dtype=np.int64)
+        for index, env in enumerate(self.envs):
+            if (env.observation_space, env.action_space) != (observation_space, action_space):
+                raise UsageError(
+                    f"rows of a batch share their spaces, but those of row {first + index} are "
+                    f"{env.observation_space} and {env.action_space}, not {observation_space} and {action_space}"
+                )
+        self.set_tasks(tasks)
+        self._running = list(self._tasks)
+        self.seed(seed)
+
+    def set_tasks(self, tasks: Sequence[Task]) -> None:
+        """Give every row its task, from its next reset on."""
+        self._tasks = list(tasks)
+
+    def seed(self, seed: int) -> None:
+        """Restart every row's random stream at its next reset."""
+        self._seeds: list[int | None] = [row_seed(seed, self.first + index) for index in range(len(self.envs))]
+
+    def reset(self) -> None:
+        """Reset the rows marked in `reset_mask`."""
+        self._reset_rows(np.flatnonzero(self._arrays.reset_mask))
+
+    def step(self) -> None:
+        """One step of every row; where an episode ends, its last observation is kept and the next episode begins."""
+        arrays = self._arrays
+        with np.errstate(over="ignore"):
+            for index, env in enumerate(self.envs):
+                action = arrays.action[index].copy()  # the environment may keep it
+                try:
+                    observation, reward, terminated, truncated, info = env.step(action)
+                    self._write(index, observation)
+                    key = next((key for key in SUCCESS_KEYS if key in info), None)
+                    arrays.reports_success[index] = key is not None
+                    arrays.success[index] = key is not None and bool(info[key])
+                    arrays.reward[index] = reward
+                    arrays.terminated[index], arrays.truncated[index] = terminated, truncated
+                except Exception as error:
+                    self._fail(index, "step", error)
+        self._elapsed += 1
+        arrays.truncated[:] |= self._elapsed >= self.max_episode_steps
+        check_finite("reward", arrays.reward, self._running, self.first)
+        check_finite("observation", arrays.observation, self._running, self.first)
+        ended = np.flatnonzero(arrays.terminated | arrays.truncated)
+        if ended.size:
+            arrays.final_observation[ended] = arrays.observation[ended]
+            self._reset_rows(ended)
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self.envs:
+            env.close()
+
+    def _reset_rows(self, rows: NDArray[np.intp]) -> None:
+        for index in rows.tolist():
+            self._running[index] = self._tasks[index]
+            try:
+                self._apply(self.envs[index], self._tasks[index])
+                observation, _ = self.envs[index].reset(seed=self._seeds[index])
+                with np.errstate(over="ignore"):
+                    self._write(index, observation)
+            except Exception as error:
+                self._fail(index, "apply or reset", error)
+            self._seeds[index] = None
+        self._elapsed[rows] = 0
+        check_finite("first observation", self._arrays.observation, self._running, self.first)
+
+    def _write(self, index: int, observation: Any) -> None:
+        if isinstance(self._space, spaces.Box):
+            flat = np.ravel(observation)
+        else:
+            flat = np.asarray(spaces.flatten(self._space, observation))
+        target = self._arrays.observation[index]
+        if flat.shape != target.shape:
+            raise UsageError(f"got an observation of {flat.size} numbers from a space of {target.size}: {self._space}")
+        target[:] = flat
+
+    def _fail(self, index: int, during: str, error: Exception) -> NoReturn:
+        where = f"row {self.first + index}, {self._running[index]}"
+        raise WorldError(f"{where}: {during} raised {type(error).__name__}: {error}") from error

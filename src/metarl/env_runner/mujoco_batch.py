@@ -1,0 +1,242 @@
+"""`MujocoBatch`: rows of MuJoCo worlds in one multi-threaded batch, a different task in every row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import mujoco  # type: ignore[import-untyped]
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from mjbatch import Batch
+from numpy.typing import NDArray
+
+from metarl.core.errors import UsageError
+from metarl.core.task import Task
+from metarl.env_runner.mujoco_family import ModelFields, MujocoFamily, task_fields, template_model
+from metarl.env_runner.rows import check_actions, check_row_tasks, check_seed, read_reset_mask, row_seed
+from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
+
+_UNSTABLE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
+
+
+def _configure_mujoco_log(**settings: bool) -> None:
+    """Change MuJoCo's process-wide log settings; installing an own handler would disable mjbatch's error trap."""
+    config = mujoco.MjLogConfig.get()
+    for name, value in settings.items():
+        setattr(config, name, value)
+    mujoco.MjLogConfig.set(config)
+
+
+# MuJoCo would append its warnings to a MUJOCO_LOG.TXT in whatever folder the program runs in.
+_configure_mujoco_log(logto_file=False)
+
+
+class MujocoBatch(TaskVectorEnv):
+    """All rows in one mjbatch `Batch`; observations and rewards are computed for all rows at once.
+
+    A row follows the same trajectory, bit for bit, as its task's MjModel stepped alone. Tasks change rewards through
+    `family.progress` and the simulated world through `family.edit`.
+
+    Every row has a random stream of its own, made from the seed as `GymWorkers` and Gymnasium make it, and draws its
+    start states from it as Gymnasium's environments do; so a row's trajectory does not depend on the other rows.
+
+    A row in which MuJoCo meets a bad position, velocity or acceleration (it then resets that simulation itself) or
+    which shows a non-finite number ends its episode as terminated and is marked in `infos["unstable"]`. Its final
+    observation is the last finite one, its reward that of a torso that stood still; `unstable_count` counts such rows.
+
+    Args:
+        tasks: one task a row.
+        max_episode_steps: an episode is truncated after so many steps.
+        seed: row i draws start states from an independent stream of this seed.
+        num_threads: simulator threads; 0: every core.
+    """
+
+    def __init__(
+        self,
+        family: MujocoFamily,
+        tasks: Sequence[Task],
+        *,
+        max_episode_steps: int,
+        seed: int = 0,
+        num_threads: int = 0,
+    ) -> None:
+        # Blow-ups are counted and reported in infos, so the console copy of MuJoCo's warnings is noise.
+        _configure_mujoco_log(logto_console=False)
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.family = family
+        self.num_envs = len(tasks)
+        self.max_episode_steps = max_episode_steps
+        self.unstable_count = 0
+        self._template = template_model(family)
+        self._dt = family.frame_skip * self._template.opt.timestep
+        self._define_spaces()
+        self._bind(num_threads)
+
+        self._row_fields: ModelFields = {}
+        self._template_fields: ModelFields = {}
+        self._position = np.zeros((self.num_envs, family.torso_axes))
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        self._started = np.zeros(self.num_envs, dtype=bool)
+        self._awaits_task = np.zeros(self.num_envs, dtype=bool)
+        self._seed(seed)
+        self.set_tasks(tasks)
+        self._columns = {name: column.copy() for name, column in self._next_columns.items()}
+
+    def _define_spaces(self) -> None:
+        size = self._template.nq - self.family.hidden_positions + self._template.nv
+        self.single_observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        low, high = self._template.actuator_ctrlrange.T.astype(np.float32)
+        self.single_action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def _bind(self, num_threads: int) -> None:
+        """Make the simulations, and the arrays through which they are read and written."""
+        self._batch = Batch(self._template, self.num_envs, num_threads)
+        self._batch.reset()
+        self._state = self._batch.bind("state")
+        self._start_state = self._state[0].copy()
+        self._warnings = self._batch.bind("warning")
+        self._ctrl = self._batch.bind("ctrl")
+        self.qpos: NDArray[np.float64] = self._batch.bind("qpos")
+        self.qvel: NDArray[np.float64] = self._batch.bind("qvel")
+        # A simulation's state begins with its time, qpos and qvel.
+        self._observed = self._state[:, 1 + self.family.hidden_positions : 1 + self._template.nq + self._template.nv]
+
+    def _seed(self, seed: int) -> None:
+        check_seed(seed)
+        self._generators = [seeding.np_random(row_seed(seed, row))[0] for row in range(self.num_envs)]
+
+    def set_tasks(self, tasks: Sequence[Task]) -> None:
+        """Give row i the task tasks[i], from its next reset on."""
+        tasks = check_row_tasks(tasks, self.num_envs)
+        for task in tasks:
+            for name in self.family.reward_params:
+                if name not in task:
+                    raise UsageError(f"{task!r} has no parameter '{name}': give a task of this environment's family")
+        self._next_columns = {
+            name: np.array([task[name] for task in tasks], dtype=np.float64) for name in self.family.reward_params
+        }
+        if self.family.edit is not None:
+            for task in set(tasks):
+                self._expand_fields(task)
+        self.tasks = tasks
+        self._awaits_task[:] = True
+
+    def _expand_fields(self, task: Task) -> None:
+        """Give every row its own values of the model fields that the task changes."""
+        for name in task_fields(self.family, task).keys() - self._row_fields.keys():
+            try:
+                self._row_fields[name] = self._batch.expand(name)
+            except (TypeError, ValueError) as error:
+                raise UsageError(f"{task!r} changes '{name}', which cannot differ between rows: {error}") from error
+            self._template_fields[name] = self._row_fields[name][0].copy()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
+        """Reset all rows, or those marked in `options["reset_mask"]`; returns observations [B, obs] and no infos.
+
+        A seed restarts the random streams of all rows, those of rows that go on at their next reset.
+        """
+        mask = read_reset_mask(options, self._started)
+        if seed is not None:
+            self._seed(seed)
+        self._restart(mask)
+        self._started[:] = True
+        self._observation = self._observe()
+        return self._observation, {}
+
+    def _restart(self, mask: NDArray[np.bool_]) -> None:
+        """Put the rows of the mask into a start state of their next task."""
+        noise = self.family.reset_noise
+        self._state[mask] = self._start_state
+        for row in np.flatnonzero(mask).tolist():
+            if self._awaits_task[row]:
+                self._begin_task(row)
+            generator = self._generators[row]
+            self.qpos[row] += generator.uniform(-noise, noise, self._template.nq)
+            if self.family.gaussian_velocity_noise:
+                self.qvel[row] += noise * generator.standard_normal(self._template.nv)
+            else:
+                self.qvel[row] += generator.uniform(-noise, noise, self._template.nv)
+        self._position[mask] = self.qpos[mask, : self.family.torso_axes]
+        self._steps[mask] = 0
+
+    def _begin_task(self, row: int) -> None:
+        for name, column in self._next_columns.items():
+            self._columns[name][row] = column[row]
+        if self.family.edit is not None:
+            fields = task_fields(self.family, self.tasks[row])
+            for name, values in self._row_fields.items():
+                values[row] = fields.get(name, self._template_fields[name])
+        self._awaits_task[row] = False
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
+        """Advance all rows by frame_skip simulator steps; a row whose episode ends starts its next one."""
+        effort = self._take_action(actions)
+        self._batch.step(nstep=self.family.frame_skip)
+        self._steps += 1
+        position = self.qpos[:, : self.family.torso_axes].copy()
+        with np.errstate(over="ignore", invalid="ignore"):
+            observation = self._observe()
+            reward = self._reward(position, effort)
+            unstable = self._find_unstable(observation, reward)
+        truncated = self._steps >= self.max_episode_steps
+        if self.family.healthy is None:
+            terminated = np.zeros(self.num_envs, dtype=bool)
+        else:
+            terminated = ~self.family.healthy(self.qpos, self.qvel)
+        infos: Infos = {}
+        if unstable is not None:
+            observation[unstable] = self._observation[unstable]
+            position[unstable] = self._position[unstable]
+            reward = self._reward(position, effort)
+            terminated |= unstable
+            infos["unstable"] = unstable
+        self._position = position
+        done = terminated | truncated
+        if done.any():
+            infos["final_obs"], infos["_final_obs"] = observation, done
+            self._restart(done)
+            observation = self._observe()
+        self._observation = observation
+        return observation, reward, terminated, truncated, infos
+
+    def _take_action(self, actions: Array) -> NDArray[np.float64]:
+        """Hand the actions to the simulator; their squared norms [B]."""
+        actions = check_actions(actions, self._ctrl.shape, self._started).astype(np.float64)
+        effort: NDArray[np.float64] = np.einsum("ba,ba->b", actions, actions)
+        if not math.isfinite(np.vdot(actions, actions)):
+            row = int(np.argmin(np.isfinite(effort)))
+            raise UsageError(f"actions must be finite: row {row} got {actions[row].tolist()}; mend the policy")
+        self._ctrl[:] = actions
+        return effort
+
+    def _observe(self) -> NDArray[np.float32]:
+        """[B, obs]: positions without the hidden ones, then velocities, in a new array."""
+        observation: NDArray[np.float32] = self._observed.astype(np.float32)
+        if self.family.velocity_clip < np.inf:
+            velocity = observation[:, -self._template.nv :]
+            np.clip(velocity, -self.family.velocity_clip, self.family.velocity_clip, out=velocity)
+        return observation
+
+    def _reward(self, position: Array, effort: Array) -> NDArray[np.float32]:
+        velocity = (position - self._position) / self._dt
+        progress = self.family.progress(self._columns, position, velocity)
+        return (progress + self.family.alive_bonus - self.family.control_cost * effort).astype(np.float32)
+
+    def _find_unstable(self, observation: Array, reward: Array) -> NDArray[np.bool_] | None:
+        """Rows [B] that blew up in this step, counted; None where none did."""
+        # A sum of squares meets every number in one pass; that of a blow-up is infinite or not a number.
+        finite = math.isfinite(np.vdot(observation, observation) + np.vdot(reward, reward))
+        if finite and not np.count_nonzero(self._warnings):
+            return None
+        unstable = self._warnings[:, _UNSTABLE, 1].any(axis=1)
+        unstable |= ~np.isfinite(observation).all(axis=1) | ~np.isfinite(reward)
+        self._warnings[:] = 0
+        self.unstable_count += int(unstable.sum())
+        return unstable if unstable.any() else None

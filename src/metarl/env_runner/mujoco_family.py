@@ -1,0 +1,117 @@
+"""`MujocoFamily`: one MuJoCo body and the tasks it can be given, as rewards or as changes of its model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeAlias
+
+import gymnasium
+import mujoco  # type: ignore[import-untyped]
+import numpy as np
+from numpy.typing import NDArray
+
+from metarl.core.errors import UsageError
+from metarl.core.task import Task
+from metarl.env_runner.task_env import Array
+
+TaskColumns: TypeAlias = Mapping[str, NDArray[np.float64]]
+"""Task parameters by name, one entry a row: [B] for a number, [B, k] for a vector."""
+
+ModelFields: TypeAlias = dict[str, Array]
+"""Values of MjModel and mjOption fields by name."""
+
+_ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+_SHARED_FIELDS = frozenset({"timestep", "qpos0"})
+
+
+@dataclass(frozen=True)
+class MujocoFamily:
+    """One MuJoCo body and the tasks it can be given.
+
+    The reward of a step is progress(task, position, velocity) + alive_bonus - control_cost * ||action||^2, where
+    position is the torso's qpos after the step and velocity its displacement over the step's duration, which is
+    frame_skip * timestep.
+    """
+
+    xml: str
+    """Model file among Gymnasium's own MuJoCo assets."""
+
+    frame_skip: int
+    """Simulator steps per environment step."""
+
+    torso_axes: int
+    """How many of the first entries of qpos are the torso's horizontal position: 1 in the plane (x), else 2 (x, y)."""
+
+    progress: Callable[[TaskColumns, Array, Array], Array]
+    """(task parameters by name [B, ...], position [B, torso_axes] in m, velocity [B, torso_axes] in m/s) -> [B]."""
+
+    reward_params: tuple[str, ...] = ()
+    """Names of the task parameters that `progress` reads."""
+
+    control_cost: float = 0.0
+    """Weight of ||action||^2, of the action as given (not clipped to its bounds), as in Gymnasium."""
+
+    alive_bonus: float = 0.0
+    """Added at every step."""
+
+    healthy: Callable[[Array, Array], NDArray[np.bool_]] | None = None
+    """(qpos [B, nq], qvel [B, nv]) -> [B]; an episode terminates where it is False. None: never."""
+
+    reset_noise: float = 0.0
+    """qpos starts at the model's qpos0 + U[-reset_noise, reset_noise)."""
+
+    gaussian_velocity_noise: bool = False
+    """Whether qvel starts at reset_noise * N(0, 1) rather than at U[-reset_noise, reset_noise)."""
+
+    hidden_positions: int = 1
+    """How many of the first entries of qpos the observation (the rest of qpos, then qvel) leaves out."""
+
+    velocity_clip: float = np.inf
+    """Velocities are observed within [-velocity_clip, velocity_clip]."""
+
+    edit: Callable[[mujoco.MjModel, Task], None] | None = None
+    """Turns a copy of the compiled model into the task's; `mj_setConst` is called afterwards. It may change any numeric
+    field of MjModel and mjOption except `timestep` and `qpos0`. None: all tasks share the model."""
+
+    def load_model(self) -> mujoco.MjModel:
+        """The compiled model that all tasks start from."""
+        return mujoco.MjModel.from_xml_path(str(_ASSETS / self.xml))
+
+    def task_model(self, template: mujoco.MjModel, task: Task) -> mujoco.MjModel:
+        """The compiled model of one task."""
+        model = copy.copy(template)
+        if self.edit is not None:
+            self.edit(model, task)
+            mujoco.mj_setConst(model, mujoco.MjData(model))
+        return model
+
+
+def changed_fields(template: mujoco.MjModel, variant: mujoco.MjModel) -> ModelFields:
+    """Every array field of MjModel and every field of mjOption in which the variant differs from the template."""
+    changed: ModelFields = {}
+    for old, new in ((template, variant), (template.opt, variant.opt)):
+        for name in (name for name in dir(old) if not name.startswith("_")):
+            before, after = getattr(old, name), getattr(new, name)
+            if isinstance(before, np.ndarray | int | float) and not np.array_equal(before, after):
+                changed[name] = np.array(after)
+    return changed
+
+
+@lru_cache(maxsize=32)
+def template_model(family: MujocoFamily) -> mujoco.MjModel:
+    """The family's compiled model, shared by all who ask: copy it before a change."""
+    return family.load_model()
+
+
+@lru_cache(maxsize=1024)
+def task_fields(family: MujocoFamily, task: Task) -> ModelFields:
+    """What the task changes in the family's model; kept, because many environments are made for the same tasks."""
+    template = template_model(family)
+    fields = changed_fields(template, family.task_model(template, task))
+    for name in _SHARED_FIELDS & fields.keys():
+        raise UsageError(f"{task!r} changes the model's '{name}', which all tasks of a family share")
+    return fields

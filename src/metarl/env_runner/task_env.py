@@ -1,0 +1,50 @@
+"""`TaskVectorEnv`: a Gymnasium vector environment whose rows carry tasks."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from gymnasium.vector import VectorEnv
+from numpy.typing import NDArray
+
+from metarl.core.task import Task
+
+Array: TypeAlias = NDArray[Any]
+Infos: TypeAlias = dict[str, Any]
+
+
+class TaskVectorEnv(VectorEnv[Array, Array, Array]):
+    """Rows of worlds, each with exactly one task during a trial. Same-step autoreset.
+
+    Beyond `gymnasium.vector.VectorEnv`:
+
+    - `set_tasks(tasks)`: one task a row, in force from the row's next reset.
+    - `reset(seed=..., options={"reset_mask": mask})` resets the rows marked in mask [B]; the other rows go on, and
+      their current observation is returned unchanged.
+    - `step` returns, where a row's episode ended, the first observation of its next episode. The true successor is
+      `infos["final_obs"]` ([B, obs], valid in the rows marked by `infos["_final_obs"]`). Both keys are present if and
+      only if some row ended.
+    - `infos["success"]` [B] (bool), where the tasks define success.
+    - `infos["unstable"]` [B] (bool), where the simulator had to give a row up; that row is terminated.
+
+    Observations and rewards are finite float32 arrays that the caller may keep: `step` never writes into what it
+    returned.
+    """
+
+    tasks: tuple[Task, ...]
+    max_episode_steps: int
+
+    @abstractmethod
+    def set_tasks(self, tasks: Sequence[Task]) -> None:
+        """Give row i the task tasks[i], from its next reset on."""
+
+
+def successor(observation: Array, infos: Infos) -> Array:
+    """The true next observation [B, obs]: the final one where the world reset itself."""
+    if "_final_obs" not in infos:
+        return observation
+    ended = infos["_final_obs"].reshape(-1, *([1] * (observation.ndim - 1)))
+    return np.where(ended, infos["final_obs"], observation)

@@ -1,0 +1,167 @@
+"""`run_trial`: the one loop. Training and evaluation of every algorithm go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarl.core.agent import Agent, Metrics
+from metarl.core.errors import UsageError
+from metarl.core.task import Task
+from metarl.env_runner.task_env import Infos, TaskVectorEnv, successor
+
+
+@dataclass
+class RunningEpisodes:
+    """Return, length and success so far of the episode that each row is in, all [B]."""
+
+    reward: NDArray[np.float64]
+    length: NDArray[np.int64]
+    succeeded: NDArray[np.bool_]
+
+    @classmethod
+    def none(cls, num_rows: int) -> RunningEpisodes:
+        return cls(np.zeros(num_rows), np.zeros(num_rows, dtype=np.int64), np.zeros(num_rows, dtype=bool))
+
+    def copy(self) -> RunningEpisodes:
+        return RunningEpisodes(self.reward.copy(), self.length.copy(), self.succeeded.copy())
+
+    def restart(self, rows: NDArray[np.bool_]) -> None:
+        self.reward[rows], self.length[rows], self.succeeded[rows] = 0.0, 0, False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What happened in a trial.
+
+    `returns[shot]`, `lengths[shot]`: per row, the list of its finished episodes in that round. `success[shot]`
+    likewise, or None where the tasks define no success: whether any step of the episode succeeded. `final_success`:
+    the last step.
+    """
+
+    returns: list[list[list[float]]]
+    lengths: list[list[list[int]]]
+    success: list[list[list[bool]]] | None
+    final_success: list[list[list[bool]]] | None
+    adapt_metrics: list[Metrics]
+    env_steps: int
+    unstable_rows: int
+    running: RunningEpisodes
+
+    def mean_return(self, shot: int) -> float:
+        """Mean over all finished episodes of one round; NaN where none finished."""
+        episodes = [value for row in self.returns[shot] for value in row]
+        return float(np.mean(episodes)) if episodes else float("nan")
+
+
+class _EpisodeLog:
+    """Return, length and success of the finished episodes, by round and row."""
+
+    def __init__(self, running: RunningEpisodes, rounds: int) -> None:
+        num_rows = len(running.reward)
+        self.running = running
+        self.defines_success = False
+        self.returns: list[list[list[float]]] = [[[] for _ in range(num_rows)] for _ in range(rounds)]
+        self.lengths: list[list[list[int]]] = [[[] for _ in range(num_rows)] for _ in range(rounds)]
+        self.success: list[list[list[bool]]] = [[[] for _ in range(num_rows)] for _ in range(rounds)]
+        self.final_success: list[list[list[bool]]] = [[[] for _ in range(num_rows)] for _ in range(rounds)]
+
+    def add(
+        self, shot: int, reward: NDArray[Any], done: NDArray[np.bool_], active: NDArray[np.bool_], infos: Infos
+    ) -> None:
+        running = self.running
+        running.reward += reward
+        running.length += 1
+        success = infos.get("success")
+        if success is not None:
+            self.defines_success = True
+            running.succeeded |= success
+        if not done.any():
+            return
+        for row in np.flatnonzero(done & active):
+            self.returns[shot][row].append(float(running.reward[row]))
+            self.lengths[shot][row].append(int(running.length[row]))
+            self.success[shot][row].append(bool(running.succeeded[row]))
+            self.final_success[shot][row].append(success is not None and bool(success[row]))
+        running.restart(done)
+
+
+def run_trial(
+    agent: Agent,
+    env: TaskVectorEnv,
+    tasks: Sequence[Task],
+    *,
+    shots: int = 0,
+    episodes: int | None = None,
+    steps: int | None = None,
+    renew: NDArray[np.bool_] | None = None,
+    previous: Trial | None = None,
+    seed: int | None = None,
+    on_round: Callable[[int], None] | None = None,
+) -> Trial:
+    """Run one trial: `shots` rounds each followed by `agent.adapt()`, then the query round.
+
+    A round lasts until every row has finished `episodes` episodes (a row that is done before the others is inactive:
+    the agent ignores it), or for exactly `steps` steps. Give one of the two. Every round begins with a reset of all
+    rows, except that rows not marked in `renew` continue a trial: in the first round they keep their world as it
+    stands.
+
+    Args:
+        renew: [B] rows that begin a new trial; None: all.
+        previous: the trial that the other rows continue; their running episodes are counted on from it.
+        seed: seeds the worlds at the first reset; None: their random streams go on.
+        on_round: called with the shot as its round begins.
+    """
+    if (episodes is None) == (steps is None):
+        raise UsageError(f"a round lasts for either episodes or steps: got episodes={episodes}, steps={steps}")
+    if len(tasks) != env.num_envs:
+        raise UsageError(f"run_trial needs one task a row: got {len(tasks)} tasks for {env.num_envs} rows")
+    num_rows = env.num_envs
+    renew = np.ones(num_rows, dtype=bool) if renew is None else renew
+    running = RunningEpisodes.none(num_rows) if previous is None else previous.running.copy()
+    log = _EpisodeLog(running, shots + 1)
+    adapt_metrics: list[Metrics] = []
+    env_steps = unstable_rows = 0
+
+    env.set_tasks(tasks)
+    agent.begin_trial(num_rows, renew)
+    for shot in range(shots + 1):
+        if on_round is not None:
+            on_round(shot)
+        resetting = renew if shot == 0 else np.ones(num_rows, dtype=bool)
+        observation, _ = env.reset(seed=seed if shot == 0 else None, options={"reset_mask": resetting})
+        running.restart(resetting)
+        finished = np.zeros(num_rows, dtype=np.int64)
+        active = np.ones(num_rows, dtype=bool)
+        round_steps = 0
+        while round_steps < steps if steps is not None else active.any():
+            action = agent.act(observation)
+            next_observation, reward, terminated, truncated, infos = env.step(action)
+            agent.observe(
+                observation, action, reward, terminated, truncated, successor(next_observation, infos), active
+            )
+            done = terminated | truncated
+            log.add(shot, reward, done, active, infos)
+            env_steps += int(active.sum())
+            unstable_rows += int(infos["unstable"].sum()) if "unstable" in infos else 0
+            finished += done
+            if episodes is not None:
+                active = finished < episodes
+            observation = next_observation
+            round_steps += 1
+        if shot < shots:
+            adapt_metrics.append(agent.adapt())
+    return Trial(
+        returns=log.returns,
+        lengths=log.lengths,
+        success=log.success if log.defines_success else None,
+        final_success=log.final_success if log.defines_success else None,
+        adapt_metrics=adapt_metrics,
+        env_steps=env_steps,
+        unstable_rows=unstable_rows,
+        running=running,
+    )

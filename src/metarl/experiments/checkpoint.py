@@ -1,0 +1,84 @@
+"""Checkpoints: one safetensors file, whole or absent, that runs no code when it is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from metarl.core.agent import Agent
+from metarl.core.errors import UsageError
+from metarl.experiments.files import atomic_write
+
+FORMAT = "metarl-checkpoint-1"
+LAST, BEST = "last.safetensors", "best.safetensors"
+ADVICE = f"copy {BEST} over it where that is whole, or start a new run"
+
+
+def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
+    """Write tensors and JSON-able `meta`, with a checksum over both, atomically.
+
+    Raises:
+        UsageError: where the disk is full or the folder cannot be written; the checkpoint before is intact.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    described = json.dumps(dict(meta), sort_keys=True)
+    header = {"format": FORMAT, "meta": described, "sha256": _checksum(plain, described)}
+    atomic_write(path, save(plain, metadata=header))
+
+
+def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and meta of a checkpoint.
+
+    Raises:
+        UsageError: where there is none, or where it is damaged or not a checkpoint of this project.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no checkpoint at {path}: give the folder of a run that has finished an epoch")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UsageError(f"checkpoint {path} is corrupt ({error}): {ADVICE}") from error
+    if header.get("format") != FORMAT:
+        raise UsageError(f"{path} is no {FORMAT} file, another program or version wrote it: give the folder of a run")
+    described = header.get("meta", "")
+    if header.get("sha256") != _checksum(tensors, described):
+        raise UsageError(f"checkpoint {path} is corrupt (its checksum differs): {ADVICE}")
+    meta: dict[str, Any] = json.loads(described)
+    return tensors, meta
+
+
+def restore(agent: Agent, path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint into `agent`; its meta.
+
+    Raises:
+        UsageError: as `load_checkpoint`, and where the checkpoint is of an agent that was configured otherwise.
+    """
+    tensors, meta = load_checkpoint(path)
+    try:
+        agent.load_state_dict(tensors)
+    except (KeyError, RuntimeError) as error:  # what a state dict raises for missing tensors and for other shapes
+        raise UsageError(
+            f"checkpoint {path} is of an agent with other settings: config.json beside it must be as the run wrote it"
+        ) from error
+    return meta
+
+
+def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:
+    """SHA-256 over `described` and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(described.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""How a run shows where it stands: a live bar in a terminal, and everywhere one line an epoch."""
+
+from __future__ import annotations
+
+import math
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from metarl.core.agent import Metrics
+from metarl.experiments import trainer
+
+console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
+"""Prints paths as they are: nothing in them is wrapped, cut off, or read as markup."""
+
+TEST_RETURN = "test_return_"
+SPEED_WINDOW = 300.0
+"""Seconds over which the ETA averages the speed: several epochs, with their evaluations."""
+
+
+class Display:
+    """Follows a run's training, as a context: `report` takes the trainer's progress.
+
+    The bar has the ETA, the speed and the latest returns. Its updates cost nothing where stdout is no terminal: only
+    the lines are printed there, each flushed.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self._shown = "..."
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f} %  {task.fields[speed]} env-steps/s  return {task.fields[latest]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            speed_estimate_period=SPEED_WINDOW,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=epochs * trainer.UPDATES_PER_EPOCH, epoch="...", speed="...", latest="")
+
+    def __enter__(self) -> Display:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def report(self, progress: trainer.Progress) -> None:
+        """Move the bar; print a line where an epoch is complete."""
+        if math.isfinite(progress.train_return):
+            self._shown = f"{progress.train_return:.1f}"
+        self.bar.update(
+            self.task,
+            completed=(progress.epoch - 1) * trainer.UPDATES_PER_EPOCH + progress.update,
+            epoch=f"{progress.epoch}/{self.epochs}",
+            speed=f"{progress.steps_per_second:,.0f}",
+            latest=f"train {self._shown}",
+        )
+        if progress.row is not None:
+            console.print(epoch_line(progress.row, self.epochs))
+
+
+def epoch_line(row: Metrics, epochs: int) -> str:
+    """A row of metrics.csv as a line; worlds that the simulator gave up are named where there were any."""
+    held_out = [
+        f"{name.removeprefix(TEST_RETURN)} {value:.1f}" for name, value in row.items() if name.startswith(TEST_RETURN)
+    ]
+    unstable = int(row["unstable_rows"] + row["test_unstable_rows"])
+    return (
+        f"epoch {row['epoch']:>3.0f}/{epochs}  {row['env_steps'] / 1e6:6.2f}M steps  {row['wall_seconds']:5.0f} s  "
+        f"{row['steps_per_second']:>7,.0f}/s  train {row['train_return']:.1f}  held-out {'  '.join(held_out)}"
+        + (f"  ({unstable_note(unstable)})" if unstable else "")
+    )
+
+
+def unstable_note(rows: int) -> str:
+    """Says that the simulation diverged in so many rows."""
+    return f"{rows} world{'s' if rows > 1 else ''} became unstable and ended as terminated"

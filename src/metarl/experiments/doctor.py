@@ -1,0 +1,168 @@
+"""What this machine offers to a run: versions, processors, memory, GPU, rendering and optional extras."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+
+import numba
+import torch
+from packaging.requirements import Requirement
+
+DISTRIBUTION = "metarl-agent-framework"
+
+RENDERING_NAMES = {"egl": "EGL", "osmesa": "OSMesa", "cgl": "CGL", "wgl": "WGL"}
+"""What MuJoCo takes in the variable MUJOCO_GL for rendering without a window, and how each is usually written."""
+
+RENDERING_BACKENDS = {"linux": ("egl", "osmesa"), "darwin": ("cgl",), "win32": ("wgl",)}
+
+PROBE_SECONDS = 10.0
+"""A backend that has not drawn a frame by then counts as broken; a working one takes about one second."""
+
+PROBE = """
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco/>")
+with mujoco.Renderer(model, height=8, width=8) as renderer:
+    renderer.update_scene(mujoco.MjData(model))
+    renderer.render()
+"""
+
+
+def report() -> list[tuple[str, str]]:
+    """Rows of (what, finding) about the software and the machine, in the order in which they are best read.
+
+    Takes one to three seconds, most of it the first frame that a rendering backend draws. What is missing is a finding,
+    never an error.
+    """
+    with _rendering_probes() as probes:
+        required, extras = _requirements()
+        rows = [
+            ("python", f"{platform.python_version()} at {sys.executable}"),
+            ("metarl", _version(DISTRIBUTION) or f"{DISTRIBUTION} is not installed here: run  pip install -e ."),
+            *((name, _version(name) or "not installed") for name in required),
+            ("system", platform.platform()),
+            ("processor", _processor()),
+            ("cores", _cores()),
+            ("memory", _memory()),
+            ("GPU", _gpu()),
+            ("threads", _threads()),
+            *((f"extra {extra}", _extra(extra, packages)) for extra, packages in extras.items()),
+        ]
+        return [*rows, ("rendering", _rendering(probes))]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _requirements() -> tuple[list[str], dict[str, list[str]]]:
+    """Names of the packages that metarl requires on this machine, and those that each optional extra adds."""
+    try:
+        declared = metadata.metadata(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return [], {}
+    requirements = [Requirement(line) for line in declared.get_all("Requires-Dist") or []]
+    required = _names(requirements, extra="")
+    extras = declared.get_all("Provides-Extra") or []
+    return required, {extra: [name for name in _names(requirements, extra) if name not in required] for extra in extras}
+
+
+def _names(requirements: list[Requirement], extra: str) -> list[str]:
+    return [each.name for each in requirements if each.marker is None or each.marker.evaluate({"extra": extra})]
+
+
+def _extra(extra: str, packages: list[str]) -> str:
+    missing = [name for name in packages if _version(name) is None]
+    if not missing:
+        return "installed"
+    return f"without {', '.join(missing)}; to have all:  pip install '{DISTRIBUTION}[{extra}]'"
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.+)", listing.read_text()) if listing.is_file() else []
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def _cores() -> str:
+    present = os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else present
+    return str(present) if usable == present else f"{usable} of {present} open to this process"
+
+
+def _memory() -> str:
+    if sys.platform == "win32":
+        return "unknown on this system"
+    return _gibibytes(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def _gibibytes(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        build = f"a build for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+        return f"none that torch can use (it is {build})"
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(f"{gpu.name} with {_gibibytes(gpu.total_memory)}" for gpu in found)
+
+
+def _threads() -> str:
+    limit = os.environ.get("OMP_NUM_THREADS")
+    counts = f"torch {torch.get_num_threads()}, numba {numba.get_num_threads()}"
+    return f"{counts} (OMP_NUM_THREADS={limit})" if limit else counts
+
+
+@contextmanager
+def _rendering_probes() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """One process a backend that draws a frame: a broken graphics library may abort the process that tries it."""
+    with tempfile.TemporaryDirectory() as folder:
+        probes = {
+            backend: subprocess.Popen(
+                [sys.executable, "-c", PROBE],
+                cwd=folder,
+                env={**os.environ, "MUJOCO_GL": backend},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for backend in RENDERING_BACKENDS.get(sys.platform, ())
+        }
+        try:
+            yield probes
+        finally:
+            for probe in probes.values():
+                probe.kill()
+                probe.wait()
+
+
+def _rendering(probes: dict[str, subprocess.Popen[bytes]]) -> str:
+    working = [backend for backend, probe in probes.items() if _succeeds(probe)]
+    if not working:
+        return f"none, so no videos; {_rendering_advice()}"
+    return ", ".join(f"{RENDERING_NAMES[backend]} (MUJOCO_GL={backend})" for backend in working)
+
+
+def _rendering_advice() -> str:
+    if sys.platform == "linux":
+        return "on Debian and Ubuntu this brings EGL:  apt-get install libegl1 libopengl0 libgl1-mesa-dri"
+    return "a session with a display is needed"
+
+
+def _succeeds(probe: subprocess.Popen[bytes]) -> bool:
+    try:
+        return probe.wait(timeout=PROBE_SECONDS) == 0
+    except subprocess.TimeoutExpired:
+        return False

@@ -1,0 +1,61 @@
+"""Files that are whole or absent: what a run leaves on disk survives a crash, a kill and a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metarl.core.errors import UsageError
+
+
+def atomic_write(path: str | Path, data: bytes) -> None:
+    """Write `data` to `path` so that a reader finds the old file or the new one, never a part.
+
+    The bytes go to a hidden file in the same folder, reach the disk (fsync), and then take the name (os.replace). The
+    hidden name is fixed, so that what a killed process left behind is overwritten by the next write and never piles up.
+
+    Raises:
+        UsageError: path and cause, where the disk is full or the folder cannot be written; the old file is intact.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            _sync_folder(path.parent)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first cause is the one to report
+                partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UsageError(
+            f"cannot write {path}: {error.strerror or error}; free space there, or choose another folder"
+        ) from error
+
+
+def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
+    """Write `data` as indented JSON, atomically. Refuses NaN and infinity, which JSON does not know."""
+    try:
+        text = json.dumps(data, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise UsageError(f"cannot write {path}: a value in it is NaN or infinite, which JSON does not know") from error
+    atomic_write(path, (text + "\n").encode())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the rename itself to the disk. Only POSIX can open a folder for that."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,75 @@
+"""What a run reports as it goes: one row an epoch, in metrics.csv and as TensorBoard scalars."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
+from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
+
+from metarl.core.errors import UsageError
+from metarl.experiments.files import atomic_write
+
+METRICS_FILE = "metrics.csv"
+EVENTS_VERSION = "brain.Event:2"
+"""First record of every TensorBoard event file (tensorflow/core/util/event.proto)."""
+
+
+class MetricsLog:
+    """metrics.csv and TensorBoard events of a run's folder.
+
+    The CSV is written whole and atomically at every epoch: a run has few rows, and a kill in the middle of a write
+    costs none of them. A resumed run drops rows past `epoch`, which it is going to compute again.
+
+    Events are appended by this thread: the writer that comes with TensorBoard hands them to another, where a full disk
+    ends in a traceback instead of an error that can be reported.
+
+    Raises:
+        UsageError: where the disk is full, the folder cannot be written, or metrics.csv is damaged.
+    """
+
+    def __init__(self, folder: Path, epoch: int) -> None:
+        self.path = folder / METRICS_FILE
+        self.rows = _rows_until(self.path, epoch) if epoch > 0 else []
+        self._events = folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
+        self._append(Event(wall_time=time.time(), file_version=EVENTS_VERSION))
+        # TensorBoard then forgets what an interrupted run wrote of the epochs that are still to come.
+        self._append(Event(wall_time=time.time(), step=epoch + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, row: Mapping[str, float]) -> None:
+        """Report one epoch; `epoch` is one of its names."""
+        self.rows.append(
+            {name: str(value) if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()}
+        )
+        names = dict.fromkeys(name for row in self.rows for name in row)
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, fieldnames=list(names), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        atomic_write(self.path, buffer.getvalue().encode())
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+        self._append(Event(wall_time=time.time(), step=int(row["epoch"]), summary=Summary(value=values)))
+
+    def _append(self, event: Event) -> None:
+        try:
+            with self._events.open("ab") as file:
+                RecordWriter(file).write(event.SerializeToString())
+        except OSError as error:
+            raise UsageError(f"cannot write {self._events}: {error.strerror or error}; free space there") from error
+
+
+def _rows_until(path: Path, epoch: int) -> list[dict[str, str]]:
+    """The rows of metrics.csv up to `epoch`; none where the file is gone."""
+    try:
+        with path.open(newline="") as file:
+            return [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+    except FileNotFoundError:
+        return []
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read ({error}): move it away to go on without its rows") from error

@@ -1,0 +1,257 @@
+"""What a run found out, to look at: the adaptation curve as a picture, the adaptation table for the terminal."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from rich.table import Table
+
+from metarl.core.errors import UsageError
+from metarl.experiments.files import atomic_write
+from metarl.experiments.results import Results
+
+# Okabe and Ito (2008), Color Universal Design: told apart by readers with any colour vision, and in print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Name in the results: label, dashes of its line.
+REFERENCES = {"random": ("random policy", (0, (1, 2))), "task_conditioned": ("policy told the task", (0, (6, 2)))}
+INK, GREY = "#333333", "#767676"
+
+FAR = 0.5
+"""A reference further from all scores than this fraction of their spread is named at the border, not drawn to scale."""
+
+TASK_ALPHA = 0.3
+"""Opacity of a single task's line where one result is drawn alone."""
+
+OFFSET = 0.03
+"""Sideways distance between results at one shot, in shots."""
+
+LABEL_HEIGHT = 0.09
+"""Height of a reference's two-line label, as a fraction of the axes."""
+
+LEGEND_COLUMNS = 6
+
+MARGIN = 0.06
+"""Free space above and below what is drawn, as a fraction of its spread."""
+
+
+def adaptation_curve(path: str | Path, results: Sequence[Results]) -> None:
+    """Draw the return by shot on test tasks as a PNG: mean with its 95 % interval, reference lines, each task faintly.
+
+    Several results on the same test tasks are laid over each other, a colour each; the reference lines are those of the
+    first. Shots are spaced evenly, whatever their numbers. A reference far outside the scores is named at the border
+    with its value, so that the curve keeps its resolution.
+    """
+    _check_comparable(results)
+    shots = sorted({int(shot) for result in results for shot in result["shots"]})
+    position = {shot: index for index, shot in enumerate(shots)}
+    figure = Figure(figsize=(7.6, 4.8), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for index in range(len(results)):
+        _draw_tasks(axes, results, index, position)
+        _draw_mean(axes, results, index, position)
+    _draw_references(axes, results[0]["references"], _drawn_range(results))
+    _decorate(figure, axes, results, shots)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    atomic_write(path, image.getvalue())
+
+
+def adaptation_table(results: Sequence[Results]) -> Table:
+    """Return and success by shot, a row each, with the reference lines at the end; for one result or several."""
+    _check_comparable(results)
+    several = len(results) > 1
+    succeeds = any(shot["success"] for result in results for shot in result["shots"].values())
+    table = Table(title=_title(results), caption=f"return per episode; {_measured_on(results)}")
+    if several:
+        table.add_column("agent")
+    table.add_column("shot")
+    for column in ("episodes before", "mean", "95 % CI of mean", "IQM", "CVaR 5 %"):
+        table.add_column(column, justify="right")
+    if succeeds:
+        table.add_column("success (any step)", justify="right")
+    for label, result in zip(_labels(results), results, strict=True):
+        for shot, scores in result["shots"].items():
+            table.add_row(
+                *([label] if several else []),
+                shot,
+                str(scores["episodes"]),
+                *_cells(scores["return"]),
+                *([_percent(scores["success"])] if succeeds else []),
+            )
+        table.add_section()
+    for name, (label, _) in REFERENCES.items():
+        reference = results[0]["references"].get(name)
+        if reference:
+            table.add_row(*([label, ""] if several else [label]), "", *_cells(reference), style="dim")
+    return table
+
+
+def _check_comparable(results: Sequence[Results]) -> None:
+    families = sorted({result["task_dist"] for result in results})
+    if len(families) != 1:
+        raise UsageError(
+            f"only results of one task distribution go together, got {', '.join(families) or 'no results'}"
+        )
+    tested = {tuple(result["task_split"]["test"]) for result in results}
+    if len(tested) != 1:
+        raise UsageError("only results on the same test tasks go together: evaluate the runs on the same --test-tasks")
+
+
+def _draw_tasks(axes: Axes, results: Sequence[Results], index: int, position: Mapping[int, int]) -> None:
+    """Each task's mean over its repeats, as a faint line."""
+    for task in results[index]["tasks"]:
+        x = [position[int(shot)] for shot in task["shots"]]
+        axes.plot(
+            x,
+            _task_means(task),
+            color=COLOURS[index % len(COLOURS)],
+            alpha=TASK_ALPHA / len(results) ** 0.5,
+            linewidth=0.8,
+            marker="o",
+            markersize=2,
+            zorder=1,
+        )
+
+
+def _draw_mean(axes: Axes, results: Sequence[Results], index: int, position: Mapping[int, int]) -> None:
+    """Mean and 95 % interval by shot; results stand a little apart, so that their bars can be told from each other."""
+    shots = results[index]["shots"]
+    colour = COLOURS[index % len(COLOURS)]
+    x = np.array([position[int(shot)] for shot in shots]) + (index - (len(results) - 1) / 2) * OFFSET
+    y = np.array([scores["return"]["mean"] for scores in shots.values()])
+    low, high = np.array([scores["return"]["ci95"] for scores in shots.values()]).T
+    axes.fill_between(x, low, high, color=colour, alpha=0.22, linewidth=0, zorder=3)
+    axes.errorbar(
+        x,
+        y,
+        # Few and skewed scores can have their mean outside the bootstrap interval; a bar's length cannot be negative.
+        yerr=np.maximum([y - low, high - y], 0),
+        color=colour,
+        linewidth=1.8,
+        elinewidth=1.2,
+        capsize=3.5,
+        marker="o",
+        markersize=4.5,
+        zorder=4,
+        label=_labels(results)[index],
+    )
+
+
+def _draw_references(axes: Axes, references: Mapping[str, Any], drawn: tuple[float, float]) -> None:
+    """Horizontal lines for references near the scores; those far outside are named at the border, with an arrow."""
+    low, high = drawn
+    reach = FAR * (high - low) if high > low else math.inf
+    values = {name: references[name]["mean"] for name in REFERENCES if references.get(name)}
+    near = {name: value for name, value in values.items() if low - reach <= value <= high + reach}
+    low, high = min([low, *near.values()]), max([high, *near.values()])
+    margin = MARGIN * ((high - low) or abs(high) or 1.0)
+    axes.set_ylim(low - margin, high + margin)
+    for name, value in near.items():
+        axes.axhline(value, color=GREY, linewidth=1.3, linestyle=REFERENCES[name][1], zorder=2)
+    ascending = sorted(values, key=lambda name: values[name])
+    heights = [(values[name] - low + margin) / (high - low + 2 * margin) for name in ascending]
+    for name, height in zip(ascending, _spread_out(heights), strict=True):
+        arrow = "" if name in near else "↓ " if values[name] < low else "↑ "
+        text = f"{arrow}{REFERENCES[name][0]}\n{_minus(_number(values[name]))}"
+        axes.text(1.015, height, text, transform=axes.transAxes, va="center", fontsize=8.5, color=GREY)
+
+
+def _spread_out(heights: Sequence[float]) -> list[float]:
+    """Ascending heights of labels, as fractions of the axes, moved so that none overlap and none leave the axes."""
+    gap = LABEL_HEIGHT
+    placed: list[float] = []
+    for index, height in enumerate(heights):
+        lowest = placed[-1] + gap if placed else gap / 2
+        highest = 1 - gap / 2 - gap * (len(heights) - 1 - index)
+        placed.append(min(max(height, lowest), highest))
+    return placed
+
+
+def _drawn_range(results: Sequence[Results]) -> tuple[float, float]:
+    """Lowest and highest number that is drawn of the agents themselves."""
+    numbers = [value for result in results for task in result["tasks"] for value in _task_means(task)]
+    for result in results:
+        for scores in result["shots"].values():
+            numbers += scores["return"]["ci95"]
+    return min(numbers), max(numbers)
+
+
+def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Sequence[int]) -> None:
+    axes.set_title(_title(results), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22)
+    axes.text(0, 1.025, _measured_on(results), transform=axes.transAxes, fontsize=9, color=GREY)
+    axes.set_xlim(-0.35, len(shots) - 0.65)
+    axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
+    axes.set_xlabel("shot (rounds of experience in the task before this one)", color=INK)
+    axes.set_ylabel("return per episode", color=INK)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#b0b0b0")
+    axes.tick_params(colors=INK, labelsize=9.5)
+    handles, _ = axes.get_legend_handles_labels()
+    if len(results[0]["tasks"]) > 1:
+        handles.append(Line2D([], [], color=GREY, linewidth=0.8, marker="o", markersize=2, label="single tasks"))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=9, labelcolor=INK
+    )
+
+
+def _title(results: Sequence[Results]) -> str:
+    """Task distribution, and algo and method where they are the same for all results."""
+    shared = [sorted({result[key] for result in results}) for key in ("task_dist", "algo", "method")]
+    return " · ".join(names[0] for names in shared if len(names) == 1)
+
+
+def _measured_on(results: Sequence[Results]) -> str:
+    """Number of tasks, whether they are new, and repeats."""
+    first = results[0]
+    num_tasks, seen = len(first["tasks"]), len(first["task_split"]["same_as_train"])
+    repeats = len(next(iter(first["tasks"][0]["shots"].values()))["return"])
+    kind = f"{num_tasks} {'test' if seen else 'held-out'} task{'' if num_tasks == 1 else 's'}"
+    if seen:
+        kind += " (also trained on)" if seen == num_tasks else f" ({seen} also trained on)"
+    return f"{kind}, {repeats} repeats each; mean with 95 % CI over repeats"
+
+
+def _labels(results: Sequence[Results]) -> list[str]:
+    """What tells each result from the others: its method, with algo and seeds where those are needed."""
+    for keys in (("method",), ("algo", "method"), ("algo", "method", "seeds")):
+        labels = [" ".join(str(result[key]) for key in keys) for result in results]
+        if len(set(labels)) == len(results):
+            break
+    return labels
+
+
+def _task_means(task: dict[str, Any]) -> list[float]:
+    return [float(np.mean(scores["return"])) for scores in task["shots"].values()]
+
+
+def _cells(summary: dict[str, Any]) -> list[str]:
+    low, high = summary["ci95"]
+    interval = f"[{_number(low)}, {_number(high)}]"
+    return [_number(summary["mean"]), interval, _number(summary["iqm"]), _number(summary["cvar05"])]
+
+
+def _number(value: float) -> str:
+    """Two decimals below 10, one below 1,000, none above."""
+    decimals = 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
+    return f"{value:,.{decimals}f}"
+
+
+def _minus(text: str) -> str:
+    """With the minus sign that the axis uses."""
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _percent(success: dict[str, Any] | None) -> str:
+    return "" if success is None else f"{success['any_step']['mean']:.0%}"

@@ -1,0 +1,208 @@
+"""One evaluator for every agent: shots on tasks it was not trained on, run by the same `run_trial` as training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+
+from metarl.core.agent import Agent
+from metarl.core.errors import UsageError, unknown_name
+from metarl.core.task import Task
+from metarl.core.threads import torch_threads
+from metarl.env_runner.task_env import TaskVectorEnv
+from metarl.env_runner.trial import Trial, run_trial
+from metarl.experiments.reference import OracleAgent, RandomAgent
+from metarl.experiments.statistics import Scores, Summary, summary
+from metarl.tasks.distribution import TaskDistribution
+
+PROTOCOLS = ("few-shot", "zero-shot", "standard")
+Progress: TypeAlias = Callable[[int, int], None]
+References: TypeAlias = Mapping[str, Summary | None]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured: after which shots, how often.
+
+    Args:
+        name: "few-shot" (the shots asked for, and shot 0 beside them), "zero-shot" (shot 0) or "standard" (0 and 1).
+        few_shot: the shots of "few-shot", each at least 1; empty for the others.
+        episodes: episodes of one round, that is before each `adapt()` and in each query.
+        repeats: rows a task, at least 2: the confidence interval is drawn from their spread.
+        seed: of the worlds. Equal seeds measure equal worlds.
+    """
+
+    name: str = "standard"
+    few_shot: tuple[int, ...] = ()
+    episodes: int = 1
+    repeats: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.name not in PROTOCOLS:
+            raise unknown_name("protocol", self.name, PROTOCOLS)
+        if self.name == "few-shot" and (not self.few_shot or min(self.few_shot) < 1):
+            given = " ".join(map(str, self.few_shot)) or "nothing"
+            raise UsageError(f"--few-shot takes integers >= 1, such as --few-shot 1 5 10; got {given}")
+        if self.name != "few-shot" and self.few_shot:
+            raise UsageError(f"only the few-shot protocol takes shots; got {list(self.few_shot)} for '{self.name}'")
+        for field, value, least in (
+            ("episodes", self.episodes, 1),
+            ("repeats", self.repeats, 2),
+            ("seed", self.seed, 0),
+        ):
+            if value < least:
+                raise UsageError(f"{field} of an evaluation is at least {least}, got {value}")
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """The shots that are reported, ascending."""
+        if self.name == "few-shot":
+            return tuple(sorted({0, *self.few_shot}))
+        return (0,) if self.name == "zero-shot" else (0, 1)
+
+
+@dataclass(frozen=True)
+class ShotScores:
+    """The query round after `shot` adaptations; matrices are [repeats, tasks], an entry the mean of its episodes.
+
+    `success`: fraction of episodes in which any step succeeded; `final_success`: the last step. None: not defined.
+    `episodes`, `gradient_steps`: what the agent had used on each task before this round.
+    """
+
+    shot: int
+    returns: Scores
+    success: Scores | None
+    final_success: Scores | None
+    episodes: int
+    gradient_steps: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one agent by shot. `env_steps` and `unstable_rows` (worlds given up) count the evaluation."""
+
+    protocol: Protocol
+    tasks: tuple[Task, ...]
+    shots: tuple[ShotScores, ...]
+    env_steps: int
+    unstable_rows: int
+
+
+def evaluate(
+    agent: Agent,
+    distribution: TaskDistribution,
+    tasks: Sequence[Task],
+    protocol: Protocol,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure how `agent` adapts to `tasks`: one trial of max(protocol.shots) adaptations, `repeats` rows a task.
+
+    The agent acts by the mode of its policy (`explore` False) and collects nothing for training (`training` False). Its
+    flags and everything in its `state_dict` are put back afterwards, so that a run does not depend on when it was
+    evaluated. The trial that it was in is over: begin a new one.
+
+    Args:
+        progress: called with (rounds begun, rounds in all).
+
+    Raises:
+        UsageError: no task, or a task twice.
+    """
+    check_unique(tasks)
+    with closing(distribution.make_env(row_tasks(tasks, protocol), seed=protocol.seed)) as env:
+        return _evaluate_in(env, agent, tasks, protocol, progress)
+
+
+def reference_lines(
+    distribution: TaskDistribution, tasks: Sequence[Task], protocol: Protocol
+) -> dict[str, Summary | None]:
+    """Returns without adaptation of a policy that acts at random, and of one that knows the task.
+
+    "task_conditioned" is None where the family has no scripted oracle.
+    """
+    check_unique(tasks)
+    protocol = replace(protocol, name="zero-shot", few_shot=())
+    rows = row_tasks(tasks, protocol)
+    with closing(distribution.make_env(rows, seed=protocol.seed)) as env:
+        spaces = env.single_observation_space, env.single_action_space
+        agents: dict[str, Agent] = {"random": RandomAgent(*spaces, seed=protocol.seed)}
+        if distribution.oracle is not None:
+            agents["task_conditioned"] = OracleAgent(*spaces, distribution.oracle, rows)
+        lines: dict[str, Summary | None] = {"random": None, "task_conditioned": None}
+        for name, agent in agents.items():
+            lines[name] = summary(_evaluate_in(env, agent, tasks, protocol).shots[0].returns)
+    return lines
+
+
+def row_tasks(tasks: Sequence[Task], protocol: Protocol) -> tuple[Task, ...]:
+    """The task of each row: all tasks, `repeats` times over, so that rows reshape to [repeats, tasks]."""
+    return tuple(tasks) * protocol.repeats
+
+
+def check_disjoint(train: Sequence[Task], test: Sequence[Task]) -> None:
+    """Refuse test tasks that the agent was trained on."""
+    overlap = sorted({task.id for task in train} & {task.id for task in test})
+    if overlap:
+        raise UsageError(f"train and test tasks overlap in ids {overlap}: give ids that are in only one of them")
+
+
+def check_unique(tasks: Sequence[Task]) -> None:
+    """Refuse an empty set of tasks, and one that would count a task twice."""
+    ids = [task.id for task in tasks]
+    if not ids:
+        raise UsageError("an evaluation needs at least one test task")
+    if len(set(ids)) < len(ids):
+        twice = sorted({id for id in ids if ids.count(id) > 1})
+        raise UsageError(f"an evaluation takes each test task once, got ids {twice} more than once")
+
+
+def _evaluate_in(
+    env: TaskVectorEnv, agent: Agent, tasks: Sequence[Task], protocol: Protocol, progress: Progress | None = None
+) -> Evaluation:
+    last = max(protocol.shots)
+    with torch_threads(1), _measuring(agent):
+        trial = run_trial(
+            agent,
+            env,
+            row_tasks(tasks, protocol),
+            shots=last,
+            episodes=protocol.episodes,
+            seed=protocol.seed,
+            on_round=None if progress is None else lambda shot: progress(shot + 1, last + 1),
+        )
+    shots = tuple(_shot_scores(trial, shot, protocol) for shot in protocol.shots)
+    return Evaluation(protocol, tuple(tasks), shots, trial.env_steps, trial.unstable_rows)
+
+
+@contextmanager
+def _measuring(agent: Agent) -> Iterator[None]:
+    """The agent in policy mode and not training; flags and state are as before afterwards."""
+    flags = agent.explore, agent.training
+    state = {name: tensor.detach().clone() for name, tensor in agent.state_dict().items()}
+    agent.explore = agent.training = False
+    try:
+        yield
+    finally:
+        agent.explore, agent.training = flags
+        agent.load_state_dict(state)
+
+
+def _shot_scores(trial: Trial, shot: int, protocol: Protocol) -> ShotScores:
+    def matrix(rows: Sequence[Sequence[float]]) -> Scores:
+        # A sum, not a mean: an episode that ended before its world first spoke of success has not succeeded.
+        means = np.array([sum(episodes) / protocol.episodes for episodes in rows])
+        return means.reshape(protocol.repeats, -1)
+
+    steps = sum(metrics.get("gradient_steps", 0.0) for metrics in trial.adapt_metrics[:shot])
+    return ShotScores(
+        shot=shot,
+        returns=matrix(trial.returns[shot]),
+        success=None if trial.success is None else matrix(trial.success[shot]),
+        final_success=None if trial.final_success is None else matrix(trial.final_success[shot]),
+        episodes=shot * protocol.episodes,
+        gradient_steps=round(steps),
+    )

@@ -1,0 +1,146 @@
+"""`results.json`: what a run found out, with everything needed to judge and to repeat it."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from metarl.core.errors import UsageError
+from metarl.core.task import Task, TaskValue
+from metarl.experiments.doctor import DISTRIBUTION
+from metarl.experiments.protocol import Evaluation, References, ShotScores, check_disjoint
+from metarl.experiments.statistics import Scores, Summary, summary
+from metarl.tasks.distribution import TaskDistribution
+
+Results: TypeAlias = dict[str, Any]
+
+RESULTS_FILE = "results.json"
+PACKAGES = ("torch", "numpy", "scipy", "gymnasium", "mujoco", "mjbatch")
+"""Packages whose version can change a number."""
+
+
+def results(
+    evaluation: Evaluation,
+    *,
+    distribution: TaskDistribution,
+    train_tasks: Sequence[Task],
+    algo: str,
+    method: str,
+    seeds: Sequence[int],
+    references: References,
+    env_steps: int,
+    wall_seconds: float,
+    command: str,
+) -> Results:
+    """The content of `results.json`, ready for JSON.
+
+    Scores are summarised by shot (`shots`) and given whole by task (`tasks`: per shot one number a repeat, so that any
+    other statistic can be drawn from the file). `task_split.same_as_train` names the test tasks whose parameters were
+    also trained on, under another id: in a family of two directions nothing is left to hold out.
+
+    Args:
+        train_tasks: what the agent was trained on; an overlap with the evaluated tasks is refused.
+        seeds: training seeds.
+        env_steps, wall_seconds: environment steps and time that training took.
+    """
+    check_disjoint(train_tasks, evaluation.tasks)
+    trained = {task.items_ for task in train_tasks}
+    return {
+        "task_dist": distribution.name,
+        "algo": algo,
+        "method": method,
+        "seeds": list(seeds),
+        "protocol": evaluation.protocol.name,
+        "shots": {
+            str(shot.shot): {
+                "return": summary(shot.returns),
+                "success": _of_success(shot, summary),
+                "episodes": shot.episodes,
+                "gradient_steps": shot.gradient_steps,
+            }
+            for shot in evaluation.shots
+        },
+        "tasks": [
+            {"id": task.id, "params": _plain(task), "shots": _scores_of_task(evaluation, column)}
+            for column, task in enumerate(evaluation.tasks)
+        ],
+        "references": dict(references),
+        "task_split": {
+            "train": [task.id for task in train_tasks],
+            "test": [task.id for task in evaluation.tasks],
+            "same_as_train": [task.id for task in evaluation.tasks if task.items_ in trained],
+            "distribution_seed": distribution.seed,
+        },
+        "env_steps": env_steps,
+        "wall_seconds": wall_seconds,
+        "versions": versions(),
+        "command": command,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the packages that can change a number."""
+    return {
+        "python": platform.python_version(),
+        "metarl": version(DISTRIBUTION),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def reference_from_run(path: str | Path, distribution: TaskDistribution, tasks: Sequence[Task]) -> Summary:
+    """Shot 0 of a finished run, to be drawn as the task-conditioned reference line.
+
+    Args:
+        path: the run's folder, or its `results.json`.
+        distribution, tasks: what the line is drawn beside; the run must have been measured on the same tasks.
+    """
+    run = load_results(path)
+    if run["task_dist"] != distribution.name:
+        raise UsageError(
+            f"--reference {path} is a run on '{run['task_dist']}': give one on '{distribution.name}' and the same tasks"
+        )
+    there = {task["id"]: task["params"] for task in run["tasks"]}
+    if there != {task.id: _plain(task) for task in tasks}:
+        raise UsageError(
+            f"--reference {path} was measured on other test tasks (ids {sorted(there)}): evaluate it on the same ones"
+        )
+    return cast(Summary, run["shots"]["0"]["return"])
+
+
+def load_results(path: str | Path) -> Results:
+    """Read a run's `results.json`, given the run's folder or the file itself."""
+    file = Path(path) / RESULTS_FILE if Path(path).is_dir() else Path(path)
+    try:
+        run = json.loads(file.read_text())
+    except OSError as error:
+        raise UsageError(f"cannot read {file}: {error.strerror}; give the folder of a finished run") from error
+    except ValueError as error:
+        raise UsageError(f"{file} is not JSON ({error}): give the folder of a finished run") from error
+    if not isinstance(run, dict) or not {"task_dist", "shots", "tasks"} <= run.keys():
+        raise UsageError(f"{file} is not a result of this package: give the folder of a finished run")
+    return run
+
+
+def _scores_of_task(evaluation: Evaluation, column: int) -> dict[str, Any]:
+    def one(scores: Scores) -> list[float]:
+        return [float(score) for score in scores[:, column]]
+
+    return {
+        str(shot.shot): {"return": one(shot.returns), "success": _of_success(shot, one)} for shot in evaluation.shots
+    }
+
+
+def _of_success(shot: ShotScores, measure: Any) -> dict[str, Any] | None:
+    """`measure` of both kinds of success: of any step of an episode, and of its last step; None where undefined."""
+    if shot.success is None or shot.final_success is None:
+        return None
+    return {"any_step": measure(shot.success), "final_step": measure(shot.final_success)}
+
+
+def _plain(task: Task) -> dict[str, TaskValue | list[float]]:
+    """The task's parameters as JSON has them: vectors as lists."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in task.params.items()}

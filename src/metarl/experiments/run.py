@@ -1,0 +1,214 @@
+"""A run: from what the user asked for to a folder with checkpoints, metrics, results and a curve."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from metarl.core.agent import Agent
+from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig, make_memory
+from metarl.core.task import Task
+from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
+from metarl.experiments.files import write_json
+from metarl.experiments.plots import adaptation_curve
+from metarl.experiments.protocol import check_unique, evaluate, reference_lines
+from metarl.experiments.results import RESULTS_FILE, Results, reference_from_run, results, versions
+from metarl.experiments.run_config import RunConfig
+from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer
+from metarl.meta_rl.registry import find_algorithm
+from metarl.tasks.distribution import TaskDistribution
+
+CONFIG_FILE, CURVE_FILE = "config.json", "adaptation_curve.png"
+FREE_BYTES = 50 * 2**20
+"""Nothing is trained on a disk with less space than this: two checkpoints, logs and figures take a few MB."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder, and everything that it was asked for."""
+
+    folder: Path
+    config: RunConfig
+    algorithm: Any
+    memory: MemoryConfig
+    command: str
+    distribution: TaskDistribution = field(repr=False)
+    train_tasks: Sequence[Task] = field(repr=False)
+    test_tasks: Sequence[Task] = field(repr=False)
+
+    @classmethod
+    def plan(cls, config: RunConfig, algorithm: Any, memory: MemoryConfig, command: str) -> Run:
+        """Check everything that can be checked before work begins, and name the folder."""
+        make_memory(memory)
+        distribution = config.make_distribution()
+        train, test = distribution.select(config.train_tasks or None, config.test_tasks or None)
+        if len(set(train)) < len(train):
+            raise UsageError(f"--train-tasks takes each id once, got {' '.join(map(str, config.train_tasks))}")
+        check_unique(test)
+        config.protocol(len(test))
+        if config.reference is not None:
+            reference_from_run(config.reference, distribution, test)
+        parts = (time.strftime("%Y%m%d-%H%M%S"), distribution.name, config.algo, memory.method, f"s{config.seed}")
+        folder = Path(config.output_dir) / "-".join(parts).replace("/", "_")
+        return cls(folder, config, algorithm, memory, command, distribution, train, test)
+
+    @classmethod
+    def load(cls, folder: str | Path, **changes: Any) -> Run:
+        """The run that was started in a folder, with some fields of its `RunConfig` changed."""
+        folder = Path(folder)
+        path = folder / CONFIG_FILE
+        try:
+            stored = json.loads(path.read_text())
+            asked = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["run"].items()}
+            config = RunConfig(**{**asked, **changes})
+            algorithm = find_algorithm(config.algo).config(**stored["algorithm"])
+            memory, command = MemoryConfig(**stored["memory"]), stored["command"]
+        except UsageError:
+            raise
+        except OSError as error:
+            raise UsageError(f"{folder} is not the folder of a run: it has no readable {CONFIG_FILE}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(f"{path} is damaged, or of another version ({reason}): start a new run") from error
+        return replace(cls.plan(config, algorithm, memory, command), folder=folder)
+
+    def prepare_folder(self) -> Run:
+        """Make the folder and write config.json. What cannot run is refused here, and leaves no folder behind."""
+        self.make_agent()
+        _check_free(self.folder)
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            folder = _make_new(self.folder)
+        except OSError as error:
+            raise UsageError(f"cannot make {self.folder}: {error.strerror}; choose another --output-dir") from error
+        run = replace(self, folder=folder)
+        try:
+            run.write_config()
+        except UsageError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return run
+
+    def extended(self, epochs: int) -> Run:
+        """The run with another last epoch, which its config.json keeps."""
+        last = self.checkpoints / LAST
+        trained = load_checkpoint(last)[1]["epoch"] if last.exists() else 0
+        if epochs < trained:
+            raise UsageError(
+                f"{self.folder} has trained {trained} epochs: --epochs is at least {trained}, got {epochs}"
+            )
+        run = replace(self, config=replace(self.config, epochs=epochs))
+        run.write_config()
+        return run
+
+    def write_config(self) -> None:
+        """Write config.json, from which the run is resumed."""
+        parts = {"run": asdict(self.config), "algorithm": asdict(self.algorithm), "memory": asdict(self.memory)}
+        write_json(self.folder / CONFIG_FILE, {**parts, "command": self.command, "versions": versions()})
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / CHECKPOINTS
+
+    def make_agent(self) -> Agent:
+        """A new agent for the run's worlds."""
+        with closing(self.distribution.make_env(self.train_tasks[:1])) as env:
+            return find_algorithm(self.config.algo).make(
+                env.single_observation_space,
+                env.single_action_space,
+                self.algorithm,
+                self.memory,
+                num_updates=self.config.epochs * UPDATES_PER_EPOCH,
+                seed=self.config.seed,
+                device=self.config.device,
+            )
+
+    def train(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:
+        """Train to the last epoch, from the last checkpoint where there is one; False where `stop` ended it before."""
+        _check_free(self.folder)
+        trainer = Trainer(
+            self.make_agent(),
+            self.distribution,
+            self.train_tasks,
+            self.test_tasks,
+            self.folder,
+            epochs=self.config.epochs,
+            num_envs=self.config.num_envs,
+            seed=self.config.seed,
+            report=report,
+            stop=stop,
+        )
+        trainer.train()
+        return trainer.epoch >= self.config.epochs
+
+    def measure(self, progress: Callable[[int, int], None] | None = None, seed: int | None = None) -> Results:
+        """Measure the last checkpoint on the held-out tasks.
+
+        The results also count `unstable_rows`: worlds that the simulator had to give up.
+
+        Args:
+            progress: called with (rounds begun, rounds in all).
+            seed: of the worlds; None: that of the run.
+        """
+        agent = self.make_agent()
+        meta = restore(agent, self.checkpoints / LAST)
+        protocol = self.config.protocol(len(self.test_tasks))
+        protocol = protocol if seed is None else replace(protocol, seed=seed)
+        evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress)
+        references = reference_lines(self.distribution, self.test_tasks, protocol) if self.config.benchmark_mode else {}
+        if self.config.reference is not None:
+            line = reference_from_run(self.config.reference, self.distribution, self.test_tasks)
+            references = {**references, "task_conditioned": line}
+        measured = results(
+            evaluation,
+            distribution=self.distribution,
+            train_tasks=self.train_tasks,
+            algo=self.config.algo,
+            method=self.memory.method,
+            seeds=[self.config.seed],
+            references=references,
+            env_steps=meta["env_steps"],
+            wall_seconds=meta["wall_seconds"],
+            command=self.command,
+        )
+        return {**measured, "unstable_rows": evaluation.unstable_rows}
+
+
+def write_results(folder: Path, measured: Results) -> list[Path]:
+    """Write results.json and the curve to a folder, which is made where there is none; their paths."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {folder}: {error.strerror}; free space there") from error
+    paths = [folder / RESULTS_FILE, folder / CURVE_FILE]
+    write_json(paths[0], measured)
+    adaptation_curve(paths[1], [measured])
+    return paths
+
+
+def _make_new(folder: Path) -> Path:
+    """Make a folder that was not there before: the one asked for, or the first free of <folder>-2, <folder>-3, ..."""
+    made, number = folder, 1
+    while True:
+        try:
+            made.mkdir()
+            return made
+        except FileExistsError:
+            number += 1
+            made = folder.with_name(f"{folder.name}-{number}")
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a disk that is nearly full. The folder itself may be still to be made."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < FREE_BYTES:
+        raise UsageError(f"{there} has {free >> 20} MB free, a run needs {FREE_BYTES >> 20}: free space there first")

@@ -1,0 +1,223 @@
+"""`Trainer`: sample, trial, update; every epoch logged, checkpointed and measured on held-out tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarl.core.agent import Agent, Metrics
+from metarl.core.errors import UsageError
+from metarl.core.optimization import TrainingDiverged
+from metarl.core.task import Task
+from metarl.core.threads import torch_threads
+from metarl.env_runner.task_env import TaskVectorEnv
+from metarl.env_runner.trial import Trial, run_trial
+from metarl.experiments.checkpoint import BEST, LAST, restore, save_checkpoint
+from metarl.experiments.metrics_log import MetricsLog
+from metarl.experiments.protocol import Protocol, evaluate
+from metarl.tasks.distribution import TaskDistribution
+
+UPDATES_PER_EPOCH = 10
+CHECKPOINTS = "checkpoints"
+WATCH = Protocol("standard", repeats=2)
+"""The measurement on held-out tasks after every epoch: shots 0 and 1, in few rows; it changes nothing in the run."""
+COUNTED = ("collect_seconds", "learn_seconds", "unstable_rows")
+"""Columns that add up over an epoch's updates; the others are means."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: reported after every update, and with the epoch's `row` of metrics.csv once it is saved.
+
+    `train_return` is the mean over the episodes that finished; NaN where none did.
+    """
+
+    epoch: int
+    update: int
+    env_steps: int
+    steps_per_second: float
+    train_return: float
+    row: Metrics | None = None
+
+
+class Trainer:
+    """Trains an agent on tasks of a distribution.
+
+    An epoch starts all trials anew, and its random streams follow from (seed, epoch): it depends on nothing but the
+    checkpoint before it. A run that was killed and resumed is therefore the run that was not, bit for bit on CPU.
+
+    Args:
+        folder: where checkpoints/ and metrics go; if it holds a checkpoint, the run goes on from there.
+        stop: asked after every epoch; True ends the run early, checkpoint written.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        distribution: TaskDistribution,
+        train_tasks: Sequence[Task],
+        test_tasks: Sequence[Task],
+        folder: Path,
+        *,
+        epochs: int,
+        num_envs: int,
+        seed: int,
+        report: Callable[[Progress], None] = lambda progress: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.agent, self.distribution = agent, distribution
+        self.train_tasks, self.test_tasks = list(train_tasks), list(test_tasks)
+        self.epochs, self.num_envs, self.seed = epochs, num_envs, seed
+        self.folder, self.checkpoints = folder, folder / CHECKPOINTS
+        self.report, self.stop = report, stop
+        self.epoch = 0
+        self.env_steps = 0
+        self.wall_seconds = 0.0
+        self.best_return = -float("inf")
+        if (self.checkpoints / LAST).exists():
+            self._restore()
+
+    def train(self) -> None:
+        """Run the epochs that are left.
+
+        Raises:
+            TrainingDiverged: naming what was not finite; the checkpoint of the epoch before is intact.
+            UsageError: where the folder cannot be written; the checkpoint before is intact, and the run resumable.
+        """
+        log = self._open_log()
+        with closing(self.distribution.make_env(self._first_tasks(), seed=self.seed)) as env:
+            while self.epoch < self.epochs and not self.stop():
+                row = self._run_epoch(env) | self._watch()
+                log.add(row)
+                self._save(row["train_return"])
+                self._report(UPDATES_PER_EPOCH, row["steps_per_second"], row["train_return"], row)
+
+    def _run_epoch(self, env: TaskVectorEnv) -> Metrics:
+        """Ten updates. The first begins all trials anew; after it, rows go on with the agent's `continuation`."""
+        started, steps_before = time.perf_counter(), self.env_steps
+        streams = np.random.SeedSequence((self.seed, self.epoch))
+        generator = np.random.default_rng(streams)
+        env_seed, agent_seed = (int(word) for word in streams.generate_state(2, np.uint32))
+        self.agent.seed(agent_seed)
+        self.epoch += 1
+        trial, tasks = None, self._first_tasks()
+        rows: list[Metrics] = []
+        for update in range(1, UPDATES_PER_EPOCH + 1):
+            renew = _renewals(generator, self.num_envs, self.agent.continuation if trial else 0.0)
+            tasks = self._renew_tasks(generator, tasks, renew)
+            begun = time.perf_counter()
+            trial = self._collect(env, tasks, renew, trial, None if trial else env_seed)
+            collected = time.perf_counter()
+            metrics = self._learn()
+            times = {"collect_seconds": collected - begun, "learn_seconds": time.perf_counter() - collected}
+            train_return = trial.mean_return(self.agent.trial_rounds - 1)
+            rows.append(metrics | {"train_return": train_return, "unstable_rows": trial.unstable_rows} | times)
+            self.env_steps += trial.env_steps
+            speed = (self.env_steps - steps_before) / (time.perf_counter() - started)
+            self._report(update, speed, train_return)
+        self.wall_seconds += time.perf_counter() - started
+        return self._summary(rows, self.env_steps - steps_before)
+
+    def _collect(
+        self,
+        env: TaskVectorEnv,
+        tasks: Sequence[Task],
+        renew: NDArray[np.bool_],
+        previous: Trial | None,
+        seed: int | None,
+    ) -> Trial:
+        with torch_threads(1):
+            return run_trial(
+                self.agent,
+                env,
+                tasks,
+                shots=self.agent.trial_rounds - 1,
+                steps=self.agent.round_steps or self.distribution.max_episode_steps,
+                renew=renew,
+                previous=previous,
+                seed=seed,
+            )
+
+    def _learn(self) -> Metrics:
+        try:
+            return self.agent.update()
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"epoch {self.epoch}: {error}") from error
+
+    def _watch(self) -> Metrics:
+        """Return on held-out tasks, by shot."""
+        evaluation = evaluate(self.agent, self.distribution, self.test_tasks, WATCH)
+        returns = {f"test_return_shot{shot.shot}": float(shot.returns.mean()) for shot in evaluation.shots}
+        return returns | {"test_unstable_rows": evaluation.unstable_rows}
+
+    def _summary(self, rows: Sequence[Metrics], env_steps: int) -> Metrics:
+        """The epoch's row of metrics.csv, from those of its updates."""
+        sums = {name: sum(row[name] for row in rows) for name in rows[0]}
+        totals = {name: sums.pop(name) for name in COUNTED}
+        finished = [row["train_return"] for row in rows if np.isfinite(row["train_return"])]
+        means = {name: value / len(rows) for name, value in sums.items()}
+        return {
+            "epoch": self.epoch,
+            "env_steps": self.env_steps,
+            "wall_seconds": self.wall_seconds,
+            "steps_per_second": env_steps / (totals["collect_seconds"] + totals["learn_seconds"]),
+            **means,
+            "train_return": float(np.mean(finished)) if finished else float("nan"),
+            **totals,
+        }
+
+    def _first_tasks(self) -> list[Task]:
+        return [self.train_tasks[row % len(self.train_tasks)] for row in range(self.num_envs)]
+
+    def _renew_tasks(
+        self, generator: np.random.Generator, tasks: Sequence[Task], renew: NDArray[np.bool_]
+    ) -> list[Task]:
+        """New tasks for the rows that are renewed, from a draw for all rows in which no task is much more frequent.
+
+        It holds every train task as often as any other, to within one.
+        """
+        rounds = -(-self.num_envs // len(self.train_tasks))
+        shuffled = [self.train_tasks[i] for _ in range(rounds) for i in generator.permutation(len(self.train_tasks))]
+        return [new if again else old for old, new, again in zip(tasks, shuffled, renew, strict=False)]
+
+    def _report(self, update: int, speed: float, train_return: float, row: Metrics | None = None) -> None:
+        self.report(Progress(self.epoch, update, self.env_steps, speed, train_return, row))
+
+    def _open_log(self) -> MetricsLog:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot make {self.checkpoints}: {error.strerror}; choose another folder") from error
+        return MetricsLog(self.folder, self.epoch)
+
+    def _save(self, train_return: float) -> None:
+        """Keep the last checkpoint, and the best by return on train tasks: nothing is ever picked on test tasks."""
+        best = train_return > self.best_return
+        if best:
+            self.best_return = train_return
+        meta = {
+            "epoch": self.epoch,
+            "env_steps": self.env_steps,
+            "wall_seconds": self.wall_seconds,
+            "best_return": self.best_return if np.isfinite(self.best_return) else None,
+        }
+        tensors = self.agent.state_dict()
+        if best:
+            save_checkpoint(self.checkpoints / BEST, tensors, meta)
+        save_checkpoint(self.checkpoints / LAST, tensors, meta)
+
+    def _restore(self) -> None:
+        meta = restore(self.agent, self.checkpoints / LAST)
+        self.epoch, self.env_steps, self.wall_seconds = meta["epoch"], meta["env_steps"], meta["wall_seconds"]
+        self.best_return = -float("inf") if meta["best_return"] is None else meta["best_return"]
+
+
+def _renewals(generator: np.random.Generator, num_rows: int, continuation: float) -> NDArray[np.bool_]:
+    """[B] rows that begin a new trial, each with probability 1 − continuation."""
+    return generator.random(num_rows) >= continuation

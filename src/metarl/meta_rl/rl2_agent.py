@@ -1,0 +1,351 @@
+"""RL²: a memory that learns to learn. The inner loop is the memory's dynamics; the outer loop is PPO over whole trials.
+
+Duan et al. 2016 (arXiv 1611.02779) and Wang et al. 2016 (1611.05763), with PPO (Schulman et al. 2017, 1707.06347) in
+place of their policy gradients. Different from both:
+
+- a trial's length is random: after each update a row keeps its task and its memory with probability `continuation`.
+  Every update sees memories of many ages, so experience beyond the length of one update does not drift out of what
+  was trained;
+- an episode's end cuts the return (`discount_across_episodes` lets it flow on through the trial, as published).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig
+from metarl.core.normalization import RunningMoments
+from metarl.core.optimization import clipped_step, load_optimizer_tensors, optimizer_tensors
+from metarl.core.policy import ActorCritic
+from metarl.core.returns import generalized_advantage
+from metarl.core.trajectory import Trajectory
+
+FINAL_RATE = 0.05
+"""The learning rate's linear decay ends at this fraction of its start."""
+
+
+@dataclass(frozen=True)
+class RL2Config:
+    """RL² with PPO. Values without a source were measured on halfcheetah-vel."""
+
+    learning_rate: float = 1.5e-3
+    """Adam's step size at the start; it falls linearly to 5 % over the run."""
+    discount: float = 0.99
+    """γ of the return."""
+    trace: float = 0.95
+    """λ of generalised advantage estimation (Schulman et al. 2016)."""
+    clip: float = 0.2
+    """Largest relative change of an action's probability that still earns (Schulman et al. 2017)."""
+    update_epochs: int = 4
+    """Passes over the data of one update."""
+    num_minibatches: int = 8
+    """Groups of rows that a pass is split into; every group is whole sequences."""
+    entropy_weight: float = 1e-3
+    """Weight of the policy's entropy."""
+    value_weight: float = 0.5
+    """Weight of the critic's squared error."""
+    grad_clip_norm: float = 0.5
+    """Largest norm of a gradient."""
+    reward_scale: float = 0.1
+    """Rewards are multiplied by this before returns are formed."""
+    update_steps: int = 400
+    """Steps of every row in one update's data; a row that goes on keeps its world as it stands."""
+    continuation: float = 0.5
+    """Probability that a row keeps its task and memory past an update."""
+    discount_across_episodes: bool = False
+    """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016)."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("learning_rate", self.learning_rate > 0),
+            ("discount", 0 <= self.discount <= 1),
+            ("trace", 0 <= self.trace <= 1),
+            ("clip", self.clip > 0),
+            ("update_epochs", self.update_epochs >= 1),
+            ("num_minibatches", self.num_minibatches >= 1),
+            ("grad_clip_norm", self.grad_clip_norm > 0),
+            ("reward_scale", self.reward_scale > 0),
+            ("update_steps", self.update_steps >= 1),
+            ("continuation", 0 <= self.continuation < 1),
+        ):
+            if not allowed:
+                raise UsageError(f"{name} is out of range: got {getattr(self, name)}; see --help")
+
+
+class RL2Agent(Agent):
+    """An agent whose memory adapts.
+
+    Args:
+        num_updates: updates of the whole run, over which the learning rate decays.
+        device: where the network lives.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        config: RL2Config | None = None,
+        memory: MemoryConfig | None = None,
+        *,
+        num_updates: int = 500,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        if len(observation_space.shape or ()) != 1:
+            raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
+        self.config = RL2Config() if config is None else config
+        self.device = torch.device(device)
+        self.num_updates = num_updates
+        self.continuation = self.config.continuation
+        self.round_steps = self.config.update_steps
+        observation_size = int(np.prod(observation_space.shape or ()))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # initialisers take no generator
+            self.policy = ActorCritic(observation_size, action_space, memory or MemoryConfig()).to(self.device)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-5)
+        self.moments = RunningMoments(observation_size + 1)  # observation and reward
+        self.generator = torch.Generator().manual_seed(seed)
+        self.updates = 0
+        self._trajectory = Trajectory()
+        self._raw: list[Array] = []
+        self._given: dict[str, Tensor] | None = None
+        self.begin_trial(0)
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
+        """As in `Agent`; experience that no `update` has used is dropped."""
+        if renew is None or bool(np.all(renew)):
+            self._memory = self.policy.memory.init_state(num_rows)
+            self._previous_action = torch.zeros(num_rows, self.policy.head.size, device=self.device)
+            self._previous_reward = np.zeros(num_rows, dtype=np.float32)
+            self._episode_starts = np.ones(num_rows, dtype=np.float32)
+        else:
+            self._check_rows(num_rows)
+            forget = torch.from_numpy(np.asarray(renew)).to(self.device)
+            for kept in (self._memory, self._previous_action):
+                kept[forget] = 0
+            self._previous_reward[renew] = 0
+            self._episode_starts[renew] = 1
+        self._first_memory = self._memory.clone()
+        self._noise: Tensor | None = None
+        self._prepared = self._prepare()
+        self._trajectory, self._raw = Trajectory(), []
+
+    @torch.no_grad()
+    def _prepare(self) -> Any:
+        return self.policy.memory.prepare()
+
+    @torch.no_grad()
+    def _act(self, observation: Array) -> Array:
+        self._check_rows(len(observation))
+        self._inputs = self._join(observation, self._previous_action, self._previous_reward, self._episode_starts)
+        self._output, self._features, self._next_memory = self.policy.step(self._inputs, self._memory, self._prepared)
+        head = self.policy.head
+        if self.explore:
+            if self._noise is None:
+                self._noise = head.noise(len(observation), self.generator).to(self.device)
+            self._action = head.sample(self._output, self._noise)
+        else:
+            self._action = head.mode(self._output)
+        return head.to_environment(self._action)
+
+    @torch.no_grad()
+    def _observe(
+        self,
+        observation: Array,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        truncated: Array,
+        next_observation: Array,
+        active: Array,
+    ) -> None:
+        reward = reward.astype(np.float32)
+        done = terminated | truncated
+        acted = self.policy.head.encode(self._action)
+        self._next_observation = next_observation
+        if self.training:
+            if not active.all():
+                raise UsageError("training needs every row in every step: run trials that are measured in steps")
+            self._raw.append(np.concatenate([observation, reward[:, None]], 1))
+            final = torch.zeros(len(reward), device=self.device)
+            if truncated.any():
+                final = self._value(next_observation, acted, reward, self._next_memory)
+            flags = (torch.from_numpy(np.array(flag)).to(self.device) for flag in (reward, terminated, truncated))
+            scaled, terminal, cut = flags
+            self._trajectory.append(
+                inputs=self._inputs,
+                output=self._output,
+                features=self._features,
+                action=self._action,
+                reward=scaled,
+                terminated=terminal,
+                truncated=cut,
+                final_value=final,
+            )
+        if active.all():
+            self._memory, self._previous_action, self._previous_reward = self._next_memory, acted, reward
+            self._episode_starts = done.astype(np.float32)
+        else:
+            rows = torch.from_numpy(active).to(self.device)
+            self._memory = torch.where(rows.view(-1, *[1] * (self._memory.ndim - 1)), self._next_memory, self._memory)
+            self._previous_action = torch.where(rows[:, None], acted, self._previous_action)
+            self._previous_reward = np.where(active, reward, self._previous_reward)
+            self._episode_starts = np.where(active, done, self._episode_starts).astype(np.float32)
+        self._noise = None
+
+    def _check_rows(self, num_rows: int) -> None:
+        if num_rows != len(self._episode_starts):
+            running = len(self._episode_starts)
+            raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
+
+    def _join(self, observation: Array, previous_action: Tensor, previous_reward: Array, starts: Array) -> Tensor:
+        raw = np.concatenate([observation, previous_reward[:, None]], 1)
+        normal = torch.from_numpy(self.moments.normalize(raw)).to(self.device)
+        first = torch.from_numpy(starts).to(self.device)
+        return self.policy.join(normal[:, :-1], previous_action, normal[:, -1], first)
+
+    def _value(self, observation: Array, previous_action: Tensor, previous_reward: Array, memory: Tensor) -> Tensor:
+        """V [B] of observations that follow a step, by a step of the memory that is not kept."""
+        inputs = self._join(observation, previous_action, previous_reward, np.zeros(len(observation), np.float32))
+        return self.policy.value(self.policy.step(inputs, memory, self._prepared)[1])
+
+    def adapt(self) -> Metrics:
+        """Nothing is left to do: the memory moved with every observation."""
+        return {}
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def take_experience(self) -> dict[str, Tensor]:
+        if self._given is not None:
+            experience, self._given = self._given, None
+            return experience
+        if not len(self._trajectory):
+            raise UsageError("the agent holds no experience: run a trial with agent.training = True first")
+        last_value = self._value(self._next_observation, self._previous_action, self._previous_reward, self._memory)
+        experience = self._trajectory.stack() | {
+            "raw": torch.from_numpy(np.stack(self._raw)),
+            "first_memory": self._first_memory,
+            "last_value": last_value,
+        }
+        self._trajectory, self._raw = Trajectory(), []
+        return experience
+
+    def give_experience(self, experience: Mapping[str, Tensor]) -> None:
+        self._given = {name: tensor.to(self.device) for name, tensor in experience.items()}
+
+    def update(self) -> Metrics:
+        """PPO on the experience held: `update_epochs` passes over minibatches of rows, each a whole sequence."""
+        config = self.config
+        batch = self._with_targets(self.take_experience())
+        rate = config.learning_rate * max(FINAL_RATE, 1 - self.updates / self.num_updates)
+        self.optimizer.param_groups[0]["lr"] = rate
+        num_rows = batch["reward"].shape[1]
+        size = -(-num_rows // config.num_minibatches)
+        history: list[Metrics] = []
+        for _ in range(config.update_epochs):
+            for rows in torch.randperm(num_rows, generator=self.generator).split(size):
+                losses, metrics = self._losses(batch, rows)
+                metrics["grad_norm"] = clipped_step(self.optimizer, self.policy, losses, config.grad_clip_norm)
+                history.append(metrics)
+        self.moments.update(batch["raw"].cpu().numpy())
+        self.updates += 1
+        self._prepared = self._prepare()
+        means = {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]}
+        return means | {"learning_rate": rate, "explained_variance": _explained(batch["value"], batch["target"])}
+
+    @torch.no_grad()
+    def _with_targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Adds log-probabilities, values, advantages (normalised over the batch) and the critic's targets, all [T,
+        B]."""
+        config = self.config
+        value = self.policy.value(batch["features"])
+        never = torch.zeros_like(batch["terminated"])
+        across = config.discount_across_episodes
+        advantage = generalized_advantage(
+            batch["reward"] * config.reward_scale,
+            value,
+            batch["last_value"],
+            never if across else batch["terminated"],
+            never if across else batch["truncated"],
+            batch["final_value"],
+            discount=config.discount,
+            trace=config.trace,
+        )
+        return batch | {
+            "log_prob": self.policy.head.log_prob(batch["output"], batch["action"]),
+            "value": value,
+            "target": advantage + value,
+            "advantage": (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8),
+        }
+
+    def _losses(self, batch: dict[str, Tensor], rows: Tensor) -> tuple[dict[str, Tensor], Metrics]:
+        """PPO's losses on some rows: −min(r A, clip(r, 1 ± ε) A), squared error of the critic, −entropy."""
+        config, head = self.config, self.policy.head
+        part = {name: batch[name][:, rows] for name in ("inputs", "action", "log_prob", "advantage", "target")}
+        output, value, _ = self.policy(part["inputs"], batch["first_memory"][rows])
+        log_ratio = head.log_prob(output, part["action"]) - part["log_prob"]
+        ratio = log_ratio.exp()
+        surrogate = torch.min(
+            ratio * part["advantage"], ratio.clamp(1 - config.clip, 1 + config.clip) * part["advantage"]
+        )
+        entropy = head.entropy(output).mean()
+        losses = {
+            "policy": -surrogate.mean(),
+            "value": config.value_weight * (value - part["target"]).square().mean(),
+            "entropy": -config.entropy_weight * entropy,
+        }
+        with torch.no_grad():
+            metrics = {
+                "policy_loss": float(losses["policy"]),
+                "value_loss": float(losses["value"]),
+                "entropy": float(entropy),
+                "kl": float((ratio - 1 - log_ratio).mean()),
+                "clip_fraction": float(((ratio - 1).abs() > config.clip).float().mean()),
+            }
+        return losses, metrics
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+
+    def seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        parts = {
+            "policy": {name: tensor.clone() for name, tensor in self.policy.state_dict().items()},
+            "optimizer": optimizer_tensors(self.optimizer, self.policy),
+            "moments": self.moments.state_dict(),
+            "counters": {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()},
+        }
+        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        def part(name: str) -> dict[str, Tensor]:
+            prefix = f"{name}."
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+        self.policy.load_state_dict(part("policy"))
+        load_optimizer_tensors(self.optimizer, self.policy, part("optimizer"))
+        self.moments.load_state_dict(part("moments"))
+        counters = part("counters")
+        self.updates = int(counters["updates"])
+        self.generator.set_state(counters["generator"])
+        self._prepared = self._prepare()
+
+
+def _explained(value: Tensor, target: Tensor) -> float:
+    """1 − Var(target − value) / Var(target): 1 where the critic predicts the returns, 0 where it knows only their
+    mean."""
+    return float(1 - (target - value).var(correction=0) / (target.var(correction=0) + 1e-8))

@@ -1,0 +1,196 @@
+"""`TaskDistribution`: what there is to adapt to: train tasks, test tasks, and worlds that run them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import gymnasium
+import numpy as np
+
+from metarl.core.errors import UsageError
+from metarl.core.task import Task
+from metarl.env_runner.gym_workers import GymWorkers
+from metarl.env_runner.shown_task import ShownTask
+from metarl.env_runner.task_env import TaskVectorEnv
+
+TEST_ID_START = 100
+"""Ids of test tasks start here, or after the last train task where there are more."""
+
+
+class Sampler(Protocol):
+    """A distribution of one task parameter."""
+
+    def sample(self, generator: np.random.Generator) -> Any:
+        """One draw: a number or an array."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """U[low, high), a scalar or an array of `shape`."""
+
+    low: float
+    high: float
+    shape: int | tuple[int, ...] = ()
+
+    def sample(self, generator: np.random.Generator) -> Any:
+        return generator.uniform(self.low, self.high, size=self.shape)
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """base^U[low, high), a scalar or an array of `shape`: a factor that is as often below as above 1 when low =
+    -high."""
+
+    base: float
+    low: float
+    high: float
+    shape: int | tuple[int, ...] = ()
+
+    def sample(self, generator: np.random.Generator) -> Any:
+        return self.base ** generator.uniform(self.low, self.high, size=self.shape)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of the given values, each as likely as the others."""
+
+    values: Sequence[Any]
+
+    def sample(self, generator: np.random.Generator) -> Any:
+        return self.values[int(generator.integers(len(self.values)))]
+
+
+Params: TypeAlias = Mapping[str, Any]
+TaskSource: TypeAlias = Mapping[str, Sampler] | Sequence[Params]
+MakeWorlds: TypeAlias = Callable[[Sequence[Task], int], TaskVectorEnv]
+
+
+class TaskDistribution:
+    """Train tasks, test tasks, and how to make worlds that run them.
+
+    An own environment takes a constructor and a function that puts a task into it::
+
+        distribution = metarl.TaskDistribution(
+            make_env,                                            # () -> gymnasium.Env
+            train={"goal": metarl.Uniform(-1, 1, shape=2)},      # samplers, or a list of params
+            test={"goal": metarl.Uniform(-1, 1, shape=2)},
+            apply=lambda env, task: setattr(env.unwrapped, "goal", task["goal"]),
+            max_episode_steps=200,
+        )
+
+    Tasks are drawn once, from `seed`, and their ids are stable: train tasks 0, 1, ..., test tasks from 100 on.
+
+    Args:
+        make_env: makes one world; every row gets its own.
+        train, test: a sampler a parameter (then `num_train`, `num_test` tasks are drawn), or a list of params.
+        apply: puts a task into a world; called before each reset. Not needed where `make_worlds` is given.
+        max_episode_steps: episodes are truncated after so many steps.
+        make_worlds: makes all rows at once, in place of `make_env` and `apply`, for worlds that simulate in batches.
+        oracle: the action of a policy that knows the tasks, `(tasks, observation [B, obs]) -> action [B, act]`, where
+        one
+            is known; it draws the task-conditioned reference line.
+        num_workers: worker processes that share the rows; 0 keeps them in this process.
+    """
+
+    def __init__(
+        self,
+        make_env: Callable[[], gymnasium.Env[Any, Any]] | None = None,
+        *,
+        train: TaskSource,
+        test: TaskSource,
+        apply: Callable[[gymnasium.Env[Any, Any], Task], None] | None = None,
+        max_episode_steps: int,
+        name: str = "custom",
+        seed: int = 0,
+        num_train: int = 100,
+        num_test: int = 30,
+        make_worlds: MakeWorlds | None = None,
+        oracle: Callable[[Sequence[Task], np.ndarray], np.ndarray] | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        if (make_env is None) == (make_worlds is None):
+            raise UsageError(f"task distribution '{name}' needs either make_env or make_worlds")
+        if make_env is not None and apply is None:
+            raise UsageError(f"task distribution '{name}' needs apply(env, task), which puts a task into a world")
+        if max_episode_steps < 1:
+            raise UsageError(f"max_episode_steps is at least 1, got {max_episode_steps}")
+        self.name = name
+        self.seed = seed
+        self.max_episode_steps = max_episode_steps
+        self.oracle = oracle
+        self._make_env = make_env
+        self._apply = apply
+        self._make_worlds = make_worlds
+        self.num_workers = num_workers
+        train_rng, test_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
+        self.train = _draw(train, num_train, 0, train_rng)
+        self.test = _draw(test, num_test, max(TEST_ID_START, len(self.train)), test_rng)
+        if not self.train or not self.test:
+            raise UsageError(f"task distribution '{name}' needs at least one train task and one test task")
+
+    def make_env(self, tasks: Sequence[Task], seed: int = 0) -> TaskVectorEnv:
+        """Worlds with one row a task, in the order of `tasks`."""
+        if not tasks:
+            raise UsageError("make_env needs at least one task")
+        if self._make_worlds is not None:
+            return self._make_worlds(tasks, seed)
+        assert self._make_env is not None
+        assert self._apply is not None
+        return GymWorkers(
+            self._make_env,
+            tasks,
+            apply=self._apply,
+            max_episode_steps=self.max_episode_steps,
+            seed=seed,
+            num_workers=self.num_workers,
+        )
+
+    def showing_tasks(self) -> TaskDistribution:
+        """The same tasks, with their parameters appended to the observation: for a task-conditioned policy."""
+        shown = copy.copy(self)
+        shown._make_env = None
+        shown._make_worlds = lambda tasks, seed: ShownTask(self.make_env(tasks, seed), tasks)
+        shown.oracle = None
+        return shown
+
+    def select(self, train_ids: Sequence[int] | None, test_ids: Sequence[int] | None) -> tuple[list[Task], list[Task]]:
+        """Train and test tasks by id, each from the whole list; None keeps the default split. Refuses an overlap."""
+        known = {task.id: task for task in (*self.train, *self.test)}
+        chosen: list[list[Task]] = []
+        for flag, ids, default in (("--train-tasks", train_ids, self.train), ("--test-tasks", test_ids, self.test)):
+            if ids is not None and not ids:
+                raise UsageError(f"{flag} needs at least one id")
+            for id in ids or ():
+                if id not in known:
+                    raise UsageError(f"{flag}: '{self.name}' has no task {id}; allowed ids: {_ranges(list(known))}")
+            chosen.append([known[id] for id in ids] if ids is not None else list(default))
+        overlap = sorted({task.id for task in chosen[0]} & {task.id for task in chosen[1]})
+        if overlap:
+            raise UsageError(f"train and test tasks overlap in ids {overlap}: give ids that are in only one of them")
+        return chosen[0], chosen[1]
+
+
+def _draw(source: TaskSource, count: int, first_id: int, generator: np.random.Generator) -> tuple[Task, ...]:
+    if isinstance(source, Mapping):
+        params: Sequence[Params] = [
+            {name: sampler.sample(generator) for name, sampler in source.items()} for _ in range(count)
+        ]
+    else:
+        params = source
+    return tuple(Task(first_id + index, each) for index, each in enumerate(params))
+
+
+def _ranges(ids: Sequence[int]) -> str:
+    """0, 1, 2, 100 -> '0..2, 100'."""
+    ordered, parts, start = sorted(ids), [], math.inf
+    for index, id in enumerate(ordered):
+        start = min(start, id)
+        if index + 1 == len(ordered) or ordered[index + 1] != id + 1:
+            parts.append(f"{start}" if start == id else f"{start}..{id}")
+            start = math.inf
+    return ", ".join(parts)

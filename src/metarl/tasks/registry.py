@@ -1,0 +1,65 @@
+"""The task families that the package ships, by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from metarl.core.errors import UsageError, unknown_name
+from metarl.tasks.distribution import TaskDistribution
+
+_FACTORIES: dict[str, Callable[..., TaskDistribution]] = {}
+
+
+def register_tasks(name: str, factory: Callable[..., TaskDistribution]) -> None:
+    """Make `make_tasks(name, **options)` call `factory(**options)`. A name can be registered once."""
+    if name in _FACTORIES:
+        raise UsageError(f"task family '{name}' is registered already; choose another name")
+    _FACTORIES[name] = factory
+
+
+def list_tasks() -> list[str]:
+    """Names of all task families, sorted."""
+    return sorted(_FACTORIES)
+
+
+def describe_tasks() -> dict[str, str]:
+    """The first line of every family's docstring, by name."""
+    return {name: (inspect.getdoc(_FACTORIES[name]) or "").partition("\n")[0] for name in list_tasks()}
+
+
+def make_tasks(name: str, **options: Any) -> TaskDistribution:
+    """The task distribution `name`, with the options that its family takes (`seed`, `num_train`, `num_test`, ...).
+
+    Args:
+        name: a registered family, or 'file.py:function' for an own one: a function that returns a `TaskDistribution`.
+    """
+    factory = _from_file(name) if ".py:" in name else _FACTORIES.get(name)
+    if factory is None:
+        raise unknown_name("task family", name, _FACTORIES)
+    known = inspect.signature(factory).parameters
+    for option in options:
+        if option not in known:
+            raise unknown_name(f"option of '{name}'", option, known)
+    distribution = factory(**options)
+    if not isinstance(distribution, TaskDistribution):
+        raise UsageError(f"{name} must return a metarl.TaskDistribution, got {type(distribution).__name__}")
+    return distribution
+
+
+def _from_file(name: str) -> Callable[..., TaskDistribution]:
+    """The function that 'file.py:function' names."""
+    path, _, function = name.rpartition(":")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if not Path(path).is_file() or spec is None or spec.loader is None:
+        raise UsageError(f"no file {path}: an own task family is given as file.py:function")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(factory := vars(module).get(function)):
+        raise unknown_name(
+            f"function in {path}", function, [key for key, value in vars(module).items() if callable(value)]
+        )
+    return cast("Callable[..., TaskDistribution]", factory)

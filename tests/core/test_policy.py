@@ -1,0 +1,198 @@
+"""Action distributions against torch.distributions, action scaling by hand, and the actor-critic in steps and whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from scipy.stats import chisquare, kstest
+from torch.distributions import Categorical, Independent, Normal
+
+from metarl.core.errors import UsageError
+from metarl.core.memory import METHODS, MemoryConfig
+from metarl.core.policy import ActorCritic, CategoricalHead, GaussianHead, make_action_head
+
+OBSERVATION, STEPS, ROWS = 3, 7, 4
+BOX = spaces.Box(np.array([-1.0, -1.0], np.float32), np.array([1.0, 1.0], np.float32))
+DISCRETE = spaces.Discrete(5)
+EVERY_SPACE = pytest.mark.parametrize("space", [BOX, DISCRETE], ids=["continuous", "discrete"])
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian_head():
+    head = GaussianHead(BOX)
+    with torch.no_grad():
+        head.log_std.copy_(torch.tensor([-1.0, 0.3]))
+    return head
+
+
+def make_policy(space, method="ssm"):
+    sizes = {"width": 8, "state_dim": 6, "heads": 2, "context": 5}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        policy = ActorCritic(OBSERVATION, space, MemoryConfig(method=method, **sizes))
+        with torch.no_grad():  # away from the small first actions, so that differences would show
+            for parameter in policy.actor.parameters():
+                parameter.normal_()
+    return policy
+
+
+def make_inputs(policy, steps=STEPS):
+    size = OBSERVATION + policy.head.size + 2
+    return torch.randn(steps, ROWS, size, generator=generator(1))
+
+
+def test_gaussian_log_probability_and_entropy_are_those_of_torch():
+    head = gaussian_head()
+    output = torch.randn(STEPS, ROWS, 2, generator=generator())
+    action = torch.randn(STEPS, ROWS, 2, generator=generator(1))
+    reference = Independent(Normal(output, head.log_std.exp()), 1)
+    torch.testing.assert_close(head.log_prob(output, action), reference.log_prob(action))
+    torch.testing.assert_close(head.entropy(output), reference.entropy())
+
+
+def test_categorical_log_probability_and_entropy_are_those_of_torch():
+    head = CategoricalHead(DISCRETE)
+    output = 3 * torch.randn(STEPS, ROWS, 5, generator=generator())
+    action = torch.randint(5, (STEPS, ROWS), generator=generator(1))
+    reference = Categorical(logits=output)
+    torch.testing.assert_close(head.log_prob(output, action), reference.log_prob(action))
+    torch.testing.assert_close(head.entropy(output), reference.entropy())
+
+
+def test_gaussian_samples_have_the_mean_and_deviation_of_the_head():
+    head = gaussian_head()
+    mean = torch.tensor([0.5, -2.0])
+    rows = 20_000
+    draws = head.sample(mean.expand(rows, 2), head.noise(rows, generator())).detach().numpy()
+    for axis, deviation in enumerate(head.log_std.detach().exp().tolist()):
+        assert kstest(draws[:, axis], "norm", args=(float(mean[axis]), deviation)).pvalue > 0.01
+
+
+def test_categorical_samples_come_as_often_as_the_softmax_says():
+    head = CategoricalHead(DISCRETE)
+    logits = torch.tensor([2.0, 0.0, -1.0, 1.0, 0.5])
+    rows = 20_000
+    draws = head.sample(logits.expand(rows, 5), head.noise(rows, generator()))
+    counts = torch.bincount(draws, minlength=5).numpy()
+    expected = torch.softmax(logits.double(), 0).numpy() * rows
+    assert chisquare(counts, expected).pvalue > 0.01
+    assert chisquare(counts, np.roll(expected, 1)).pvalue < 1e-6
+
+
+def test_noise_at_the_edge_of_its_range_gives_a_valid_action():
+    head = CategoricalHead(DISCRETE)
+    noise = torch.tensor([[0.0] * 5, [1.0] * 5, [0.0, 1.0, 0.5, 0.5, 0.5]])
+    actions = head.sample(torch.zeros(3, 5), noise)
+    assert actions[2] == 1
+    assert ((actions >= 0) & (actions < 5)).all()
+
+
+@EVERY_SPACE
+def test_the_mode_is_the_likeliest_action(space):
+    head = make_action_head(space)
+    output = torch.randn(50, head.size, generator=generator())
+    best = head.log_prob(output, head.mode(output))
+    for seed in range(5):
+        other = head.sample(output, head.noise(50, generator(seed)))
+        assert (head.log_prob(output, other) <= best).all()
+
+
+@EVERY_SPACE
+def test_noise_comes_from_the_given_generator_alone(space):
+    head = make_action_head(space)
+    before = torch.get_rng_state()
+    noise = head.noise(6, generator(3))
+    assert torch.equal(noise, head.noise(6, generator(3)))
+    assert not torch.equal(noise, head.noise(6, generator(4)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_unit_interval_is_mapped_onto_asymmetric_bounds_and_clipped():
+    head = GaussianHead(spaces.Box(np.array([-2.0, 1.0], np.float32), np.array([6.0, 2.0], np.float32)))
+    action = torch.tensor([[-1.0, -1.0], [0.0, 0.0], [1.0, 1.0], [0.5, -0.5], [7.0, -7.0]])
+    expected = [[-2.0, 1.0], [2.0, 1.5], [6.0, 2.0], [4.0, 1.25], [6.0, 1.0]]
+    sent = head.to_environment(action)
+    assert sent.dtype == np.float32
+    np.testing.assert_allclose(sent, expected, atol=1e-6)
+    assert head.encode(action)[-1].tolist() == [1.0, -1.0]
+
+
+def test_discrete_actions_start_where_the_space_starts():
+    space = spaces.Discrete(3, start=-1)
+    head = CategoricalHead(space)
+    action = torch.tensor([0, 1, 2])
+    sent = head.to_environment(action)
+    assert sent.tolist() == [-1, 0, 1]
+    assert all(space.contains(each) for each in sent)
+    assert head.encode(action).tolist() == torch.eye(3).tolist()
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(-1.0, 1.0, (2, 2)),
+        spaces.Box(-np.inf, np.inf, (2,)),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.Dict({"a": spaces.Discrete(2)}),
+    ],
+    ids=["matrix", "unbounded", "several", "dict"],
+)
+def test_action_spaces_that_are_not_supported_are_one_line_errors(space):
+    with pytest.raises(UsageError, match="wrap the environment") as error:
+        make_action_head(space)
+    assert "\n" not in str(error.value)
+
+
+@EVERY_SPACE
+@pytest.mark.parametrize("method", METHODS)
+def test_stepping_equals_the_sequence(method, space):
+    policy = make_policy(space, method)
+    inputs = make_inputs(policy)
+    output, value, last = policy(inputs)
+    assert output.shape == (STEPS, ROWS, policy.head.size)
+    assert value.shape == (STEPS, ROWS)
+    state = policy.memory.init_state(ROWS)
+    for time in range(STEPS):
+        actor, features, state = policy.step(inputs[time], state, policy.memory.prepare())
+        torch.testing.assert_close(actor, output[time], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(policy.value(features), value[time], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(policy(inputs, state)[0], policy(inputs, last)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_starts_reach_the_memory():
+    policy = make_policy(BOX)
+    inputs = make_inputs(policy)
+    starts = torch.zeros(STEPS, ROWS)
+    starts[3, 1] = 1
+    output, value, _ = policy(inputs, None, starts)
+    fresh_output, fresh_value, _ = policy(inputs[3:, 1:2])
+    torch.testing.assert_close(output[3:, 1:2], fresh_output, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(value[3:, 1:2], fresh_value, atol=1e-5, rtol=1e-5)
+
+
+def test_the_input_is_observation_previous_action_previous_reward_and_start():
+    parts = (torch.full((2, 3), 1.0), torch.full((2, 2), 2.0), torch.full((2,), 3.0), torch.full((2,), 4.0))
+    assert ActorCritic.join(*parts).tolist() == [[1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 4.0]] * 2
+
+
+@EVERY_SPACE
+def test_first_actions_are_near_the_middle(space):
+    policy = ActorCritic(OBSERVATION, space, MemoryConfig())
+    output, _, _ = policy(make_inputs(policy))
+    assert output.abs().max() < 0.05
+
+
+@EVERY_SPACE
+def test_every_parameter_learns(space):
+    policy = make_policy(space)
+    inputs = make_inputs(policy)
+    output, value, _ = policy(inputs)
+    action = policy.head.mode(output).detach()
+    (policy.head.log_prob(output, action + (0.5 if space is BOX else 0)).mean() + value.mean()).backward()
+    untouched = [name for name, p in policy.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not untouched

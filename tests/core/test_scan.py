@@ -1,0 +1,109 @@
+"""linear_scan against its reference, finite differences, and itself under torch.func."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+from metarl.core.errors import UsageError
+from metarl.core.scan import linear_scan, linear_scan_reference
+
+
+def make_case(steps, rows, width, dtype=torch.complex128, per_row=False, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    magnitude = torch.rand(*((rows, width) if per_row else (width,)), generator=generator, dtype=torch.float64) * 0.95
+    phase = torch.rand(magnitude.shape, generator=generator, dtype=torch.float64) * 3
+    decay = torch.polar(magnitude, phase).to(dtype)
+    inputs = torch.randn(steps, rows, width, generator=generator, dtype=torch.complex128).to(dtype)
+    initial = torch.randn(rows, width, generator=generator, dtype=torch.complex128).to(dtype)
+    starts = torch.rand(steps, rows, generator=generator) < 0.2
+    return decay, inputs, starts, initial
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.complex64, 1e-5), (torch.complex128, 1e-10)])
+@pytest.mark.parametrize(("steps", "rows", "width"), [(1, 1, 1), (1, 5, 3), (50, 1, 4), (400, 7, 33)])
+def test_equals_the_reference_with_desynchronised_resets(steps, rows, width, dtype, tolerance, per_row):
+    decay, inputs, starts, initial = make_case(steps, rows, width, dtype, per_row)
+    expected = linear_scan_reference(decay, inputs, starts, initial)
+    torch.testing.assert_close(linear_scan(decay, inputs, starts, initial), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_gradients_equal_the_reference_in_float32():
+    leaves = [t.requires_grad_() if t.is_complex() else t for t in make_case(100, 6, 9, torch.complex64, per_row=True)]
+    wanted = [leaves[0], leaves[1], leaves[3]]
+    ours, reference = (
+        torch.autograd.grad(f(*leaves).abs().square().mean(), wanted) for f in (linear_scan, linear_scan_reference)
+    )
+    for got, expected in zip(ours, reference, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_hand_computed_reset():
+    decay = torch.tensor([0.5 + 0j])
+    inputs = torch.ones(4, 1, 1, dtype=torch.complex64)
+    starts = torch.tensor([[0], [0], [1], [0]])
+    states = linear_scan(decay, inputs, starts, torch.full((1, 1), 2 + 0j))
+    assert states[:, 0, 0].real.tolist() == [2.0, 2.0, 1.0, 1.5]
+
+
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_first_and_second_derivatives_are_exact(steps, per_row):
+    decay, inputs, starts, initial = make_case(steps, 3, 2, per_row=per_row)
+    leaves = tuple(t.requires_grad_() for t in (decay, inputs, initial))
+
+    def scan(decay, inputs, initial):
+        return linear_scan(decay, inputs, starts, initial)
+
+    assert torch.autograd.gradcheck(scan, leaves)
+    assert torch.autograd.gradgradcheck(scan, leaves)
+
+
+def inner_step_loss(parameter, inputs, targets, starts):
+    """A post-adaptation loss: one gradient step on decay, then the loss again."""
+
+    def loss(parameter):
+        return (linear_scan(parameter, inputs, starts) - targets).abs().square().mean()
+
+    return loss(parameter - 0.1 * grad(loss)(parameter))
+
+
+def test_vmapped_second_order_equals_the_loop_over_tasks():
+    tasks = 4
+    decay = make_case(1, 1, 3)[0].requires_grad_()
+    inputs, targets = (torch.randn(tasks, 6, 2, 3, dtype=torch.complex128) for _ in range(2))
+    starts = torch.rand(tasks, 6, 2) < 0.3
+    batched = vmap(inner_step_loss, (None, 0, 0, 0))(decay, inputs, targets, starts).mean()
+    looped = sum(inner_step_loss(decay, inputs[i], targets[i], starts[i]) for i in range(tasks)) / tasks
+    torch.testing.assert_close(
+        torch.autograd.grad(batched, decay)[0], torch.autograd.grad(looped, decay)[0], atol=1e-14, rtol=1e-12
+    )
+
+
+def test_vmap_over_a_decay_that_differs_by_task_at_any_batch_axis():
+    tasks = 3
+    decay = torch.stack([make_case(1, 1, 2, seed=i)[0] for i in range(tasks)])
+    inputs = torch.randn(5, 4, tasks, 2, dtype=torch.complex128)
+    batched = vmap(linear_scan, (0, 2), out_dims=2)(decay, inputs)
+    for task in range(tasks):
+        torch.testing.assert_close(batched[:, :, task], linear_scan_reference(decay[task], inputs[:, :, task]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"decay": torch.ones(4, dtype=torch.complex128)}, "decay"),
+        ({"inputs": torch.ones(0, 2, 3, dtype=torch.complex128)}, "T >= 1"),
+        ({"inputs": torch.ones(5, 2, 3, dtype=torch.float64)}, "complex dtype"),
+        ({"starts": torch.zeros(5, 3)}, "starts"),
+        ({"initial": torch.ones(3, 3, dtype=torch.complex128)}, "initial"),
+    ],
+)
+def test_wrong_shapes_and_types_are_one_line_errors(change, message):
+    decay, inputs, starts, initial = make_case(5, 2, 3)
+    arguments = {"decay": decay, "inputs": inputs, "starts": starts, "initial": initial} | change
+    with pytest.raises(UsageError, match=message) as error:
+        linear_scan(**arguments)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,237 @@
+"""StateSpaceModel against scipy's simulation of the same matrices, and against itself in other pieces."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy.linalg import solve_discrete_lyapunov
+from scipy.signal import dlsim
+
+from metarl.core.errors import UsageError
+from metarl.core.ssm import SSM, StateSpaceModel
+
+STRUCTURES = ("dense", "diagonal")
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+STATE, INPUTS, OUTPUTS = 6, 3, 2
+
+
+def make_model(structure, dtype=torch.float64, seed=0, sizes=(STATE, INPUTS, OUTPUTS)):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return StateSpaceModel(*sizes, structure=structure).to(dtype)
+
+
+def make_data(steps, rows, dtype=torch.float64, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(steps, rows, INPUTS, generator=generator, dtype=torch.float64).to(dtype)
+    state = torch.randn(rows, STATE, generator=generator, dtype=torch.float64).to(dtype)
+    starts = torch.rand(steps, rows, generator=generator) < 0.2
+    return inputs, state, starts
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_equals_scipys_simulation_of_its_matrices(structure, dtype):
+    model = make_model(structure, dtype)
+    inputs, state, _ = make_data(80, 4, dtype)
+    matrices = tuple(matrix.double().numpy() for matrix in model.matrices())
+    outputs, last = model(inputs, state)
+    for row in range(4):
+        driven = inputs[:, row].double().numpy()
+        _, expected, states = dlsim((*matrices, 1.0), driven, x0=state[row].double().numpy())
+        after = matrices[0] @ states[-1] + matrices[1] @ driven[-1]
+        np.testing.assert_allclose(outputs[:, row].detach(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+        np.testing.assert_allclose(last[row].detach(), after, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+def test_dense_matrices_are_the_parameters():
+    model = make_model("dense")
+    for matrix, parameter in zip(model.matrices(), (model.A, model.B, model.C, model.D), strict=True):
+        assert torch.equal(matrix, parameter)
+
+
+def test_a_hand_computed_dense_sequence():
+    model = make_model("dense", sizes=(1, 1, 1))
+    with torch.no_grad():
+        for parameter, value in ((model.A, 0.5), (model.B, 2.0), (model.C, 3.0), (model.D, 10.0)):
+            parameter.fill_(value)
+    inputs = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).view(3, 1, 1)
+    outputs, last = model(inputs, torch.full((1, 1), 4.0, dtype=torch.float64))
+    # x: 4, 0.5·4 + 2 = 4, 2, then 1 + 2 = 3;  y = 3 x + 10 u
+    assert outputs.flatten().tolist() == [22.0, 12.0, 16.0]
+    assert last.item() == 3.0
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_resets_at_different_times_equal_separate_runs(structure):
+    model = make_model(structure)
+    inputs, state, _ = make_data(20, 3)
+    starts = torch.zeros(20, 3, dtype=torch.bool)
+    begins = {0: [5, 6], 1: [0, 19], 2: []}
+    for row, times in begins.items():
+        starts[times, row] = True
+    outputs, last = model(inputs, state, starts)
+    for row, times in begins.items():
+        bounds = sorted({0, *times, 20})
+        for begin, end in itertools.pairwise(bounds):
+            initial = torch.zeros_like(state[:1]) if begin in times else state[row : row + 1]
+            piece, end_state = model(inputs[begin:end, row : row + 1], initial)
+            torch.testing.assert_close(outputs[begin:end, row : row + 1], piece, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(last[row : row + 1], end_state, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_stepping_equals_the_sequence_with_desynchronised_resets(structure):
+    model = make_model(structure)
+    inputs, state, starts = make_data(30, 5)
+    outputs, last = model(inputs, state, starts)
+    for coefficients in (None, model.coefficients()):
+        held = state
+        for time in range(30):
+            held = held * ~starts[time][:, None]
+            y, held = model.step(inputs[time], held, coefficients)
+            torch.testing.assert_close(y, outputs[time], atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(held, last, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_two_halves_with_the_state_carried_are_the_whole(structure):
+    model = make_model(structure)
+    inputs, state, starts = make_data(21, 4)
+    whole, last = model(inputs, state, starts)
+    first, middle = model(inputs[:8], state, starts[:8])
+    second, end = model(inputs[8:], middle, starts[8:])
+    torch.testing.assert_close(torch.cat([first, second]), whole, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(end, last, atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_no_state_is_the_hidden_state_at_the_start_which_is_zero(structure):
+    model = make_model(structure)
+    hidden = model.init_hidden(4)
+    assert hidden.shape == (4, STATE)
+    assert hidden.dtype == model.B.dtype
+    assert not hidden.any()
+    inputs, _, _ = make_data(5, 4)
+    assert torch.equal(model(inputs)[0], model(inputs, hidden)[0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_is_stable_at_initialisation(structure, seed):
+    transition = make_model(structure, torch.float32, seed, sizes=(64, 8, 8)).matrices()[0]
+    assert torch.linalg.eigvals(transition.double()).abs().max() < 1
+
+
+def test_diagonal_stays_stable_wherever_training_takes_it():
+    model = make_model("diagonal", sizes=(200, 2, 2))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in (model.log_rate, model.log_phase):
+            parameter.copy_(5 * torch.randn(100, generator=generator, dtype=torch.float64))
+    assert torch.linalg.eigvals(model.matrices()[0]).abs().max() < 1
+
+
+def test_diagonal_state_has_the_size_of_its_input_map_whatever_the_eigenvalue():
+    """Under white noise the stationary covariance P solves P = A P Aᵀ + B Bᵀ; a pair's share of its trace is ‖B‖²."""
+    model = make_model("diagonal")
+    transition, gain, _, _ = (matrix.numpy() for matrix in model.matrices())
+    variance = np.diag(solve_discrete_lyapunov(transition, gain @ gain.T)).reshape(-1, 2).sum(1)
+    expected = model.B.detach().square().view(STATE // 2, -1).sum(1)
+    np.testing.assert_allclose(variance, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_every_parameter_is_learnable(structure):
+    model = make_model(structure)
+    inputs, _, starts = make_data(10, 4)
+    model(inputs, None, starts)[0].square().mean().backward()
+    names = dict(model.named_parameters())
+    assert {"B", "C", "D"} < names.keys()
+    assert ({"A"} if structure == "dense" else {"log_rate", "log_phase"}) < names.keys()
+    for name, parameter in names.items():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().min() > 0, name
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_gradients_of_the_sequence_equal_those_of_the_steps(structure):
+    model = make_model(structure)
+    inputs, state, starts = make_data(12, 3)
+
+    def stepwise():
+        held, outputs = state, []
+        for time in range(12):
+            y, held = model.step(inputs[time], held * ~starts[time][:, None])
+            outputs.append(y)
+        return torch.stack(outputs)
+
+    parameters = list(model.parameters())
+    whole = torch.autograd.grad(model(inputs, state, starts)[0].square().sum(), parameters)
+    steps = torch.autograd.grad(stepwise().square().sum(), parameters)
+    for got, expected in zip(whole, steps, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_saved_model_comes_back_the_same(structure, dtype, tmp_path):
+    model = make_model(structure, dtype)
+    model.save(tmp_path / "model.safetensors")
+    loaded = StateSpaceModel.load(tmp_path / "model.safetensors")
+    assert loaded.structure == structure
+    inputs, state, starts = make_data(9, 2, dtype)
+    for got, expected in zip(loaded(inputs, state, starts), model(inputs, state, starts), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_loading_a_file_that_holds_something_else_says_so(tmp_path):
+    save_file({"B": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    with pytest.raises(UsageError, match=r"other\.safetensors holds no StateSpaceModel"):
+        StateSpaceModel.load(tmp_path / "other.safetensors")
+
+
+def test_the_short_name_is_the_same_class():
+    assert SSM is StateSpaceModel
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 1, 1), "dimensions >= 1"),
+        ((4, 1, 1, "sparse"), "dense, diagonal"),
+        ((5, 1, 1), "use 6"),
+    ],
+)
+def test_wrong_dimensions_are_one_line_errors(arguments, message):
+    with pytest.raises(UsageError, match=message) as error:
+        StateSpaceModel(*arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize(
+    ("inputs", "state", "message"),
+    [
+        ((0, 2, INPUTS), (2, STATE), "T >= 1"),
+        ((5, 2, INPUTS + 1), (2, STATE), "m = 3"),
+        ((5, INPUTS), (5, STATE), r"\[T, B, m\]"),
+        ((5, 2, INPUTS), (3, STATE), r"state \[B, n\] = \(2, 6\), got \(3, 6\)"),
+        ((5, 2, INPUTS), (2, STATE + 2), "got"),
+    ],
+)
+def test_wrong_shapes_are_one_line_errors(structure, inputs, state, message):
+    model = make_model(structure, torch.float32)
+    with pytest.raises(UsageError, match=message) as error:
+        model(torch.zeros(inputs), torch.zeros(state))
+    assert "\n" not in str(error.value)
+
+
+def test_a_step_takes_no_time_axis():
+    model = make_model("diagonal", torch.float32)
+    with pytest.raises(UsageError, match=r"\[B, m\]"):
+        model.step(torch.zeros(1, 2, INPUTS), torch.zeros(2, STATE))

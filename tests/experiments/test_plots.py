@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from metarl.core.errors import UsageError
+from metarl.experiments.plots import adaptation_curve, adaptation_table
+from metarl.experiments.statistics import summary
+
+BACKGROUND = 1.0
+BLUE, VERMILION = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+
+
+def result(
+    method: str = "ssm", gain: float = 12.0, shots: tuple[int, ...] = (0, 1, 5), success: bool = False, **changes: Any
+) -> dict[str, Any]:
+    """Results of 3 tasks and 4 repeats, with returns around -60 + gain * shot / (shot + 1)."""
+    noise = np.random.default_rng(len(method)).normal(0.0, 4.0, (len(shots), 4, 3))
+    scores = {
+        shot: np.array([-70.0, -60.0, -50.0]) + gain * shot / (shot + 1) + noise[index]
+        for index, shot in enumerate(shots)
+    }
+    succeeded = {kind: summary([[1.0, 1.0, 0.0]] * 4) for kind in ("any_step", "final_step")} if success else None
+    return {
+        "task_dist": "halfcheetah-vel",
+        "algo": "rl2",
+        "method": method,
+        "seeds": [0],
+        "protocol": "few-shot",
+        "shots": {
+            str(shot): {"return": summary(matrix), "success": succeeded, "episodes": 2 * shot, "gradient_steps": 0}
+            for shot, matrix in scores.items()
+        },
+        "tasks": [
+            {"id": 100 + column, "shots": {str(shot): {"return": list(m[:, column])} for shot, m in scores.items()}}
+            for column in range(3)
+        ],
+        "references": {"random": summary([[-310.0] * 3] * 4), "task_conditioned": summary([[-25.0] * 3] * 4)},
+        "task_split": {"train": [0, 1], "test": [100, 101, 102], "same_as_train": [], "distribution_seed": 0},
+        **changes,
+    }
+
+
+def text_of(results: list[dict[str, Any]]) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=140).print(adaptation_table(results))
+    return stream.getvalue()
+
+
+def share_of(picture: np.ndarray, colour: tuple[int, int, int]) -> float:
+    """Share of the pixels that have exactly this colour."""
+    return float((np.round(picture[..., :3] * 255) == colour).all(axis=-1).mean())
+
+
+def test_curve_is_a_picture_with_a_line_a_result(tmp_path: Path) -> None:
+    adaptation_curve(tmp_path / "one.png", [result()])
+    assert (tmp_path / "one.png").read_bytes().startswith(b"\x89PNG\r\n")
+    one = imread(tmp_path / "one.png")
+    assert one.shape[0] > 600
+    assert one.shape[1] > 1000
+    assert share_of(one, BLUE) > 1e-3
+    assert share_of(one, VERMILION) == 0
+    adaptation_curve(tmp_path / "two.png", [result(), result("gru", gain=4.0)])
+    two = imread(tmp_path / "two.png")
+    assert share_of(two, BLUE) > 1e-3
+    assert share_of(two, VERMILION) > 1e-3
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_curve_shows_the_interval_and_the_tasks(tmp_path: Path) -> None:
+    def ink(name: str, drawn: dict[str, Any]) -> float:
+        adaptation_curve(tmp_path / name, [drawn])
+        return float((imread(tmp_path / name)[..., :3] != BACKGROUND).any(axis=-1).mean())
+
+    plain = result()
+    wide = result()
+    for scores in wide["shots"].values():
+        scores["return"]["ci95"] = [-69.0, -45.0]
+    assert ink("wide.png", wide) > ink("plain.png", plain) + 0.05
+    without_middle = {**plain, "tasks": plain["tasks"][::2]}
+    assert ink("without.png", without_middle) < ink("plain.png", plain)
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        result(shots=(0,)),
+        result(references={}),
+        result(references={"random": None, "task_conditioned": None}),
+        result(references={"random": summary([[-60.0] * 3] * 4), "task_conditioned": summary([[-60.01] * 3] * 4)}),
+        result(references={"random": summary([[900.0] * 3] * 4), "task_conditioned": summary([[950.0] * 3] * 4)}),
+    ],
+    ids=["one shot", "no references", "null references", "references at one height", "references far above"],
+)
+def test_curve_of_odd_results(tmp_path: Path, drawn: dict[str, Any]) -> None:
+    adaptation_curve(tmp_path / "curve.png", [drawn])
+    assert share_of(imread(tmp_path / "curve.png"), BLUE) > 1e-4
+
+
+def test_curve_of_scores_without_spread(tmp_path: Path) -> None:
+    flat = result(references={"random": summary([[0.0]] * 4)})
+    for scores in flat["shots"].values():
+        scores["return"] = {"mean": 0.0, "iqm": 0.0, "ci95": [0.0, 0.0], "cvar05": 0.0}
+    flat["tasks"] = [{"id": 100, "shots": {shot: {"return": [0.0] * 4} for shot in flat["shots"]}}]
+    adaptation_curve(tmp_path / "curve.png", [flat])
+    assert share_of(imread(tmp_path / "curve.png"), BLUE) > 1e-4
+
+
+def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
+    adaptation_curve(tmp_path / "curve.png", [result()])
+    assert plt.get_fignums() == []
+
+
+def test_table_has_the_numbers() -> None:
+    run = result(success=True)
+    run["shots"]["5"]["return"] = {"mean": -49.46, "iqm": -48.0, "ci95": [-51.25, -9.876], "cvar05": -1234.5}
+    text = text_of([run])
+    assert "halfcheetah-vel · rl2 · ssm" in text
+    assert "3 held-out tasks, 4 repeats each" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("│ 5 ")]
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["5", "10", "-49.5", "[-51.2, -9.88]", "-48.0", "-1,234", "67%"]
+    lines = [line for line in text.splitlines() if "policy" in line]
+    assert "-310.0" in lines[0]
+    assert "-25.0" in lines[1]
+
+
+def test_table_of_several_results_names_them() -> None:
+    text = text_of([result("ssm"), result("gru")])
+    assert "halfcheetah-vel · rl2 " in text
+    assert text.count("│ ssm ") == text.count("│ gru ") == 3
+    assert "success" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "labels"),
+    [
+        ({"algo": "maml"}, ("rl2 ssm", "maml ssm")),
+        ({"seeds": [1]}, ("rl2 ssm [0]", "rl2 ssm [1]")),
+    ],
+)
+def test_results_of_one_method_are_told_apart(changes: dict[str, Any], labels: tuple[str, str]) -> None:
+    text = text_of([result(), result(**changes)])
+    assert all(text.count(f"│ {label} ") == 3 for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("seen", "said"),
+    [([], "3 held-out tasks,"), ([101], "3 test tasks (1 also trained on),"), ([100, 101, 102], "(also trained on),")],
+)
+def test_tasks_that_were_trained_on_are_not_called_held_out(seen: list[int], said: str) -> None:
+    run = result()
+    run["task_split"]["same_as_train"] = seen
+    assert said in text_of([run])
+
+
+def test_results_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="one task distribution go together, got ant-dir, halfcheetah-vel"):
+        adaptation_curve(tmp_path / "curve.png", [result(), result(task_dist="ant-dir")])
+    with pytest.raises(UsageError, match="got no results"):
+        adaptation_table([])
+    other = result()
+    other["task_split"] = {**other["task_split"], "test": [100]}
+    with pytest.raises(UsageError, match="the same test tasks"):
+        adaptation_table([result(), other])
+    assert not list(tmp_path.iterdir())

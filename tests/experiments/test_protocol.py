@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from metarl.core.errors import UsageError
+from metarl.core.task import Task
+from metarl.env_runner.trial import run_trial
+from metarl.experiments.protocol import Protocol, check_disjoint, evaluate, reference_lines, row_tasks
+from metarl.experiments.statistics import summary
+from metarl.tasks import make_tasks
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shots"),
+    [
+        (Protocol("few-shot", (10, 1, 5)), (0, 1, 5, 10)),
+        (Protocol("few-shot", (2, 2)), (0, 2)),
+        (Protocol("zero-shot"), (0,)),
+        (Protocol("standard"), (0, 1)),
+        (replace(Protocol("few-shot", (3,)), repeats=9), (0, 3)),
+    ],
+)
+def test_shots_of_each_protocol(protocol: Protocol, shots: tuple[int, ...]) -> None:
+    assert protocol.shots == shots
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "fewshot"}, "unknown protocol 'fewshot': choose from few-shot, .*did you mean 'few-shot'"),
+        ({"name": "few-shot", "few_shot": (1, -1)}, "--few-shot takes integers >= 1.*got 1 -1"),
+        ({"name": "few-shot", "few_shot": (0,)}, "--few-shot takes integers >= 1.*got 0"),
+        ({"name": "few-shot"}, "--few-shot takes integers >= 1.*got nothing"),
+        ({"name": "zero-shot", "few_shot": (1,)}, "only the few-shot protocol takes shots"),
+        ({"episodes": 0}, "episodes of an evaluation is at least 1, got 0"),
+        ({"repeats": 1}, "repeats of an evaluation is at least 2, got 1"),
+        ({"seed": -1}, "seed of an evaluation is at least 0, got -1"),
+    ],
+)
+def test_bad_protocols_are_one_line(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        Protocol(**arguments)
+    assert "\n" not in str(error.value)
+
+
+def test_scores_by_hand(bonus_family, scripted_agent) -> None:
+    family = bonus_family()
+    evaluation = evaluate(scripted_agent, family, family.test, Protocol("few-shot", (3,), repeats=2))
+    assert [shot.shot for shot in evaluation.shots] == [0, 3]
+    # bonus * length * number of adaptations: 1 * 3 * k, -2 * 1 * k, 5 * 2 * k.
+    np.testing.assert_array_equal(evaluation.shots[0].returns, [[0.0, 0.0, 0.0]] * 2)
+    np.testing.assert_array_equal(evaluation.shots[1].returns, [[9.0, -6.0, 30.0]] * 2)
+    # The second step succeeds; it is there in the tasks of 3 and 2 steps, and the last one in the task of 2.
+    np.testing.assert_array_equal(evaluation.shots[1].success, [[1.0, 0.0, 1.0]] * 2)
+    np.testing.assert_array_equal(evaluation.shots[1].final_success, [[0.0, 0.0, 1.0]] * 2)
+    assert [(shot.episodes, shot.gradient_steps) for shot in evaluation.shots] == [(0, 0), (3, 6)]
+    # 4 rounds, 2 repeats, 3 + 1 + 2 steps.
+    assert evaluation.env_steps == 4 * 2 * 6
+    assert evaluation.unstable_rows == 0
+
+
+def test_a_score_is_the_mean_of_a_rounds_episodes(bonus_family, scripted_agent) -> None:
+    family = bonus_family(luck=1.0)
+    protocol = Protocol("zero-shot", episodes=3, repeats=2, seed=6)
+    (shot,) = evaluate(scripted_agent, family, family.test, protocol).shots
+    rows = row_tasks(family.test, protocol)
+    with closing(family.make_env(rows, seed=6)) as env:
+        episodes = np.array(run_trial(scripted_agent, env, rows, episodes=3, seed=6).returns[0])
+    assert episodes.shape == (6, 3)
+    np.testing.assert_allclose(shot.returns, [episodes[:3].mean(axis=1), episodes[3:].mean(axis=1)])
+    np.testing.assert_array_equal(shot.success, [[1.0, 0.0, 1.0]] * 2)
+
+
+def test_experience_before_a_shot_counts_episodes(bonus_family, scripted_agent) -> None:
+    family = bonus_family()
+    evaluation = evaluate(scripted_agent, family, family.test, Protocol("few-shot", (2,), episodes=3, repeats=2))
+    assert [shot.episodes for shot in evaluation.shots] == [0, 6]
+    np.testing.assert_array_equal(evaluation.shots[1].returns, [[6.0, -4.0, 20.0]] * 2)
+
+
+def test_repeats_differ_by_their_worlds_and_equal_seeds_measure_the_same(bonus_family, scripted_agent) -> None:
+    family = bonus_family(luck=1.0)
+    protocol = Protocol("few-shot", (1,), repeats=3, seed=4)
+    first, again = (evaluate(scripted_agent, family, family.test, protocol) for _ in range(2))
+    for one, other in zip(first.shots, again.shots, strict=True):
+        np.testing.assert_array_equal(one.returns, other.returns)
+    assert len(np.unique(first.shots[0].returns)) == 9
+    other_seed = evaluate(scripted_agent, family, family.test, replace(protocol, seed=5))
+    assert not np.array_equal(other_seed.shots[0].returns, first.shots[0].returns)
+
+
+def test_evaluation_leaves_the_agent_untouched(bonus_family, scripted_agent) -> None:
+    family = bonus_family()
+    scripted_agent.explore, scripted_agent.training = True, False
+    before = {name: tensor.clone() for name, tensor in scripted_agent.state_dict().items()}
+    evaluate(scripted_agent, family, family.test, Protocol("standard", repeats=2))
+    assert scripted_agent.flags_seen == {(False, False)}
+    assert (scripted_agent.explore, scripted_agent.training) == (True, False)
+    after = scripted_agent.state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), name
+    assert all(world.closed for world in family.opened)
+
+
+def test_an_interrupted_evaluation_leaves_the_agent_untouched(bonus_family, scripted_agent) -> None:
+    family = bonus_family()
+
+    def interrupt(begun: int, rounds: int) -> None:
+        if begun == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(scripted_agent, family, family.test, Protocol("standard", repeats=2), interrupt)
+    assert scripted_agent.flags_seen
+    assert (scripted_agent.explore, scripted_agent.training) == (True, True)
+    assert scripted_agent.state_dict()["noise"] == 0
+    assert all(world.closed for world in family.opened)
+
+
+def test_progress_counts_rounds_and_changes_nothing(bonus_family, scripted_agent) -> None:
+    family = bonus_family(luck=1.0)
+    protocol = Protocol("few-shot", (2,), repeats=2)
+    reported: list[tuple[int, int]] = []
+    watched = evaluate(
+        scripted_agent, family, family.test, protocol, lambda begun, rounds: reported.append((begun, rounds))
+    )
+    assert reported == [(1, 3), (2, 3), (3, 3)]
+    plain = evaluate(scripted_agent, family, family.test, protocol)
+    for one, other in zip(watched.shots, plain.shots, strict=True):
+        np.testing.assert_array_equal(one.returns, other.returns)
+
+
+def test_rows_are_all_tasks_repeated() -> None:
+    tasks = [Task(5, {}), Task(9, {})]
+    assert [task.id for task in row_tasks(tasks, Protocol(repeats=3))] == [5, 9, 5, 9, 5, 9]
+
+
+def test_overlapping_tasks_are_refused() -> None:
+    tasks = [Task(id, {}) for id in range(5)]
+    check_disjoint(tasks[:3], tasks[3:])
+    with pytest.raises(UsageError, match=r"overlap in ids \[1, 2\]"):
+        check_disjoint(tasks[:3], tasks[1:])
+
+
+def test_no_task_and_a_task_twice_are_refused(bonus_family, scripted_agent) -> None:
+    family = bonus_family()
+    with pytest.raises(UsageError, match="at least one test task"):
+        evaluate(scripted_agent, family, [], Protocol())
+    with pytest.raises(UsageError, match=r"got ids \[101\] more than once"):
+        evaluate(scripted_agent, family, [family.test[1], family.test[0], family.test[1]], Protocol())
+    with pytest.raises(UsageError, match="at least one test task"):
+        reference_lines(family, [], Protocol())
+
+
+def test_reference_lines_by_hand(bonus_family) -> None:
+    family = bonus_family()
+    lines = reference_lines(family, family.test, Protocol("few-shot", (5,), repeats=4))
+    # The oracle takes action 7: returns 1 * 3 * 7, -2 * 1 * 7, 5 * 2 * 7.
+    assert lines["task_conditioned"] == summary([[21.0, -14.0, 70.0]] * 4)
+    # Random actions are uniform on [0, 10]: the expected returns are 15, -10 and 50. A task of n steps has the standard
+    # deviation bonus * sqrt(n / 12) * 10, so the mean over tasks of 4 repeats one of 3.6; six of them are allowed.
+    assert lines["random"] is not None
+    assert lines["random"]["mean"] == pytest.approx(55 / 3, abs=6 * 3.6)
+    assert lines["random"]["ci95"][0] < lines["random"]["ci95"][1]
+    assert all(world.closed for world in family.opened)
+
+
+def test_reference_lines_of_point_goal_are_its_optimum() -> None:
+    family = make_tasks("point-goal", num_test=5)
+    lines = reference_lines(family, family.test, Protocol(repeats=2))
+    # Each axis closes in by 0.1 a step and then stays: the best return is the sum of the distances left.
+    steps = 0.1 * np.arange(1, family.max_episode_steps + 1)[:, None]
+    best = [-np.hypot(*np.maximum(np.abs(task["goal"]) - steps, 0).T).sum() for task in family.test]
+    assert lines["task_conditioned"]["mean"] == pytest.approx(np.mean(best), abs=1e-4)
+    assert lines["random"]["mean"] < 2 * lines["task_conditioned"]["mean"]
+
+
+def test_reference_lines_of_the_bandit_are_its_means() -> None:
+    family = make_tasks("bandit", num_test=20)
+    lines = reference_lines(family, family.test, Protocol(repeats=10))
+    means = np.array([task["means"] for task in family.test])
+    # 100 pulls; a pull's deviation is at most 0.5, so that of the mean over 20 tasks and 10 repeats at most 0.36.
+    assert lines["random"]["mean"] == pytest.approx(100 * means.mean(), abs=5 * 0.36)
+    assert lines["task_conditioned"]["mean"] == pytest.approx(100 * means.max(axis=1).mean(), abs=5 * 0.36)
+
+
+def test_reference_lines_repeat_and_follow_the_seed(bonus_family) -> None:
+    family = bonus_family(oracle=False)
+    lines, again, other = (reference_lines(family, family.test, Protocol(seed=seed)) for seed in (1, 1, 2))
+    assert lines == again
+    assert lines["random"] != other["random"]
+    assert lines["task_conditioned"] is None

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metarl.core.errors import UsageError
+from metarl.core.task import Task
+from metarl.experiments.files import write_json
+from metarl.experiments.protocol import Protocol, evaluate, reference_lines
+from metarl.experiments.results import load_results, reference_from_run, results
+from metarl.experiments.statistics import summary
+
+SUMMARY = {"mean", "iqm", "ci95", "cvar05"}
+
+
+def measure(family, agent, tasks=None, train=None) -> dict[str, Any]:
+    tasks = family.test if tasks is None else tasks
+    protocol = Protocol("few-shot", (1, 3), repeats=2)
+    return results(
+        evaluate(agent, family, tasks, protocol),
+        distribution=family,
+        train_tasks=family.train if train is None else train,
+        algo="scripted",
+        method="none",
+        seeds=[8],
+        references=reference_lines(family, tasks, protocol),
+        env_steps=1200,
+        wall_seconds=3.5,
+        command="metarl run",
+    )
+
+
+def test_results_have_exactly_the_documented_fields(bonus_family, scripted_agent) -> None:
+    run = measure(bonus_family(), scripted_agent)
+    assert set(run) == {
+        *("task_dist", "algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split"),
+        *("env_steps", "wall_seconds", "versions", "command"),
+    }
+    assert list(run["shots"]) == ["0", "1", "3"]
+    for shot in run["shots"].values():
+        assert set(shot) == {"return", "success", "episodes", "gradient_steps"}
+        assert set(shot["return"]) == set(shot["success"]["any_step"]) == set(shot["success"]["final_step"]) == SUMMARY
+    assert set(run["references"]) == {"random", "task_conditioned"}
+    assert set(run["references"]["random"]) == SUMMARY
+
+
+def test_results_by_hand(bonus_family, scripted_agent) -> None:
+    run = measure(bonus_family(), scripted_agent)
+    assert {key: run[key] for key in ("task_dist", "algo", "method", "seeds", "protocol", "command")} == {
+        "task_dist": "bonus",
+        "algo": "scripted",
+        "method": "none",
+        "seeds": [8],
+        "protocol": "few-shot",
+        "command": "metarl run",
+    }
+    assert (run["env_steps"], run["wall_seconds"]) == (1200, 3.5)
+    assert run["shots"]["3"] == {
+        # Task returns 9, -6 and 30, twice: sorted -6 | -6 9 9 30 | 30 for the IQM; the worst task has -6.
+        "return": {"mean": 11.0, "iqm": 10.5, "ci95": [11.0, 11.0], "cvar05": -6.0},
+        "success": {"any_step": summary([[1, 0, 1]] * 2), "final_step": summary([[0, 0, 1]] * 2)},
+        "episodes": 3,
+        "gradient_steps": 6,
+    }
+    assert run["tasks"][0] == {
+        "id": 100,
+        "params": {"bonus": 1.0, "length": 3},
+        "shots": {
+            shot: {"return": [score] * 2, "success": {"any_step": [1.0, 1.0], "final_step": [0.0, 0.0]}}
+            for shot, score in (("0", 0.0), ("1", 3.0), ("3", 9.0))
+        },
+    }
+    # Test task 102 has the parameters of train task 1.
+    assert run["task_split"] == {
+        "train": [0, 1],
+        "test": [100, 101, 102],
+        "same_as_train": [102],
+        "distribution_seed": 3,
+    }
+    assert run["versions"]["torch"] == version("torch")
+    assert run["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+
+
+def test_results_are_json_as_they_stand(bonus_family, scripted_agent) -> None:
+    run = measure(bonus_family(oracle=False), scripted_agent)
+    assert run["references"]["task_conditioned"] is None
+    assert json.loads(json.dumps(run, allow_nan=False)) == run
+
+
+def test_vectors_become_lists_and_missing_success_null(bonus_family, scripted_agent, monkeypatch) -> None:
+    family = bonus_family()
+    world = type(family._make_env())
+
+    def step_without_success(self, action, step=world.step):
+        return (*step(self, action)[:4], {})
+
+    monkeypatch.setattr(world, "step", step_without_success)
+    run = measure(family, scripted_agent, tasks=[Task(100, {"bonus": 1.0, "length": 1, "goal": (0.5, 2.0)})])
+    assert run["tasks"][0]["params"] == {"bonus": 1.0, "length": 1, "goal": [0.5, 2.0]}
+    assert run["shots"]["0"]["success"] is None
+    assert run["tasks"][0]["shots"]["0"] == {"return": [0.0, 0.0], "success": None}
+
+
+def test_results_on_train_tasks_are_refused(bonus_family, scripted_agent) -> None:
+    family = bonus_family()
+    with pytest.raises(UsageError, match=r"overlap in ids \[101\]"):
+        measure(family, scripted_agent, train=[*family.train, family.test[1]])
+
+
+def test_reference_from_a_run_is_its_shot_0(bonus_family, scripted_agent, tmp_path: Path) -> None:
+    family = bonus_family(luck=1.0)
+    run = measure(family, scripted_agent)
+    write_json(tmp_path / "results.json", run)
+    for path in (tmp_path, str(tmp_path / "results.json")):
+        assert reference_from_run(path, family, family.test) == run["shots"]["0"]["return"]
+
+
+def test_reference_on_other_tasks_is_refused(bonus_family, scripted_agent, tmp_path: Path) -> None:
+    family = bonus_family()
+    run = measure(family, scripted_agent)
+    write_json(tmp_path / "results.json", run)
+    with pytest.raises(UsageError, match=r"other test tasks \(ids \[100, 101, 102\]\)"):
+        reference_from_run(tmp_path, family, family.test[:2])
+    moved = [Task(task.id, {**task.params, "bonus": 0.0}) for task in family.test]
+    with pytest.raises(UsageError, match="other test tasks"):
+        reference_from_run(tmp_path, family, moved)
+    write_json(tmp_path / "results.json", {**run, "task_dist": "ant-dir"})
+    with pytest.raises(UsageError, match="is a run on 'ant-dir': give one on 'bonus'"):
+        reference_from_run(tmp_path, family, family.test)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read .*results.json: No such file or directory"),
+        ("{", "results.json is not JSON"),
+        ("[]", "is not a result of this package"),
+        ('{"task_dist": "bonus"}', "is not a result of this package"),
+    ],
+)
+def test_broken_results_are_one_line(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "results.json").write_text(content)
+    with pytest.raises(UsageError, match=message) as error:
+        load_results(tmp_path)
+    assert "\n" not in str(error.value)

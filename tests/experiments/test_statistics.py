@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from metarl.core.errors import UsageError
+from metarl.experiments.statistics import cvar, iqm, mean, stratified_bootstrap_ci, summary
+
+
+def test_mean_averages_repeats_and_tasks_and_keeps_leading_axes() -> None:
+    scores = np.array([[[1.0, 2.0], [3.0, 6.0]], [[0.0, 0.0], [0.0, 4.0]]])
+    assert mean(scores).tolist() == [3.0, 1.0]
+
+
+def test_iqm_drops_a_quarter_of_all_scores_at_each_end() -> None:
+    scores = np.array([[100.0, 1.0, 2.0, 3.0], [4.0, -50.0, 5.0, 6.0]])
+    # Sorted: -50 1 | 2 3 4 5 | 6 100.
+    assert iqm(scores) == 3.5
+
+
+def test_iqm_cuts_whole_scores_only() -> None:
+    # 5 scores: floor(1.25) = 1 is cut at each end.
+    assert iqm(np.array([[-9.0, 1.0, 2.0, 6.0, 99.0]])) == 3.0
+    assert iqm(np.array([[1.0, 2.0, 9.0]])) == 4.0
+
+
+def test_iqm_keeps_leading_axes() -> None:
+    scores = np.stack([np.arange(8.0).reshape(2, 4), np.arange(8.0, 16.0).reshape(2, 4)])
+    assert iqm(scores).tolist() == [3.5, 11.5]
+
+
+@pytest.mark.parametrize(
+    ("num_tasks", "alpha", "expected"),
+    [
+        (30, 0.05, 0.5),  # ceil(1.5) = 2 tasks: (0 + 1) / 2
+        (20, 0.05, 0.0),  # exactly 1 task
+        (3, 0.05, 0.0),  # never fewer than 1
+        (100, 0.07, 3.0),  # 7 tasks, although 0.07 * 100 = 7.000000000000001
+        (4, 1.0, 1.5),  # all
+    ],
+)
+def test_cvar_is_the_mean_of_the_worst_tasks(num_tasks: int, alpha: float, expected: float) -> None:
+    means = np.random.default_rng(0).permutation(num_tasks).astype(float)
+    assert cvar(means, alpha) == expected
+
+
+@pytest.mark.parametrize(("means", "alpha"), [([], 0.05), ([[1.0]], 0.05), ([1.0], 0.0), ([1.0], 1.5)])
+def test_cvar_refuses_what_has_no_worst_tasks(means: list[float], alpha: float) -> None:
+    with pytest.raises(UsageError, match="cvar"):
+        cvar(means, alpha)
+
+
+def test_two_repeats_give_the_interval_that_can_be_enumerated() -> None:
+    # One draw a task from {0, 1}, from {0, 10} and from {0, 100}: the resampled means are (0, 1, 10, 11, 100, 101, 110,
+    # 111) / 3, equally likely; both 2.5 % quantiles fall on an extreme.
+    low, high = stratified_bootstrap_ci([[0.0, 10.0, 0.0], [1.0, 0.0, 100.0]])
+    assert (low, high) == pytest.approx((0.0, 37.0))
+    # A quarter of them lies below 10 / 3, and a quarter above 101 / 3: 50 % end between two neighbouring values.
+    low, high = stratified_bootstrap_ci([[0.0, 10.0, 0.0], [1.0, 0.0, 100.0]], level=0.5)
+    assert low * 3 in (pytest.approx(1.0), pytest.approx(10.0))
+    assert high * 3 in (pytest.approx(101.0), pytest.approx(110.0))
+
+
+def test_only_repeats_are_resampled_not_tasks() -> None:
+    # The tasks are worlds apart, yet each always scores the same: measured again, the mean would be the same.
+    assert stratified_bootstrap_ci([[-1000.0, 0.0, 1000.0]] * 4) == (0.0, 0.0)
+
+
+def test_bootstrap_variance_of_the_mean_is_that_of_the_standard_error() -> None:
+    scores = np.random.default_rng(1).normal(size=(4, 30))
+    seen = []
+
+    def spy(resampled: np.ndarray) -> np.ndarray:
+        seen.append(mean(resampled))
+        return seen[-1]
+
+    stratified_bootstrap_ci(scores, spy, resamples=20_000)
+    # Var(mean) = sum over tasks of s^2 / (repeats * tasks^2) with the unbiased s^2.
+    expected = (scores.var(axis=0, ddof=1) / 4).sum() / 30**2
+    assert seen[0].var() == pytest.approx(expected, rel=0.04)
+
+
+@pytest.mark.parametrize("repeats", [4, 10])
+def test_interval_covers_the_true_mean_as_often_as_it_says(repeats: int) -> None:
+    generator = np.random.default_rng(2)
+    task_means = generator.normal(0.0, 5.0, 30)
+    experiments = 400
+    covered = 0
+    for _ in range(experiments):
+        scores = task_means + generator.normal(size=(repeats, 30))
+        low, high = stratified_bootstrap_ci(scores, resamples=500)
+        covered += low <= task_means.mean() <= high
+    # Standard error of the measured coverage: sqrt(0.95 * 0.05 / 400) = 1.1 %. Drawing R of R = 4 would cover 91 %.
+    assert 0.92 <= covered / experiments <= 0.98
+
+
+def test_interval_depends_on_the_seed_alone() -> None:
+    scores = np.random.default_rng(3).normal(size=(4, 5))
+    np.random.seed(0)  # noqa: NPY002
+    first = stratified_bootstrap_ci(scores, iqm, seed=7)
+    np.random.seed(1)  # noqa: NPY002
+    assert stratified_bootstrap_ci(scores, iqm, seed=7) == first
+    assert stratified_bootstrap_ci(scores, iqm, seed=8) != first
+
+
+def test_wider_level_gives_a_wider_interval() -> None:
+    scores = np.random.default_rng(4).normal(size=(4, 5))
+    narrow, wide = (stratified_bootstrap_ci(scores, level=level) for level in (0.5, 0.95))
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "arguments", "message"),
+    [
+        ([[1.0, 2.0]], {}, "at least 2 repeats a task, got 1"),
+        ([1.0, 2.0], {}, r"\[repeats, tasks\].*got shape \(2,\)"),
+        (np.empty((2, 0)), {}, "not empty"),
+        ([[1.0, 2.0], [1.0, np.nan]], {}, "got nan in repeat 1 of task column 1"),
+        ([[1.0], [2.0]], {"level": 1.0}, "between 0 and 1"),
+        ([[1.0], [2.0]], {"resamples": 0}, "at least 1 resample"),
+        ([[1.0], [2.0]], {"statistic": np.mean}, r"\[resamples, repeats, tasks\] to \[2000\]"),
+    ],
+)
+def test_interval_refuses_what_it_would_lie_about(scores: object, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        stratified_bootstrap_ci(scores, **arguments)
+
+
+def test_summary_by_hand() -> None:
+    scores = np.array([[0.0, 8.0], [2.0, 8.0]])
+    result = summary(scores)
+    # Task means 1 and 8; the four scores sorted 0 | 2 8 | 8; one draw a task gives (0 or 2 + 8) / 2.
+    assert result == {"mean": 4.5, "iqm": 5.0, "ci95": [4.0, 5.0], "cvar05": 1.0}
+    assert [type(value) for value in result.values()] == [float, float, list, float]

@@ -1,0 +1,147 @@
+"""Every benchmark runs at a tiny size, and the numbers it writes agree with each other. No speed is asserted."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from metarl.env_runner.mujoco_batch import MujocoBatch
+from metarl.tasks.registry import make_tasks
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SECONDS = 120
+# Thread pools that spin at barriers make tiny work slow where other tests have the cores.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+
+
+def run_benchmark(script: str, folder: Path, *flags: str) -> dict[str, Any]:
+    """The JSON report of a benchmark, run as a user runs it."""
+    out = folder / "reports" / "report.json"
+    command = [sys.executable, str(BENCHMARKS / script), *flags, "--out", str(out)]
+    environment = {**os.environ, **ONE_THREAD}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    report: dict[str, Any] = json.loads(out.read_text())
+    assert set(report) == {"name", "rows", "notes", "versions", "hardware"}
+    assert {"python", "torch", "numpy"} <= set(report["versions"])
+    assert report["hardware"]["cores"] >= 1
+    header = "| " + " | ".join(report["rows"][0]) + " |"
+    assert header in done.stdout.splitlines()
+    assert [path.name for path in folder.iterdir()] == ["reports"]
+    return report
+
+
+def test_memory(tmp_path: Path) -> None:
+    rows = run_benchmark("memory.py", tmp_path, "--quick")["rows"]
+    ours = ["ssm", "StateSpaceModel"]
+    peers = ["nn.LSTM", "nn.GRU", "transformer"]
+    learning = {*ours, "linear_scan", "matmuls", *peers}
+    stepping = {*ours, "matmuls", *peers, "nn.LSTMCell", "nn.GRUCell"}
+    by_work: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_work.setdefault((row["work"], row["T"]), {})[row["side"]] = row
+    assert {work: set(sides) for work, sides in by_work.items()} == {
+        ("forward and backward", 8): learning,
+        ("forward and backward", 16): learning,
+        ("one step", 1): stepping,
+    }
+    # A quick run takes one turn, so that the median of the ratios is the ratio of the medians.
+    for sides in by_work.values():
+        for row in sides.values():
+            assert row["ms"] > 0
+            assert row["this / matmuls"] == pytest.approx(row["ms"] / sides["matmuls"]["ms"])
+            for peer in peers:
+                assert row[f"{peer} / this"] == pytest.approx(sides[peer]["ms"] / row["ms"])
+
+
+def test_end_to_end(tmp_path: Path) -> None:
+    report = run_benchmark("end_to_end.py", tmp_path, "--quick")
+    sides = [(row["side"], row["rows"]) for row in report["rows"]]
+    has_peer = find_spec("sb3_contrib") is not None
+    peers = [("RecurrentPPO", 8), ("RecurrentPPO", 2)] if has_peer else []
+    assert sides == [("metarl RL2", 8), ("physics limit", 8), *peers]
+    # One line says why the peer is not there, or with which versions it ran.
+    mentions = "ran with" if has_peer else "is missing"
+    assert sum(note.startswith(f"RecurrentPPO {mentions}") for note in report["notes"]) == 1
+    ours, limit = report["rows"][:2]
+    for row in report["rows"]:
+        phases = ("simulate",) if row is limit else ("act", "simulate", "observe", "learn", "rest")
+        assert all(row[f"{phase} s"] > 0 for phase in phases)
+        assert sum(row[f"{phase} s"] for phase in phases) == pytest.approx(20 * row["rows"] / row["env-steps/s"])
+        assert sum(row[f"{phase} %"] for phase in phases) == pytest.approx(100)
+        assert row["this / limit"] == pytest.approx(row["env-steps/s"] / limit["env-steps/s"])
+        assert row["ours / this"] == pytest.approx(ours["env-steps/s"] / row["env-steps/s"])
+    assert limit["learn s"] is None
+
+
+def test_worlds(tmp_path: Path) -> None:
+    flags = ("--worlds", "halfcheetah-vel", "--rows", "2", "--steps", "5", "--repeats", "1")
+    (row,) = run_benchmark("worlds.py", tmp_path, *flags)["rows"]
+    assert (row["worlds"], row["rows"]) == ("halfcheetah-vel", 2)
+    present = ["limit", "Gymnasium sync", "Gymnasium async"] + (["EnvPool"] if find_spec("envpool") else [])
+    for side in present:
+        assert row[f"ours / {side}"] == pytest.approx(row["ours"] / row[side])
+    assert (row["EnvPool"] is None) == ("EnvPool" not in present)
+
+
+def test_peer_world_pays_what_ours_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sb3_contrib")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    peer = importlib.import_module("recurrent_ppo")
+    tasks = make_tasks("halfcheetah-vel").train[:1]
+    ours = cast("MujocoBatch", make_tasks("halfcheetah-vel").make_env(tasks))
+    ours.reset(seed=0)
+    theirs = peer.make_world(tasks[0]["velocity"], control_cost=0.05, horizon=3)
+    theirs.reset(seed=0)
+    theirs.unwrapped.set_state(ours.qpos[0], ours.qvel[0])
+    generator = np.random.default_rng(0)
+    for step in range(3):
+        action = generator.uniform(-1, 1, 6).astype(np.float32)
+        observation, reward, terminated, truncated, _ = theirs.step(action)
+        our_observation, our_reward, *_ = ours.step(action[None])
+        np.testing.assert_allclose(observation, our_observation[0], rtol=1e-5, atol=1e-6)
+        assert reward == pytest.approx(our_reward[0], rel=1e-5)
+        assert (terminated, truncated) == (False, step == 2)
+
+
+def test_clock_counts_time_once_and_for_the_innermost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    clock = importlib.import_module("clock")
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    class Loop:
+        def outer(self) -> None:
+            wait(1)
+            self.inner()
+            wait(2)
+
+        def inner(self) -> None:
+            wait(5)
+
+        def run(self) -> None:
+            wait(10)
+            self.outer()
+            self.inner()
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    loop, watch = Loop(), clock.PhaseClock()
+    watch.watch(loop, "outer", "act")
+    watch.watch(loop, "inner", "learn")
+    for _ in range(2):
+        assert watch.split(loop.run) == {"act": 3, "learn": 10, "rest": 10}

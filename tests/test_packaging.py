@@ -1,0 +1,172 @@
+"""What an install brings: the wheel claims one name, the editable install also the names in compat/."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Sequence
+from email.parser import Parser
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+
+PUBLIC_NAMES = (
+    "core.agent",
+    "core.coordinator",
+    "core.ssm",
+    "meta_rl.meta_maml",
+    "meta_rl.maml_agent",
+    "adaptation.test_time_adaptation",
+    "adaptation.adaptation_agent",
+    "env_runner.environment",
+)
+"""Module names promised outside the package, each from the day that its module exists."""
+
+
+def run_python(python: Path | str, *arguments: str, cwd: Path, path: Sequence[Path] = ()) -> str:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
+    done = subprocess.run(
+        [str(python), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", str(folder))
+    run_python(sys.executable, "-m", "pip", "wheel", *options, str(ROOT), cwd=folder)
+    (built,) = folder.glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+@pytest.fixture(scope="module")
+def editable_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a fresh environment with an editable install; all else it borrows from the running one."""
+    folder = tmp_path_factory.mktemp("editable")
+    builder = venv.EnvBuilder(symlinks=os.name != "nt")
+    python = Path(builder.ensure_directories(folder).env_exe)
+    builder.create(folder)
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site_packages = Path(run_python(python, "-c", where, cwd=folder).strip())
+    # A .pth file inside a folder named by another .pth file is not read: the borrowed packages are visible, the
+    # editable install of the environment that runs the tests is not.
+    borrowed = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    (site_packages / "borrowed.pth").write_text("\n".join(borrowed))
+    options = ("--no-build-isolation", "--no-deps", "--no-index", "--ignore-installed")
+    run_python(python, "-m", "pip", "install", *options, "--editable", str(ROOT), cwd=folder)
+    return python
+
+
+def requirements(wheel: zipfile.ZipFile) -> list[Requirement]:
+    (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    fields = Parser().parsestr(wheel.read(name).decode())
+    return [Requirement(line) for line in fields.get_all("Requires-Dist")]
+
+
+def test_wheel_holds_only_metarl(wheel: zipfile.ZipFile) -> None:
+    top_level = {name.split("/")[0] for name in wheel.namelist()}
+    assert {name for name in top_level if not name.endswith(".dist-info")} == {"metarl"}
+
+
+def test_wheel_ships_types_license_and_command(wheel: zipfile.ZipFile) -> None:
+    names = wheel.namelist()
+    assert "metarl/py.typed" in names
+    assert any(name.endswith("/LICENSE") for name in names)
+    (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
+    assert "metarl = metarl.cli:main" in wheel.read(entry_points).decode()
+
+
+def test_compat_holds_every_public_name_that_exists() -> None:
+    compat = ROOT / "compat"
+    re_exported = {
+        ".".join(path.relative_to(compat).with_suffix("").parts)
+        for path in compat.rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    built = {name for name in PUBLIC_NAMES if (ROOT / "src/metarl" / (name.replace(".", "/") + ".py")).is_file()}
+    assert re_exported == built
+
+
+def test_editable_install_gives_the_same_objects_under_both_names(editable_python: Path, tmp_path: Path) -> None:
+    names = [name for name in PUBLIC_NAMES if (ROOT / "compat" / (name.replace(".", "/") + ".py")).is_file()]
+    script = """
+import importlib, sys
+for name in sys.argv[1:]:
+    short, full = importlib.import_module(name), importlib.import_module("metarl." + name)
+    own = [key for key, value in vars(full).items() if getattr(value, "__module__", None) == full.__name__]
+    public = [key for key in own if not key.startswith("_")]
+    assert public, f"{name} defines nothing public"
+    for key in public:
+        assert getattr(short, key) is getattr(full, key), (name, key)
+    print(name, short.__file__)
+"""
+    output = run_python(editable_python, "-c", script, *names, cwd=tmp_path)
+    assert output.splitlines() == [f"{name} {ROOT / 'compat' / name.replace('.', '/')}.py" for name in names]
+
+
+def test_foreign_packages_of_the_same_names_disturb_nothing(tmp_path: Path) -> None:
+    for name in ("core", "env_runner", "meta_rl", "adaptation", "tasks", "experiments"):
+        package = tmp_path / name / "__init__.py"
+        package.parent.mkdir()
+        package.write_text("raise ImportError('a foreign package was imported')")
+    assert "--task-dist" in run_python(sys.executable, "main.py", "--help", cwd=ROOT, path=[tmp_path])
+
+
+@pytest.mark.parametrize("python_version", ["3.10", "3.11", "3.12"])
+def test_every_declared_requirement_has_one_pin(wheel: zipfile.ZipFile, python_version: str) -> None:
+    pinned = pins(python_version)
+    for requirement in requirements(wheel):
+        if requirement.name == "pip":
+            continue
+        (pin,) = pinned.get(canonicalize_name(requirement.name), [None])
+        assert pin is not None, f"{requirement.name} is not in constraints.txt"
+        assert pin in requirement.specifier, f"{requirement.name}: {pin} is outside {requirement.specifier}"
+
+
+def test_everything_that_comes_with_an_install_is_pinned(wheel: zipfile.ZipFile) -> None:
+    pinned = pins(".".join(map(str, sys.version_info[:2])))
+    # A Linux GPU build of torch brings CUDA libraries, in versions that torch itself pins.
+    free = re.compile(r"nvidia-|cuda-|triton|pip$")
+    missing = {name for name in installed_closure(requirements(wheel)) if name not in pinned and not free.match(name)}
+    assert not missing
+
+
+def pins(python_version: str) -> dict[str, list[str]]:
+    """The versions in constraints.txt that hold under a Python version, by name."""
+    found: dict[str, list[str]] = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python_version}):
+            (pin,) = requirement.specifier
+            assert pin.operator == "==", line
+            found.setdefault(canonicalize_name(requirement.name), []).append(pin.version)
+    return found
+
+
+def installed_closure(declared: list[Requirement]) -> set[str]:
+    """Names of all distributions that metarl with its extra `dev` needs here, found by following what they require."""
+    visited: set[tuple[str, frozenset[str]]] = set()
+    waiting = [(requirement, frozenset({"", "dev"})) for requirement in declared]
+    while waiting:
+        requirement, asked_by = waiting.pop()
+        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in asked_by):
+            continue
+        name, extras = canonicalize_name(requirement.name), frozenset({"", *requirement.extras})
+        if (name, extras) not in visited:
+            visited.add((name, extras))
+            waiting += [(Requirement(line), extras) for line in metadata.requires(name) or ()]
+    return {name for name, _ in visited}

@@ -1,0 +1,49 @@
+"""What README.md shows runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metarl.tasks import list_tasks
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(arguments, cwd):
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_there_are_snippets():
+    assert len(SNIPPETS) == 2
+
+
+@pytest.mark.parametrize("index", range(len(SNIPPETS)))
+def test_a_snippet_runs(index, tmp_path):
+    (tmp_path / "snippet.py").write_text(SNIPPETS[index])
+    done = run(["snippet.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "not" not in done.stdout.splitlines()[0]
+
+
+def test_the_own_environment_passes_its_checks_and_trains(tmp_path):
+    own = next(snippet for snippet in SNIPPETS if "TaskDistribution(" in snippet)
+    needed = own[own.index("def tasks") : own.index("if __name__")].strip().splitlines()
+    assert len(needed) < 20
+    (tmp_path / "thermostat.py").write_text(own)
+    assert "all checks hold" in run(["thermostat.py"], tmp_path).stdout
+    small = "--epochs 1 --num-envs 4 --update-steps 20 --num-minibatches 2".split()
+    done = run(["-m", "metarl.cli", "run", "--task-dist", "thermostat.py:tasks", *small], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs").glob("*thermostat*/results.json"))
+
+
+def test_every_family_is_in_the_table():
+    assert [name for name in list_tasks() if f"`{name}`" not in README] == []
