@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -118,10 +118,9 @@ class Peer:
     """
 
     def __init__(self, python: str, all_rows: list[int], config: RL2Config, cleanup: ExitStack) -> None:
-        self._process = subprocess.Popen(
-            [python, str(PEER_SCRIPT)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        cleanup.callback(self._close)
+        command = [python, str(PEER_SCRIPT)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self._process = cleanup.enter_context(process)  # on exit, its stdin is closed, at which it ends
         setup = {
             "rows": all_rows,
             "steps": config.update_steps,
@@ -141,17 +140,13 @@ class Peer:
     def _ask(self, line: str) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(line + "\n")
+        with suppress(BrokenPipeError):
+            self._process.stdin.write(line + "\n")
         answer = self._process.stdout.readline()
         if not answer:
             raise RuntimeError(f"{PEER_SCRIPT.name} ended with code {self._process.wait()}; its error is above")
         message: dict[str, Any] = json.loads(answer)
         return message
-
-    def _close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def has_peer(python: str) -> bool:
@@ -230,7 +225,7 @@ def main() -> None:
             sides += [Side(PEER, number, steps, partial(peer.iterate, number)) for number in peer_rows]
             notes.append(f"{PEER} ran with {peer.versions}.")
         else:
-            notes.append(f"{PEER} is missing: {arguments.peer_python} has no sb3-contrib; see --help.")
+            notes.append(f"{PEER} is missing: the interpreter has no sb3-contrib; install it or give --peer-python.")
         lines = measure(sides, warm_ups, turns)
     write_report("Training on halfcheetah-vel, environment steps a second", lines, arguments.out, notes)
 

@@ -27,7 +27,7 @@ from metarl.experiments.flags import parse, value_of, without
 from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.plots import adaptation_table
 from metarl.experiments.run import Run, write_results
-from metarl.experiments.run_config import RunConfig
+from metarl.experiments.run_config import EPOCHS_ALIAS, RunConfig
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks import describe_tasks
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str, code: int) -> int:
-    print(f"metarl: {' '.join(message.split())}", file=sys.stderr)
+    print(f"metarl: {message}", file=sys.stderr)
     return code
 
 
@@ -76,7 +76,7 @@ def _run(arguments: list[str]) -> int:
         "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
         "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, doctor."
     )
-    parsed: Any = parse(flags, arguments, "run", aliases=["num-epochs"])
+    parsed: Any = parse(flags, arguments, "run")
     run = Run.plan(parsed.run, parsed.algo, parsed.memory, shlex.join(["metarl", "run", *arguments]))
     return _train_and_measure(run.prepare_folder())
 
@@ -87,7 +87,7 @@ class ResumeConfig:
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
-    epochs: int | None = None
+    epochs: Annotated[int | None, tyro.conf.arg(aliases=[EPOCHS_ALIAS])] = None
     """Train to this epoch instead; the learning rate then decays over the new length."""
     device: str | None = None
     """Where to go on, cpu or cuda; none: where the run was started."""
@@ -105,18 +105,17 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _train_and_measure(run: Run) -> int:
-    console.print(
-        f"{run.distribution.name}, {run.config.algo}, {run.memory.method}, seed {run.config.seed}", style="bold"
-    )
-    console.print(f"writing to {run.folder}")
     go_on = f"metarl resume {shlex.quote(str(run.folder))}"
     try:
         with _first_interrupt_asks() as stop, Display(run.config.epochs) as display:
+            title = f"{run.distribution.name}, {run.config.algo}, {run.memory.method}, seed {run.config.seed}"
+            console.print(title, style="bold")
+            console.print(f"writing to {run.folder}")
             finished = run.train(display.report, stop)
     except KeyboardInterrupt:
-        return _complain(f"stopped at once. Go on from the last whole epoch with:  {go_on}", INTERRUPTED)
+        return _complain(f"stopped at once; go on from the last whole epoch with:  {go_on}", INTERRUPTED)
     if not finished:
-        console.print(f"stopped after a whole epoch, which is saved. Go on with:  {go_on}")
+        console.print(f"stopped after a whole epoch, which is saved; go on with:  {go_on}")
         return INTERRUPTED
     paths = _measure(run, run.folder)
     for path in (*paths, run.folder / METRICS_FILE, run.checkpoints / LAST):

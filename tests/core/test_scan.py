@@ -107,3 +107,12 @@ def test_wrong_shapes_and_types_are_one_line_errors(change, message):
     with pytest.raises(UsageError, match=message) as error:
         linear_scan(**arguments)
     assert "\n" not in str(error.value)
+
+
+def test_the_number_of_torch_threads_is_left_as_it_was():
+    case = make_case(20, 4, 3)
+    before = torch.get_num_threads()
+    for threads in (1, before):
+        torch.set_num_threads(threads)
+        linear_scan(case[0].requires_grad_(), *case[1:]).real.sum().backward()
+        assert torch.get_num_threads() == threads

@@ -118,7 +118,10 @@ class SSMMemory(Memory):
 
 
 class RecurrentMemory(Memory):
-    """torch's own GRU or LSTM. A sequence with resets runs in one piece from each time at which any row starts."""
+    """x + cell(x), the cell torch's own GRU or LSTM; what needs no memory passes by it, as in the other methods.
+
+    A sequence with resets runs in one piece from each time at which any row starts.
+    """
 
     def __init__(self, config: MemoryConfig, cell: type[nn.GRU] | type[nn.LSTM]) -> None:
         super().__init__()
@@ -145,7 +148,7 @@ class RecurrentMemory(Memory):
         parts = state.permute(1, 2, 0, 3).contiguous()  # [parts, depth, B, width]
         y, last = self.cell(x, parts[0] if self.parts == 1 else (parts[0], parts[1]))
         stacked = last[None] if self.parts == 1 else torch.stack(last)
-        return y, stacked.permute(2, 0, 1, 3)
+        return x + y, stacked.permute(2, 0, 1, 3)
 
 
 def _segment_bounds(starts: Tensor) -> list[int]:

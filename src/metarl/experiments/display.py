@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from metarl.core.agent import Metrics
 from metarl.experiments import trainer
@@ -14,6 +14,7 @@ console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 """Prints paths as they are: nothing in them is wrapped, cut off, or read as markup."""
 
 TEST_RETURN = "test_return_"
+BAR_WIDTH = 10
 SPEED_WINDOW = 300.0
 """Seconds over which the ETA averages the speed: several epochs, with their evaluations."""
 
@@ -21,26 +22,24 @@ SPEED_WINDOW = 300.0
 class Display:
     """Follows a run's training, as a context: `report` takes the trainer's progress.
 
-    The bar has the ETA, the speed and the latest returns. Its updates cost nothing where stdout is no terminal: only
-    the lines are printed there, each flushed.
+    The bar shows the speed, the latest returns on train tasks and by shot on held-out tasks, and the ETA; it fits 80
+    columns. Where stdout is no terminal only the lines are printed, each flushed.
     """
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
-        self._shown = "..."
+        self._train = self._shots = "..."
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            TextColumn("{task.percentage:.0f} %  {task.fields[speed]} env-steps/s  return {task.fields[latest]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
+            BarColumn(BAR_WIDTH),
+            TextColumn("{task.fields[latest]}  ETA"),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             speed_estimate_period=SPEED_WINDOW,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=epochs * trainer.UPDATES_PER_EPOCH, epoch="...", speed="...", latest="")
+        self.task = self.bar.add_task("", total=epochs * trainer.UPDATES_PER_EPOCH, epoch="...", latest="...")
 
     def __enter__(self) -> Display:
         self.bar.start()
@@ -52,31 +51,34 @@ class Display:
     def report(self, progress: trainer.Progress) -> None:
         """Move the bar; print a line where an epoch is complete."""
         if math.isfinite(progress.train_return):
-            self._shown = f"{progress.train_return:.1f}"
+            self._train = f"{progress.train_return:.1f}"
+        if progress.row is not None:
+            self._shots = " ".join(f"{value:.1f}" for value in _by_shot(progress.row).values())
+            console.print(epoch_line(progress.row, self.epochs))
         self.bar.update(
             self.task,
             completed=(progress.epoch - 1) * trainer.UPDATES_PER_EPOCH + progress.update,
             epoch=f"{progress.epoch}/{self.epochs}",
-            speed=f"{progress.steps_per_second:,.0f}",
-            latest=f"train {self._shown}",
+            latest=f"{progress.steps_per_second / 1e3:.1f}k env-steps/s  train {self._train}  shots {self._shots}",
         )
-        if progress.row is not None:
-            console.print(epoch_line(progress.row, self.epochs))
 
 
 def epoch_line(row: Metrics, epochs: int) -> str:
     """A row of metrics.csv as a line; worlds that the simulator gave up are named where there were any."""
-    held_out = [
-        f"{name.removeprefix(TEST_RETURN)} {value:.1f}" for name, value in row.items() if name.startswith(TEST_RETURN)
-    ]
+    held_out = "  ".join(f"{shot} {value:.1f}" for shot, value in _by_shot(row).items())
     unstable = int(row["unstable_rows"] + row["test_unstable_rows"])
     return (
         f"epoch {row['epoch']:>3.0f}/{epochs}  {row['env_steps'] / 1e6:6.2f}M steps  {row['wall_seconds']:5.0f} s  "
-        f"{row['steps_per_second']:>7,.0f}/s  train {row['train_return']:.1f}  held-out {'  '.join(held_out)}"
+        f"{row['steps_per_second']:>7,.0f}/s  train {row['train_return']:.1f}  held-out {held_out}"
         + (f"  ({unstable_note(unstable)})" if unstable else "")
     )
 
 
-def unstable_note(rows: int) -> str:
-    """Says that the simulation diverged in so many rows."""
-    return f"{rows} world{'s' if rows > 1 else ''} became unstable and ended as terminated"
+def unstable_note(worlds: int) -> str:
+    """Says that the simulation diverged in so many worlds."""
+    return f"{worlds} world{'s' if worlds > 1 else ''} became unstable; the simulator ended the episode"
+
+
+def _by_shot(row: Metrics) -> Metrics:
+    """Returns on held-out tasks: 'shot0' -> return."""
+    return {name.removeprefix(TEST_RETURN): value for name, value in row.items() if name.startswith(TEST_RETURN)}

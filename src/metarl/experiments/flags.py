@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import tyro
 
 from metarl.core.errors import UsageError
+from metarl.experiments.run_config import EPOCHS_ALIAS
 
 T = TypeVar("T")
 
@@ -26,12 +27,11 @@ WRONG_VALUES = (
 """What Python and tyro say of a value of the wrong type, and what is said to the user; unmatched, it stays as it is."""
 
 
-def parse(config: type[T], arguments: Sequence[str], command: str, aliases: Sequence[str] = ()) -> T:
+def parse(config: type[T], arguments: Sequence[str], command: str) -> T:
     """An instance of the dataclass `config` from `arguments`; `-` and `_` are interchangeable in flags.
 
     Args:
         config: its fields are the flags; where a field's default is a dataclass, so are that one's fields.
-        aliases: flags that there are beside the fields, to be proposed for a misspelt one.
 
     Raises:
         UsageError: for a flag that does not exist (naming the nearest), a value that does not fit (naming what does),
@@ -54,7 +54,7 @@ def parse(config: type[T], arguments: Sequence[str], command: str, aliases: Sequ
         reason = _refusal(stopped) or f"{_first_sentence(box.getvalue())}; see metarl {command} --help"
         raise UsageError(reason) from None
     if unknown:
-        raise UsageError(f"{_unknown(unknown, [*_names(config), *aliases])}; see metarl {command} --help")
+        raise UsageError(f"{_unknown(unknown, list(_names(config)))}; see metarl {command} --help")
     _refuse_empty_lists(parsed, arguments)
     return parsed
 
@@ -129,6 +129,8 @@ def _names(config: Any) -> Iterator[str]:
             yield from _names(each.default)
         elif each.default is not MISSING:
             yield each.name.replace("_", "-")
+            if each.name == "epochs":
+                yield EPOCHS_ALIAS.lstrip("-")
 
 
 def _refuse_empty_lists(parsed: Any, arguments: Sequence[str]) -> None:

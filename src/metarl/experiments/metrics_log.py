@@ -68,7 +68,9 @@ def _rows_until(path: Path, epoch: int) -> list[dict[str, str]]:
     """The rows of metrics.csv up to `epoch`; none where the file is gone."""
     try:
         with path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if int(row["epoch"]) <= epoch]
+            header, *rows = csv.reader(file)
+        table = [dict(zip(header, row, strict=True)) for row in rows]
+        return [row for row in table if int(row["epoch"]) <= epoch]
     except FileNotFoundError:
         return []
     except (OSError, KeyError, ValueError, csv.Error) as error:

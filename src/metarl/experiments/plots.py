@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
 from metarl.core.errors import UsageError
@@ -71,20 +72,18 @@ def adaptation_table(results: Sequence[Results]) -> Table:
     _check_comparable(results)
     several = len(results) > 1
     succeeds = any(shot["success"] for result in results for shot in result["shots"].values())
-    table = Table(title=_title(results), caption=f"return per episode; {_measured_on(results)}")
-    if several:
-        table.add_column("agent")
-    table.add_column("shot")
-    for column in ("episodes before", "mean", "95 % CI of mean", "IQM", "CVaR 5 %"):
-        table.add_column(column, justify="right")
-    if succeeds:
-        table.add_column("success (any step)", justify="right")
+    caption = f"return per episode; {_measured_on(results)}"
+    table = Table(title=_title(results), caption=caption, box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
+    for column in (*(["agent"] if several else []), "shot"):
+        table.add_column(column, no_wrap=True)
+    for column in ("after", "mean", "95 % CI", "IQM", "CVaR 5 %", *(["success"] if succeeds else [])):
+        table.add_column(column, justify="right", no_wrap=True)
     for label, result in zip(_labels(results), results, strict=True):
         for shot, scores in result["shots"].items():
             table.add_row(
                 *([label] if several else []),
                 shot,
-                str(scores["episodes"]),
+                f"{scores['episodes']} ep.",
                 *_cells(scores["return"]),
                 *([_percent(scores["success"])] if succeeds else []),
             )

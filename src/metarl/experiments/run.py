@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ class Run:
         if config.reference is not None:
             reference_from_run(config.reference, distribution, test)
         parts = (time.strftime("%Y%m%d-%H%M%S"), distribution.name, config.algo, memory.method, f"s{config.seed}")
-        folder = Path(config.output_dir) / "-".join(parts).replace("/", "_")
+        folder = Path(config.output_dir) / re.sub(r"[^\w.-]+", "_", "-".join(parts))
         return cls(folder, config, algorithm, memory, command, distribution, train, test)
 
     @classmethod

@@ -16,6 +16,7 @@ from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.single import single_environment
 
 DEVICES = ("cpu", "cuda")
+EPOCHS_ALIAS = "--num-epochs"
 MIN_ROWS = 32
 """Rows that an evaluation has at least: few test tasks are repeated more often, so that intervals stay narrow."""
 
@@ -25,14 +26,14 @@ class RunConfig:
     """What is trained, on what, for how long, and how it is measured."""
 
     task_dist: str = "halfcheetah-vel"
-    """Task family; `metarl list` shows them."""
+    """Task family, `metarl list` shows them; or file.py:function, which returns an own TaskDistribution."""
     env_name: str | None = None
     """A single Gymnasium environment instead of a family."""
     max_episode_steps: int | None = None
     """With --env-name: steps after which an episode is cut; none: the limit that Gymnasium has for it."""
     algo: str = "rl2"
     """How it learns to adapt: rl2."""
-    epochs: Annotated[int, tyro.conf.arg(aliases=["--num-epochs"])] = 50
+    epochs: Annotated[int, tyro.conf.arg(aliases=[EPOCHS_ALIAS])] = 50
     """Epochs of training; an epoch is 10 outer updates."""
     seed: int = 0
     """Seed of networks, worlds and actions."""

@@ -148,7 +148,8 @@ class Trainer:
         try:
             return self.agent.update()
         except TrainingDiverged as error:
-            raise TrainingDiverged(f"epoch {self.epoch}: {error}") from error
+            kept = f"; the checkpoint of epoch {self.epoch - 1} is intact" if self.epoch > 1 else ""
+            raise TrainingDiverged(f"epoch {self.epoch}: {error}{kept}") from error
 
     def _watch(self) -> Metrics:
         """Return on held-out tasks, by shot."""
@@ -178,10 +179,8 @@ class Trainer:
     def _renew_tasks(
         self, generator: np.random.Generator, tasks: Sequence[Task], renew: NDArray[np.bool_]
     ) -> list[Task]:
-        """New tasks for the rows that are renewed, from a draw for all rows in which no task is much more frequent.
-
-        It holds every train task as often as any other, to within one.
-        """
+        """New tasks for the rows that are renewed, out of a draw for all rows that holds every train task as often as
+        any other, to within one."""
         rounds = -(-self.num_envs // len(self.train_tasks))
         shuffled = [self.train_tasks[i] for _ in range(rounds) for i in generator.permutation(len(self.train_tasks))]
         return [new if again else old for old, new, again in zip(tasks, shuffled, renew, strict=False)]

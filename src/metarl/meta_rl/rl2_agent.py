@@ -57,9 +57,9 @@ class RL2Config:
     """Largest norm of a gradient."""
     reward_scale: float = 0.1
     """Rewards are multiplied by this before returns are formed."""
-    update_steps: int = 400
+    update_steps: int = 200
     """Steps of every row in one update's data; a row that goes on keeps its world as it stands."""
-    continuation: float = 0.5
+    continuation: float = 0.75
     """Probability that a row keeps its task and memory past an update."""
     discount_across_episodes: bool = False
     """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016)."""

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import ast
+import errno
+import inspect
+import json
+import os
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig
+from metarl.experiments import run as run_module
+from metarl.experiments import run_config
+from metarl.experiments.protocol import Evaluation, evaluate
+from metarl.experiments.run import Run, write_results
+from metarl.experiments.run_config import RunConfig
+from metarl.meta_rl.rl2_agent import RL2Config
+
+SMALL = RL2Config(update_steps=20, num_minibatches=2, update_epochs=1)
+MEMORY = MemoryConfig("gru", width=8)
+
+
+def plan(folder: Path, algorithm: RL2Config = SMALL, memory: MemoryConfig = MEMORY, **config: Any) -> Run:
+    asked = {"task_dist": "point-goal", "epochs": 1, "num_envs": 4, "repeats": 2, "output_dir": str(folder), **config}
+    return Run.plan(RunConfig(**asked), algorithm, memory, "metarl run")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = plan(tmp_path_factory.mktemp("runs"), few_shot=(2,), test_tasks=(100, 101), seed=3).prepare_folder()
+    assert run.train(lambda progress: None, lambda: False)
+    return run
+
+
+@pytest.fixture
+def run(trained: Run, tmp_path: Path) -> Run:
+    """A trained run in a folder of its own."""
+    shutil.copytree(trained.folder, tmp_path / "run")
+    return replace(trained, folder=tmp_path / "run")
+
+
+def message_of(error: pytest.ExceptionInfo[UsageError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"task_dist": "point-gaol"}, "unknown task family 'point-gaol': choose from .*did you mean 'point-goal'"),
+        ({"env_name": "NoSuchEnv-v0"}, "Gymnasium knows no environment 'NoSuchEnv-v0'"),
+        ({"env_name": "Blackjack-v1"}, "no time limit for 'Blackjack-v1'"),
+        ({"algo": "r2l"}, "unknown algo 'r2l': choose from rl2"),
+        ({"device": "tpu"}, "unknown device 'tpu': choose from cpu, cuda"),
+        ({"epochs": 0}, "--epochs is at least 1, got 0"),
+        ({"seed": -1}, "--seed is at least 0, got -1"),
+        ({"num_envs": 0}, "--num-envs is at least 1, got 0"),
+        ({"repeats": 1}, "repeats of an evaluation is at least 2, got 1"),
+        ({"few_shot": (-1,)}, "--few-shot takes integers >= 1, such as --few-shot 1 5 10; got -1"),
+        ({"few_shot": (1, 0)}, "--few-shot takes integers >= 1"),
+        ({"few_shot": (1,), "zero_shot": True}, "--few-shot and --zero-shot exclude each other"),
+        ({"train_tasks": (0,), "test_tasks": (0,)}, r"overlap in ids \[0\]"),
+        ({"train_tasks": (0, 1, 0)}, "--train-tasks takes each id once, got 0 1 0"),
+        ({"test_tasks": (100, 100)}, r"takes each test task once, got ids \[100\]"),
+        ({"test_tasks": (130,)}, r"'point-goal' has no task 130; allowed ids: 0\.\.129"),
+        ({"train_tasks": (-1,)}, r"no task -1; allowed ids: 0\.\.129"),
+        ({"reference": "/nowhere"}, "cannot read /nowhere"),
+        ({"max_episode_steps": 9}, "--max-episode-steps goes with --env-name"),
+        ({"memory": MemoryConfig("grub")}, "unknown method 'grub': choose from gru, lstm, mlp, ssm, transformer"),
+        ({"memory": MemoryConfig(width=0)}, "width, depth and context are at least 1"),
+        ({"memory": MemoryConfig("transformer", heads=7)}, "width 64 and 7 heads"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        plan(tmp_path, **config)
+    assert message_of(error)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_folder_has_the_name_of_the_run(tmp_path: Path) -> None:
+    runs = [plan(tmp_path, seed=5).prepare_folder() for _ in range(3)]
+    names = [run.folder.name for run in runs]
+    assert len(set(names)) == 3
+    for name in names:
+        date, _, rest = name[15:].partition("-point-goal-rl2-gru-s5")
+        assert (name[:8].isdigit(), name[9:15].isdigit(), date, rest in ("", "-2", "-3")) == (True, True, "", True)
+        assert (tmp_path / name / "config.json").is_file()
+
+
+def test_no_name_makes_folders_in_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distribution = plan(tmp_path).distribution
+    distribution.name = "ALE/Pong-v5: x"
+    monkeypatch.setattr(RunConfig, "make_distribution", lambda config: distribution)
+    folder = plan(tmp_path).folder
+    assert folder.parent == tmp_path
+    assert folder.name.endswith("-ALE_Pong-v5_x-rl2-gru-s0")
+
+
+def test_worlds_that_no_agent_can_use_leave_no_folder(tmp_path: Path) -> None:
+    planned = plan(tmp_path / "runs")
+    image = planned.distribution.make_env(planned.train_tasks[:1])
+    image.single_observation_space = type(image.single_observation_space)(0, 1, (8, 8))
+    planned.distribution.make_env = lambda tasks, seed=0: image  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match="observations need one axis"):
+        planned.prepare_folder()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("output", ["file", "file/deeper"])
+def test_a_file_in_place_of_the_output_folder(tmp_path: Path, output: str) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot make .*: (File exists|Not a directory); choose another --output-dir"):
+        plan(tmp_path / output).prepare_folder()
+
+
+def test_a_nearly_full_disk_is_refused_and_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(100, 100, 3 << 20))
+    with pytest.raises(UsageError, match="has 3 MB free, a run needs 50: free space there first"):
+        plan(tmp_path / "runs").prepare_folder()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_config_that_cannot_be_written_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UsageError, match=r"cannot write .*config\.json: No space left on device"):
+        plan(tmp_path).prepare_folder()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_is_loaded_as_it_was_started(tmp_path: Path) -> None:
+    started = plan(tmp_path, train_tasks=(4, 2), test_tasks=(7, 100), few_shot=(1, 3), benchmark_mode=True)
+    started = started.prepare_folder()
+    loaded = Run.load(started.folder)
+    for part in ("folder", "config", "algorithm", "memory", "command", "train_tasks", "test_tasks"):
+        assert getattr(loaded, part) == getattr(started, part)
+    assert [task.id for task in loaded.train_tasks] == [4, 2]
+    assert Run.load(started.folder, repeats=9).config == replace(started.config, repeats=9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is not the folder of a run: it has no readable config.json"),
+        ("{", "config.json is damaged, or of another version"),
+        ("[]", "config.json is damaged, or of another version"),
+        ("{}", r"config.json is damaged, or of another version \('run'\)"),
+        ('{"run": {"epoch": 3}}', "damaged, or of another version .*'epoch'"),
+        ('{"run": {"epochs": "many"}}', "damaged, or of another version"),
+        ('{"run": {}, "algorithm": {}, "memory": {"widht": 3}, "command": ""}', "another version .*'widht'"),
+        ('{"run": {"algo": "maml9"}, "algorithm": {}, "memory": {}, "command": ""}', "unknown algo 'maml9'"),
+    ],
+)
+def test_a_folder_that_holds_no_run(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UsageError, match=message) as error:
+        Run.load(tmp_path)
+    assert message_of(error)
+
+
+def test_training_ends_at_the_last_epoch_or_where_it_is_stopped(run: Run) -> None:
+    longer = run.extended(3)
+    assert Run.load(run.folder).config.epochs == 3
+    assert not longer.train(lambda progress: None, lambda: True)
+    assert longer.train(lambda progress: None, lambda: False)
+    assert len((run.folder / "metrics.csv").read_text().splitlines()) == 4
+    with pytest.raises(UsageError, match="has trained 3 epochs: --epochs is at least 3, got 2"):
+        longer.extended(2)
+    assert Run.load(run.folder).config.epochs == 3
+
+
+def test_results_are_of_the_last_checkpoint_and_of_the_training_seed(run: Run) -> None:
+    measured = run.measure(seed=11)
+    assert measured["seeds"] == [3]
+    assert list(measured["shots"]) == ["0", "2"]
+    assert measured["protocol"] == "few-shot"
+    assert [task["id"] for task in measured["tasks"]] == [100, 101]
+    assert len(measured["tasks"][0]["shots"]["0"]["return"]) == run_config.MIN_ROWS / 2
+    assert measured["env_steps"] == 10 * 20 * 4
+    assert (measured["command"], measured["references"], measured["unstable_rows"]) == ("metarl run", {}, 0)
+    assert measured["shots"] == run.measure(seed=11)["shots"]
+    (run.checkpoints / "last.safetensors").unlink()
+    with pytest.raises(UsageError, match=r"no checkpoint at .*last\.safetensors"):
+        run.measure()
+
+
+def test_benchmark_mode_adds_reference_lines_and_a_run_can_be_one(run: Run) -> None:
+    write_results(run.folder, run.measure())
+    line = json.loads((run.folder / "results.json").read_text())["shots"]["0"]["return"]
+    compared = replace(run, config=replace(run.config, benchmark_mode=True, reference=str(run.folder)))
+    references = compared.measure()["references"]
+    assert references["task_conditioned"] == line
+    assert references["random"]["mean"] < 0
+
+
+def test_unstable_worlds_of_the_measurement_are_in_the_results(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unstable(*arguments: Any) -> Evaluation:
+        return replace(evaluate(*arguments), unstable_rows=5)
+
+    monkeypatch.setattr(run_module, "evaluate", unstable)
+    assert run.measure()["unstable_rows"] == 5
+
+
+def test_results_and_curve_are_written(run: Run) -> None:
+    measured = run.measure()
+    paths = write_results(run.folder / "evaluations" / "one", measured)
+    assert [path.name for path in paths] == ["results.json", "adaptation_curve.png"]
+    assert json.loads(paths[0].read_text()) == measured
+    assert paths[1].read_bytes().startswith(b"\x89PNG")
+    (run.folder / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot make .*file/deeper: Not a directory"):
+        write_results(run.folder / "file" / "deeper", measured)
+
+
+def test_a_shown_task_widens_the_observation(tmp_path: Path) -> None:
+    hidden, shown = plan(tmp_path), plan(tmp_path, show_task=True)
+    widths = [planned.make_agent().observation_space.shape for planned in (hidden, shown)]
+    assert widths == [(2,), (4,)]
+
+
+def test_max_episode_steps_cuts_a_single_environment(tmp_path: Path) -> None:
+    assert plan(tmp_path, env_name="CartPole-v1").distribution.max_episode_steps == 500
+    assert plan(tmp_path, env_name="Blackjack-v1", max_episode_steps=7).distribution.max_episode_steps == 7
+
+
+def test_every_field_is_read() -> None:
+    trees = [ast.parse(inspect.getsource(module)) for module in (run_module, run_config)]
+    read = {
+        node.attr
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    assert [each.name for each in fields(RunConfig) if each.name not in read] == []

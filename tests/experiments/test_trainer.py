@@ -1,0 +1,305 @@
+"""Training on families and agents small enough that a run takes a second, or that its numbers are known by hand."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig
+from metarl.core.optimization import TrainingDiverged
+from metarl.env_runner.trial import run_trial
+from metarl.experiments import protocol, trainer
+from metarl.experiments.checkpoint import load_checkpoint
+from metarl.experiments.trainer import Progress, Trainer
+from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
+from metarl.tasks import locomotion, make_tasks
+
+SMALL = RL2Config(update_steps=20, num_minibatches=2, update_epochs=1)
+TIMES = {"wall_seconds", "steps_per_second", "collect_seconds", "learn_seconds"}
+
+
+def make_trainer(folder: Path, family: str = "point-goal", method: str = "gru", **options: Any) -> Trainer:
+    """A run of three epochs in all, on new objects every time, as in a new process."""
+    distribution = make_tasks(family)
+    with_defaults = {"epochs": 3, "num_envs": 4, "seed": 0, **options}
+    world = distribution.make_env(distribution.train[:1])
+    world.close()
+    agent = with_defaults.pop("agent", RL2Agent)(
+        world.single_observation_space,
+        world.single_action_space,
+        SMALL,
+        MemoryConfig(method, width=8, state_dim=8),
+        num_updates=30,
+        seed=with_defaults["seed"],
+    )
+    return Trainer(agent, distribution, distribution.train[:3], distribution.test[:2], folder, **with_defaults)
+
+
+def metrics_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.safetensors", "best.safetensors"):
+        tensors, meta = load_checkpoint(one / "checkpoints" / name)
+        others, other_meta = load_checkpoint(other / "checkpoints" / name)
+        assert tensors.keys() == others.keys()
+        assert [key for key in tensors if not torch.equal(tensors[key], others[key])] == []
+        assert {**meta, "wall_seconds": 0} == {**other_meta, "wall_seconds": 0}
+    assert metrics_of(one) == metrics_of(other)
+
+
+def last(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return load_checkpoint(folder / "checkpoints" / "last.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_trainer(folder).train()
+    return folder
+
+
+@pytest.mark.parametrize(("family", "method"), [("bandit", "gru"), ("point-goal", "ssm"), ("halfcheetah-vel", "mlp")])
+def test_a_resumed_run_is_the_run_that_was_not_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, method: str
+) -> None:
+    monkeypatch.setattr(locomotion, "HORIZON", SMALL.update_steps)  # episodes end, if they are this short
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    make_trainer(whole, family, method).train()
+    for epochs in (1, 2, 3):
+        make_trainer(parts, family, method, epochs=epochs).train()
+        assert last(parts)[1]["epoch"] == epochs
+    assert_same_run(whole, parts)
+    parts_of_state = {name.partition(".")[0] for name in last(whole)[0]}
+    assert parts_of_state == {"policy", "optimizer", "moments", "counters"}
+    assert [row["epoch"] for row in metrics_of(whole)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("update", [1, 5, 10])
+def test_an_epoch_that_was_cut_off_is_computed_again(tmp_path: Path, whole: Path, update: int) -> None:
+    def cut_off(progress: Progress) -> None:
+        if (progress.epoch, progress.update) == (2, update):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path, report=cut_off).train()
+    assert last(tmp_path)[1]["epoch"] == 1
+    make_trainer(tmp_path).train()
+    assert_same_run(whole, tmp_path)
+
+
+def test_stop_ends_after_a_whole_epoch(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    stopped = make_trainer(tmp_path, report=seen.append, stop=lambda: len(seen) >= 4)
+    stopped.train()
+    assert stopped.epoch == last(tmp_path)[1]["epoch"] == 1
+    assert [(progress.epoch, progress.update) for progress in seen] == [*((1, n) for n in range(1, 11)), (1, 10)]
+    assert [progress.row is None for progress in seen] == [True] * 10 + [False]
+    assert [progress.env_steps for progress in seen] == [80 * n for n in range(1, 11)] + [800]
+
+
+def test_the_seed_is_the_run(tmp_path: Path, whole: Path) -> None:
+    make_trainer(tmp_path / "same").train()
+    assert_same_run(tmp_path / "same", whole)
+    make_trainer(tmp_path / "other", seed=1).train()
+    rows, others = metrics_of(whole), metrics_of(tmp_path / "other")
+    for column in ("train_return", "policy_loss", "test_return_shot0"):
+        assert [row[column] for row in rows] != [row[column] for row in others]
+
+
+class FailingAgent(RL2Agent):
+    """Its critic's loss is NaN from the 14th update on."""
+
+    def _losses(self, batch: dict[str, Tensor], rows: Tensor) -> tuple[dict[str, Tensor], Metrics]:
+        losses, metrics = super()._losses(batch, rows)
+        return losses | {"value": losses["value"] * (float("nan") if self.updates >= 13 else 1.0)}, metrics
+
+
+def test_nan_is_named_and_leaves_the_good_checkpoint(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "good", epochs=1).train()
+    with pytest.raises(TrainingDiverged) as error:
+        make_trainer(tmp_path / "bad", agent=FailingAgent).train()
+    assert str(error.value).startswith("epoch 2: not finite: the value loss, the gradient of ")
+    assert str(error.value).endswith("the checkpoint of epoch 1 is intact")
+    assert "\n" not in str(error.value)
+    assert_same_run(tmp_path / "good", tmp_path / "bad")
+
+
+@pytest.mark.parametrize("failing", ["metrics.csv", "best.safetensors", "last.safetensors"])
+def test_a_full_disk_ends_the_run_and_it_can_go_on(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    make_trainer(tmp_path, epochs=1).train()
+    kept = last(tmp_path)[0]
+    sync = os.fsync
+
+    def full(handle: int) -> None:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith(f".{failing}.partial"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    resumed = make_trainer(tmp_path)
+    resumed.best_return = -float("inf")  # every file is written after this epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UsageError, match=f"cannot write .*{failing}: No space left on device"):
+            resumed.train()
+    after, meta = last(tmp_path)
+    assert meta["epoch"] == 1
+    assert all(torch.equal(after[name], kept[name]) for name in kept)
+    make_trainer(tmp_path).train()
+    assert_same_run(whole, tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot make .*checkpoints: Not a directory; choose another folder"):
+        make_trainer(tmp_path / "file" / "run").train()
+
+
+class PlannedAgent(Agent):
+    """In training its action in epoch n is plan[n - 1], in evaluation minus that; it keeps what it was trained on."""
+
+    def __init__(self, plan: list[float]) -> None:
+        space = gymnasium.spaces.Box(0.0, 10.0, (1,), np.float32)
+        super().__init__(space, space)
+        self.plan = plan
+        self.updates = 0
+        self.continuation = 0.5
+        self.round_steps = 4
+
+    def begin_trial(self, num_rows: int, renew: Array | None = None) -> None: ...
+
+    def _act(self, observation: Array) -> Array:
+        action = self.plan[min(self.updates // 10, len(self.plan) - 1)]
+        return np.full((len(observation), 1), action if self.training else -action)
+
+    def _observe(self, *transition: Array) -> None: ...
+
+    def adapt(self) -> Metrics:
+        return {}
+
+    def update(self) -> Metrics:
+        self.updates += 1
+        return {"loss": float(self.updates)}
+
+    def take_experience(self) -> dict[str, Tensor]:
+        return {}
+
+    def give_experience(self, experience: Mapping[str, Tensor]) -> None: ...
+
+    def seed(self, seed: int) -> None: ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"updates": torch.tensor(self.updates)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.updates = int(state["updates"])
+
+
+def planned(family, folder: Path, plan: list[float], num_envs: int = 2) -> Trainer:
+    return Trainer(
+        PlannedAgent(plan), family, family.train, family.test, folder, epochs=len(plan), num_envs=num_envs, seed=0
+    )
+
+
+def test_best_is_picked_by_return_on_train_tasks(bonus_family, tmp_path: Path) -> None:
+    family = bonus_family()
+    planned(family, tmp_path, [1.0, 3.0, 2.0]).train()
+    best, meta = load_checkpoint(tmp_path / "checkpoints" / "best.safetensors")
+    assert (int(best["updates"]), meta["epoch"]) == (20, 2)
+    assert int(last(tmp_path)[0]["updates"]) == 30
+    assert last(tmp_path)[1]["best_return"] == meta["best_return"]
+    rows = metrics_of(tmp_path)
+    # On the test tasks, whose bonuses over an episode are 3, -2 and 10, epoch 1 was the best: the action is the
+    # next epoch's there, and negative.
+    assert [float(row["test_return_shot0"]) for row in rows] == pytest.approx([-11.0, -22 / 3, -22 / 3])
+
+
+def test_the_row_of_an_epoch_by_hand(bonus_family, tmp_path: Path) -> None:
+    family = bonus_family()
+    run = planned(family, tmp_path, [1.0])
+    run.train_tasks = [family.train[0]]
+    run.train()
+    row = metrics_of(tmp_path)[0]
+    assert row == {
+        "epoch": "1",
+        "env_steps": "80",  # 10 updates of 4 steps in 2 rows
+        "loss": "5.5",  # the mean of 1, ..., 10
+        "train_return": "3",  # 2 steps of 1.5
+        "unstable_rows": "0",
+        "test_return_shot0": f"{-11 / 3:.7g}",
+        "test_return_shot1": f"{-11 / 3:.7g}",
+        "test_unstable_rows": "0",
+    }
+
+
+def test_no_finished_episode_is_no_best(bonus_family, tmp_path: Path) -> None:
+    run = planned(bonus_family(), tmp_path, [1.0])
+    run.agent.round_steps, run.agent.continuation = 1, 0.0
+    run.train()
+    assert metrics_of(tmp_path)[0]["train_return"] == "nan"
+    assert last(tmp_path)[1]["best_return"] is None
+    assert not (tmp_path / "checkpoints" / "best.safetensors").exists()
+    assert planned(bonus_family(), tmp_path, [1.0]).best_return == -float("inf")
+
+
+def test_unstable_worlds_are_counted(bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unstable(*arguments: Any, **options: Any) -> Any:
+        return replace(run_trial(*arguments, **options), unstable_rows=3)
+
+    monkeypatch.setattr(trainer, "run_trial", unstable)
+    monkeypatch.setattr(protocol, "run_trial", unstable)
+    planned(bonus_family(), tmp_path, [1.0]).train()
+    row = metrics_of(tmp_path)[0]
+    assert (row["unstable_rows"], row["test_unstable_rows"]) == ("30", "3")
+
+
+def test_rows_keep_their_task_until_they_are_renewed(
+    bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials: list[tuple[list[int], np.ndarray, bool, int | None]] = []
+
+    def watch(agent: Agent, env: Any, tasks: Any, **options: Any) -> Any:
+        trial = (
+            [task.id for task in tasks],
+            options["renew"].copy(),
+            options["previous"] is None,
+            options["seed"],
+        )
+        trials.append(trial)
+        return run_trial(agent, env, tasks, **options)
+
+    monkeypatch.setattr(trainer, "run_trial", watch)
+    planned(bonus_family(), tmp_path, [1.0, 1.0], num_envs=7).train()
+    assert len(trials) == 20
+    for index, (tasks, renew, anew, seed) in enumerate(trials):
+        if index % 10 == 0:  # an epoch begins all trials anew, each task as often as the other to within one
+            assert renew.all()
+            assert sorted([tasks.count(0), tasks.count(1)]) == [3, 4]
+        else:
+            before = trials[index - 1][0]
+            assert [task for task, again in zip(tasks, renew, strict=True) if not again] == [
+                task for task, again in zip(before, renew, strict=True) if not again
+            ]
+        assert anew == (index % 10 == 0)
+        assert (seed is not None) == (index % 10 == 0)
+    going_on = np.mean([~renew for _, renew, anew, _ in trials if not anew])
+    assert going_on == pytest.approx(0.5, abs=0.15)  # 126 draws: more than three standard deviations
+    assert trials[0][3] != trials[10][3]

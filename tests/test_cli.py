@@ -1,0 +1,460 @@
+"""The command line as a user types it: in this process, and as a process of its own where it is killed."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from metarl.cli import main
+from metarl.core.memory import MemoryConfig
+from metarl.experiments.checkpoint import load_checkpoint
+from metarl.experiments.display import Display, epoch_line
+from metarl.experiments.protocol import evaluate
+from metarl.experiments.run import Run
+from metarl.experiments.run_config import RunConfig
+from metarl.experiments.trainer import Progress
+from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
+from metarl.tasks import list_tasks
+
+SMALL = shlex.split(
+    "--task-dist point-goal --num-envs 4 --update-steps 50 --num-minibatches 2 --update-epochs 1 "
+    "--method gru --width 8 --repeats 2 --test-tasks 100 101"
+)
+LONG = [*SMALL, "--epochs", "6"]
+"""Long enough to be interrupted."""
+FINISHING = "finishing this epoch, then saving (Ctrl-C again: stop at once, keep the checkpoint before it)"
+TIMES = {"wall_seconds", "steps_per_second", "collect_seconds", "learn_seconds"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Types a command that must be refused: exit code 2, one line on stderr, nothing left behind. That line."""
+
+    def type_it(line: str) -> str:
+        before = sorted(folder.rglob("*"))
+        assert main(shlex.split(line)) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        assert captured.err.startswith("metarl: ")
+        assert sorted(folder.rglob("*")) == before
+        return captured.err.strip()
+
+    def train(*arguments: Any) -> None:
+        raise AssertionError("a command that must be refused began to train")
+
+    monkeypatch.setattr(Run, "train", train)
+    return type_it
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("trian", "unknown command 'trian': choose from doctor, evaluate, list, resume, run"),
+        ("run --task-dist halfcheeta-vel", "unknown task family 'halfcheeta-vel'.*did you mean 'halfcheetah-vel'"),
+        ("--task-dist nowhere.py:tasks", "no file nowhere.py"),
+        ("--method grue", "unknown method 'grue': choose from gru, lstm, mlp, ssm, transformer; did you mean 'gru'"),
+        ("--algo maml9", "unknown algo 'maml9': choose from .*rl2"),
+        ("--device tpu", "unknown device 'tpu': choose from cpu, cuda"),
+        ("--few-shot -1", "--few-shot takes integers >= 1, such as --few-shot 1 5 10; got -1"),
+        ("--few-shot 0", "--few-shot takes integers >= 1, such as --few-shot 1 5 10; got 0"),
+        ("--few-shot", "--few-shot needs at least one integer, such as 1"),
+        ("--few_shot 1 a", "--few-shot takes integers, got '1', 'a'; see metarl run --help"),
+        ("--few-shot 1 --zero-shot", "--few-shot and --zero-shot exclude each other: give one"),
+        ("--train-tasks 0 --test-tasks 0", r"train and test tasks overlap in ids \[0\]"),
+        ("--train-tasks 0 0", "--train-tasks takes each id once, got 0 0"),
+        ("--test-tasks 999", r"--test-tasks: 'halfcheetah-vel' has no task 999; allowed ids: 0\.\.129"),
+        ("--epochs abc", "--epochs takes an integer, got 'abc'; see metarl run --help"),
+        ("--num_epochs 1.5", "--epochs takes an integer, got '1.5'"),
+        ("--epochs 0", "--epochs is at least 1, got 0$"),
+        ("--epochs", "Missing value for argument .*--epochs"),
+        ("--learning-rate big", "--learning-rate takes a number, got 'big'"),
+        ("--learning-rate -1", "learning_rate is out of range: got -1.0"),
+        ("--epochz 3", "unknown flag '--epochz': did you mean --epochs[?]; see metarl run --help"),
+        ("--num_epoch=3", "unknown flag '--num_epoch': did you mean --num-epochs"),
+        ("--update_stpes 3", "unknown flag '--update_stpes': did you mean --update-steps"),
+        ("--zero-shot yes", "unexpected argument 'yes': no flag before it takes it"),
+        ("--env_name NoSuchEnv-v0", "Gymnasium knows no environment 'NoSuchEnv-v0'"),
+        ("--env_name CartPole-v1 --task-dist bandit", "--env-name and --task-dist exclude each other"),
+        ("--env_name", "Missing value for argument '--env-name'"),
+        ("--reference nowhere", "cannot read nowhere"),
+        ("--width 0", "width, depth and context are at least 1, got 0"),
+        ("--output-dir /dev/null", "cannot make /dev/null/.*; choose another --output-dir"),
+        ("--resume", "is not the folder of a run"),
+        ("--resume nowhere --epochs 3", "nowhere is not the folder of a run: it has no readable config.json"),
+        ("resume nowhere", "nowhere is not the folder of a run"),
+        ("resume", "Missing from metarl resume: RUN Folder of the run"),
+        ("evaluate", "Missing from metarl evaluate: RUN Folder of the run"),
+        ("evaluate nowhere --seed a", "--seed takes an integer, got 'a'; see metarl evaluate --help"),
+        ("evaluate one two", "unexpected argument 'two'"),
+        ("list all", "unexpected argument 'all'"),
+        ("doctor --verbose", "unknown flag '--verbose'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_what_is_allowed(refused, line: str, message: str) -> None:
+    assert re.search(message, refused(line))
+
+
+def test_the_line_is_the_same_where_stdout_knows_no_unicode(capsys: pytest.CaptureFixture[str]) -> None:
+    with redirect_stdout(io.StringIO()):  # tyro then draws with other characters
+        assert main(["--epochs", "abc"]) == main(["evaluate"]) == 2
+    assert capsys.readouterr().err == (
+        "metarl: --epochs takes an integer, got 'abc'; see metarl run --help\n"
+        "metarl: Missing from metarl evaluate: RUN Folder of the run. (required); see metarl evaluate --help\n"
+    )
+
+
+class Endless(gymnasium.Env[Any, Any]):
+    observation_space = gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(3))
+    action_space = gymnasium.spaces.Discrete(2)
+
+
+class Paired(gymnasium.Env[Any, Any]):
+    observation_space = gymnasium.spaces.Box(0, 1, (8,))
+    action_space = gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)])
+
+
+@pytest.mark.parametrize("world", [Endless, Paired])
+def test_worlds_that_no_policy_takes_are_refused(refused, monkeypatch: pytest.MonkeyPatch, world: type) -> None:
+    spec = EnvSpec(f"{world.__name__}-v0", entry_point=world, max_episode_steps=10)
+    monkeypatch.setitem(gymnasium.registry, spec.id, spec)
+    assert re.search("observation|action", refused(f"--env_name {spec.id}"))
+
+
+# --- help, list, doctor -----------------------------------------------------------------------------------------------
+
+
+def test_help_shows_every_field_with_its_docstring(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for config in (RunConfig, MemoryConfig, RL2Config):
+        for each in fields(config):
+            assert re.search(rf"--{each.name.replace('_', '-')}\b.*\n? *.*\(default: ", text), each.name
+    for docstring in ("Task family, `metarl list` shows them", "Memory of the policy: ssm", "Adam's step size"):
+        assert docstring in text
+    assert "list (task families), evaluate RUN, resume RUN, doctor" in text
+
+
+@pytest.mark.parametrize("command", ["run", "list", "evaluate", "resume", "doctor"])
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"usage: metarl {command}" in capsys.readouterr().out
+
+
+def test_list_shows_every_family(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert [name for name in list_tasks() if f" {name} " not in shown] == []
+
+
+def test_doctor_prints_its_findings_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    found = [("extra dev", "without x; to have all:  pip install 'metarl-agent-framework[dev]'"), ("GPU", "p" * 200)]
+    monkeypatch.setattr("metarl.experiments.doctor.report", lambda: found)
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=len(name.split()))[-1] for line, (name, _) in zip(shown, found, strict=True)] == [
+        finding for _, finding in found
+    ]
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def only_run() -> Path:
+    (run,) = Path("runs").iterdir()
+    return run
+
+
+def metrics_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last.safetensors", "best.safetensors"):
+        tensors, meta = load_checkpoint(one / "checkpoints" / name)
+        others, other_meta = load_checkpoint(other / "checkpoints" / name)
+        assert tensors.keys() == others.keys()
+        assert [key for key in tensors if not torch.equal(tensors[key], others[key])] == []
+        assert {**meta, "wall_seconds": 0} == {**other_meta, "wall_seconds": 0}
+    assert metrics_of(one) == metrics_of(other)
+    results = [json.loads((run / "results.json").read_text()) for run in (one, other)]
+    assert results[0]["tasks"] == results[1]["tasks"]
+
+
+def test_a_run_from_start_to_end(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = "a folder with [bold]brackets[/bold] and a name that is longer than eighty columns of a terminal are"
+    given = [*SMALL, "--num_epochs", "2", "--benchmark-mode", "--few_shot", "1", "2", "--output-dir", output]
+    assert main(["run", *given]) == 0
+    shown = capsys.readouterr()
+    (run,) = Path(output).iterdir()
+    assert shown.err == ""
+
+    assert json.loads((run / "config.json").read_text())["run"]["epochs"] == 2
+    assert [row["epoch"] for row in metrics_of(run)] == ["1", "2"]
+    events = EventAccumulator(str(run))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_return")] == [1, 2]
+    assert [load_checkpoint(run / "checkpoints" / "last.safetensors")[1]["epoch"]] == [2]
+    assert (run / "checkpoints" / "best.safetensors").is_file()
+    assert (run / "adaptation_curve.png").read_bytes().startswith(b"\x89PNG")
+
+    results = json.loads((run / "results.json").read_text())
+    assert results["command"] == shlex.join(["metarl", "run", *given])
+    assert {key: results[key] for key in ("task_dist", "algo", "method", "seeds", "protocol", "env_steps")} == {
+        **{"task_dist": "point-goal", "algo": "rl2", "method": "gru", "seeds": [0], "protocol": "few-shot"},
+        "env_steps": 2 * 10 * 50 * 4,
+    }
+    assert list(results["shots"]) == ["0", "1", "2"]
+    assert set(results["shots"]["2"]["return"]) == {"mean", "iqm", "ci95", "cvar05"}
+    assert results["references"]["random"]["mean"] < results["references"]["task_conditioned"]["mean"]
+
+    lines = shown.out.splitlines()
+    assert [line[:11] for line in lines if line.startswith("epoch ")] == ["epoch   1/2", "epoch   2/2"]
+    assert "IQM" in shown.out
+    paths = [line.removeprefix("wrote ") for line in lines if line.startswith("wrote ")]
+    names = ["results.json", "adaptation_curve.png", "metrics.csv", "checkpoints/last.safetensors"]
+    assert paths == [str(run / name) for name in names]
+
+    kept = (run / "results.json").read_bytes()
+    assert main(["evaluate", str(run), "--few-shot", "1", "3", "--test-tasks", "105", "--seed", "4"]) == 0
+    (evaluation,) = (run / "evaluations").iterdir()
+    assert evaluation.name.endswith("-few-shot-1-3")
+    measured = json.loads((evaluation / "results.json").read_text())
+    assert (list(measured["shots"]), [task["id"] for task in measured["tasks"]]) == (["0", "1", "3"], [105])
+    assert (measured["seeds"], measured["command"].startswith("metarl evaluate ")) == ([0], True)
+    assert (run / "results.json").read_bytes() == kept
+    assert f"wrote {evaluation / 'adaptation_curve.png'}" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    assert main([*SMALL, "--epochs", "1", "--output-dir", str(output)]) == 0
+    return next(output.iterdir())
+
+
+@pytest.fixture
+def finished(finished_once: Path, folder: Path) -> Path:
+    """Folder of a finished run, in the working folder."""
+    shutil.copytree(finished_once, folder / "finished")
+    return Path("finished")
+
+
+def test_a_finished_run_can_be_measured_again_and_extended(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    results = (finished / "results.json").read_text()
+    last = (finished / "checkpoints" / "last.safetensors").read_bytes()
+    (finished / "results.json").unlink()
+    assert main(["resume", str(finished)]) == 0
+    assert json.loads((finished / "results.json").read_text()) == json.loads(results)
+    assert (finished / "checkpoints" / "last.safetensors").read_bytes() == last
+    assert main(["--resume", str(finished), "--num_epochs", "2"]) == 0
+    assert [row["epoch"] for row in metrics_of(finished)] == ["1", "2"]
+    assert not Path("runs").exists()
+    capsys.readouterr()
+    assert main(["resume", str(finished), "--epochs", "1"]) == 2
+    assert "has trained 2 epochs: --epochs is at least 2, got 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "resume"])
+def test_a_damaged_or_missing_checkpoint_is_one_line(
+    finished: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    last = finished / "checkpoints" / "last.safetensors"
+    whole = last.read_bytes()
+    for content in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[: len(whole) // 2], b""):
+        last.write_bytes(content)
+        assert main([command, str(finished)]) == 2
+        error = capsys.readouterr().err
+        assert f"metarl: checkpoint {last} is corrupt" in error
+        assert error.count("\n") == 1
+    last.unlink()
+    assert main(["evaluate", str(finished)]) == 2
+    assert capsys.readouterr().err.startswith(f"metarl: no checkpoint at {last}: give the folder of a run")
+
+
+def test_an_evaluation_refuses_what_the_run_was_trained_on(finished: Path, refused) -> None:
+    assert "overlap in ids [3]" in refused("evaluate finished --test-tasks 3")
+    assert "takes integers >= 1" in refused("evaluate finished --few-shot -1")
+    assert "exclude each other" in refused("evaluate finished --few-shot 1 --zero-shot")
+    assert "unknown device 'tpu'" in refused("evaluate finished --device tpu")
+
+
+def test_a_loss_that_turns_nan_ends_with_its_name(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = (finished / "checkpoints" / "last.safetensors").read_bytes()
+    losses = RL2Agent._losses
+
+    def turned(agent: RL2Agent, *arguments: Any) -> Any:
+        computed, metrics = losses(agent, *arguments)
+        return computed | {"policy": computed["policy"] * float("nan")}, metrics
+
+    monkeypatch.setattr(RL2Agent, "_losses", turned)
+    assert main(["resume", str(finished), "--epochs", "2"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("metarl: epoch 2: not finite: the policy loss, ")
+    assert error.endswith("the checkpoint of epoch 1 is intact\n")
+    assert error.count("\n") == 1
+    assert (finished / "checkpoints" / "last.safetensors").read_bytes() == kept
+
+
+def test_a_full_disk_is_one_line_before_training_and_at_the_write(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert main([*SMALL, "--output-dir", "other"]) == 2
+        error = capsys.readouterr().err
+        assert re.fullmatch(r"metarl: cannot write other/.*config\.json: No space left on device; .*\n", error)
+        assert list(Path("other").iterdir()) == []
+
+    kept = (finished / "checkpoints" / "last.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Display, "report", lambda display, progress: patch.setattr(os, "fsync", full))
+        assert main(["resume", str(finished), "--epochs", "2"]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"metarl: cannot write finished/.*: No space left on device; .*\n", error)
+    assert (finished / "checkpoints" / "last.safetensors").read_bytes() == kept
+    assert main(["resume", str(finished)]) == 0
+    assert epoch_of(finished) == 2
+
+
+def test_the_line_of_an_epoch() -> None:
+    row = {"epoch": 3, "env_steps": 1_280_000, "wall_seconds": 61.2, "steps_per_second": 30123.4}
+    row |= {"train_return": -51.26, "test_return_shot0": -60.0, "test_return_shot1": -49.94}
+    stable = epoch_line(row | {"unstable_rows": 0, "test_unstable_rows": 0}, 50)
+    assert stable == ("epoch   3/50    1.28M steps     61 s   30,123/s  train -51.3  held-out shot0 -60.0  shot1 -49.9")
+    assert epoch_line(row | {"unstable_rows": 2, "test_unstable_rows": 1}, 50) == (
+        f"{stable}  (3 worlds became unstable; the simulator ended the episode)"
+    )
+
+
+def test_worlds_that_became_unstable_in_the_measurement_are_reported(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metarl.experiments.run.evaluate", lambda *given: replace(evaluate(*given), unstable_rows=1))
+    assert main(["evaluate", str(finished)]) == 0
+    assert "In this measurement 1 world became unstable; the simulator ended the episode." in capsys.readouterr().out
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    assert main([*LONG, "--output-dir", str(output)]) == 0
+    return next(output.iterdir())
+
+
+def start_and_wait_for_an_epoch() -> subprocess.Popen[str]:
+    """A process of its own that trains, in its second epoch: that the line of the first came shows it was flushed."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metarl.cli", *LONG],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("epoch   1/6") for line in process.stdout), process.communicate()[1]
+    return process
+
+
+def epoch_of(run: Path) -> int:
+    return int(load_checkpoint(run / "checkpoints" / "last.safetensors")[1]["epoch"])
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(uninterrupted: Path) -> None:
+    with start_and_wait_for_an_epoch() as process:
+        time.sleep(0.1)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    run = only_run()
+    assert 1 <= epoch_of(run) < 6
+    assert main(["resume", str(run)]) == 0
+    assert_same_run(run, uninterrupted)
+
+
+def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(uninterrupted: Path) -> None:
+    with start_and_wait_for_an_epoch() as process:
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate()
+    assert process.returncode == 130
+    assert err == f"\n{FINISHING}\n"
+    run = only_run()
+    assert 2 <= epoch_of(run) < 6
+    message, _, command = out.splitlines()[-1].partition(":  ")
+    assert message == "stopped after a whole epoch, which is saved; go on with"
+    assert shlex.split(command) == ["metarl", "resume", str(run)]
+    assert main(shlex.split(command)[1:]) == 0
+    assert_same_run(run, uninterrupted)
+
+
+@pytest.mark.parametrize(("signals", "epoch", "last_line"), [(1, 2, "out"), (2, 1, "err")])
+def test_a_second_ctrl_c_stops_at_once(
+    finished: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    signals: int,
+    epoch: int,
+    last_line: str,
+) -> None:
+    def interrupted(display: Display, progress: Progress) -> None:
+        if (progress.epoch, progress.update) == (2, 5):
+            for _ in range(signals):
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Display, "report", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    assert main(["resume", str(finished), "--epochs", "3"]) == 130
+    assert signal.getsignal(signal.SIGINT) == handler
+    assert epoch_of(finished) == epoch
+    captured = capfd.readouterr()
+    lines = {"out": captured.out.splitlines()[-1], "err": captured.err.splitlines()[-1]}
+    assert FINISHING in captured.err
+    assert lines[last_line].endswith(":  metarl resume finished")
+    assert ("stopped at once" in captured.err) == (signals == 2)
+
+
+def test_ctrl_c_elsewhere_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarl.experiments.doctor.report", lambda: signal.raise_signal(signal.SIGINT))
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "metarl: interrupted\n"
