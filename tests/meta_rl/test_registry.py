@@ -21,5 +21,5 @@ def test_every_algorithm_makes_an_agent_from_its_config(name: str) -> None:
 
 
 def test_an_unknown_algorithm_names_the_known() -> None:
-    with pytest.raises(UsageError, match="unknown algo 'rl3': choose from .*rl2.*did you mean 'rl2'"):
+    with pytest.raises(UsageError, match=r"unknown algo 'rl3': choose from .*rl2.*did you mean 'rl2'"):
         find_algorithm("rl3")

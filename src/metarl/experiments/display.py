@@ -14,7 +14,7 @@ console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 """Prints paths as they are: nothing in them is wrapped, cut off, or read as markup."""
 
 TEST_RETURN = "test_return_"
-BAR_WIDTH = 10
+BAR_WIDTH = 6
 SPEED_WINDOW = 300.0
 """Seconds over which the ETA averages the speed: several epochs, with their evaluations."""
 
@@ -59,7 +59,7 @@ class Display:
             self.task,
             completed=(progress.epoch - 1) * trainer.UPDATES_PER_EPOCH + progress.update,
             epoch=f"{progress.epoch}/{self.epochs}",
-            latest=f"{progress.steps_per_second / 1e3:.1f}k env-steps/s  train {self._train}  shots {self._shots}",
+            latest=f"{progress.steps_per_second / 1e3:.1f}k steps/s  train {self._train}  test {self._shots}",
         )
 
 
