@@ -84,12 +84,21 @@ def test_categorical_samples_come_as_often_as_the_softmax_says():
     assert chisquare(counts, np.roll(expected, 1)).pvalue < 1e-6
 
 
-def test_noise_at_the_edge_of_its_range_gives_a_valid_action():
+def test_the_categorical_draw_is_the_smallest_exponential_over_its_probability():
+    """argmin_k −log(u_k) / p_k: the first of K independent clocks with rates p_k to ring is k with probability p_k."""
     head = CategoricalHead(DISCRETE)
-    noise = torch.tensor([[0.0] * 5, [1.0] * 5, [0.0, 1.0, 0.5, 0.5, 0.5]])
-    actions = head.sample(torch.zeros(3, 5), noise)
-    assert actions[2] == 1
-    assert ((actions >= 0) & (actions < 5)).all()
+    logits, noise = torch.tensor([2.0, 0.0, -1.0, 1.0, 0.5]), head.noise(1000, generator())
+    first = torch.argmin(-torch.log(noise) / torch.softmax(logits, 0), -1)
+    assert torch.equal(head.sample(logits.expand(1000, 5), noise), first)
+
+
+def test_noise_at_the_edge_of_its_range_gives_a_valid_action():
+    """u = 0 never wins against a larger u, and u = 1, which rounding may reach, always wins; neither makes a NaN."""
+    head = CategoricalHead(DISCRETE)
+    noise = torch.tensor([[0.0] * 5, [1.0] * 5, [0.0, 1.0, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 1e-30, 0.0]])
+    preferred = torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0])
+    assert head.sample(torch.zeros(4, 5), noise)[2:].tolist() == [1, 3]
+    assert head.sample(preferred.expand(4, 5), noise)[:3].tolist() == [4, 4, 1]
 
 
 @EVERY_SPACE

@@ -195,6 +195,22 @@ def test_loading_a_file_that_holds_something_else_says_so(tmp_path):
         StateSpaceModel.load(tmp_path / "other.safetensors")
 
 
+@pytest.mark.parametrize("kept", [0, 40, -4], ids=["empty", "cut in the header", "cut at the end"])
+def test_loading_a_damaged_file_is_a_one_line_error(kept, tmp_path):
+    path = tmp_path / "model.safetensors"
+    make_model("diagonal").save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UsageError, match=r"^cannot read a StateSpaceModel from .*model\.safetensors: .") as error:
+        StateSpaceModel.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_loading_a_file_that_is_not_there_is_a_one_line_error(tmp_path):
+    with pytest.raises(UsageError, match=r"^cannot read a StateSpaceModel from .*nowhere: .") as error:
+        StateSpaceModel.load(tmp_path / "nowhere")
+    assert "\n" not in str(error.value)
+
+
 def test_the_short_name_is_the_same_class():
     assert SSM is StateSpaceModel
 

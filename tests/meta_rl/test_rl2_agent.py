@@ -53,6 +53,9 @@ class Stream:
     def rows(self, rows):
         return Stream(*(getattr(self, field.name)[:, rows] for field in fields(self)))
 
+    def first(self, steps):
+        return Stream(*(getattr(self, field.name)[:steps] for field in fields(self)))
+
     def at(self, time):
         """The arguments of `observe` after the action."""
         return self.reward[time], self.terminated[time], self.truncated[time], self.next_observation[time]
@@ -228,6 +231,28 @@ def test_a_partly_renewed_trial_forgets_only_the_renewed_rows(method):
     assert (np.abs(whole - new).max((0, 2)) > 1e-4).all()
 
 
+@pytest.mark.parametrize("rows", [1, ROWS - 1, ROWS + 1])
+def test_a_trial_goes_on_with_the_rows_it_began_with(rows):
+    agent, other = make_agent(), make_agent()
+    for each in (agent, other):
+        each.explore = False
+        trial(each, Stream.draw(0))
+    observation = np.zeros((rows, 3), np.float32)
+    message = f"a trial of {ROWS} rows is running, got {rows} rows: call begin_trial\\({rows}\\)"
+    with pytest.raises(UsageError, match=message):
+        agent.act(observation)
+    with pytest.raises(UsageError, match=message):
+        agent.begin_trial(rows, renew=np.arange(rows) > 0)
+    np.testing.assert_array_equal(live(agent, Stream.draw(2)), live(other, Stream.draw(2)))
+    agent.begin_trial(rows)
+    assert len(agent.act(observation)) == rows
+
+
+def test_no_trial_is_running_at_first():
+    with pytest.raises(UsageError, match="a trial of 0 rows is running, got 4 rows"):
+        make_agent().act(Stream.draw(0).observation[0])
+
+
 def test_a_new_trial_remembers_nothing():
     agent, fresh = make_agent(), make_agent()
     agent.explore = fresh.explore = False
@@ -272,6 +297,17 @@ def test_an_agent_that_does_not_train_keeps_no_experience_and_no_statistics():
     before = snapshot(agent)
     trial(agent, Stream.draw(0))
     assert_same(agent.state_dict(), before)
+    with pytest.raises(UsageError, match="holds no experience"):
+        agent.take_experience()
+
+
+def test_training_takes_no_inactive_rows():
+    agent = make_agent()
+    stream = Stream.draw(0)
+    agent.begin_trial(ROWS)
+    action = agent.act(stream.observation[0])
+    with pytest.raises(UsageError, match="training needs every row in every step"):
+        agent.observe(stream.observation[0], action, *stream.at(0), np.array([True, True, False, True]))
     with pytest.raises(UsageError, match="holds no experience"):
         agent.take_experience()
 
@@ -385,7 +421,7 @@ def test_returns_may_flow_over_the_ends_of_episodes():
     assert losses[1] != unbroken[0]
 
 
-def test_repeated_updates_fit_the_critic_and_the_actor_to_the_same_data():
+def test_repeated_updates_on_the_same_data_fit_the_critic():
     agent = make_agent(config=replace(WHOLE, discount=0.0, reward_scale=1.0), num_updates=10_000)
     trial(agent, Stream.draw(0))
     experience = agent.take_experience()
@@ -394,6 +430,17 @@ def test_repeated_updates_fit_the_critic_and_the_actor_to_the_same_data():
         agent.give_experience({name: tensor.clone() for name, tensor in experience.items()})
         losses.append(agent.update()["value_loss"])
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_single_transition_is_enough_for_an_update():
+    """Its advantage, normalised, is 0: the actor is left alone and nothing is divided by nothing."""
+    agent = make_agent(config=replace(WHOLE, entropy_weight=0.0))
+    actor = snapshot(agent)["policy.actor.2.weight"]
+    trial(agent, Stream.draw(0).first(1).rows([2]))
+    metrics = agent.update()
+    assert metrics["policy_loss"] == 0
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert torch.equal(snapshot(agent)["policy.actor.2.weight"], actor)
 
 
 def test_the_learning_rate_falls_linearly_to_five_percent():
@@ -438,6 +485,32 @@ def test_a_restored_agent_goes_on_as_the_old_one(method, kind):
     restored.load_state_dict(snapshot(agent))
     assert learn(restored, [2, 3]) == learn(agent, [2, 3])
     assert_same(restored.state_dict(), agent.state_dict())
+
+
+@each_method
+def test_a_running_trial_goes_on_with_the_parameters_of_the_last_update_or_restored_state(method):
+    """What acting keeps prepared for fixed parameters is prepared anew, also in a trial that is not begun again."""
+    agent, restored = make_agent(method), make_agent(method, seed=3)
+    for each in (agent, restored):
+        trial(each, Stream.draw(0))
+        each.explore = False
+    agent.update()
+    restored.load_state_dict(snapshot(agent))
+    for each in (agent, restored):
+        observation = Stream.draw(1).observation[0]
+        each.act(observation)
+        output, _, memory = each.policy(each._inputs[None], each._memory)
+        torch.testing.assert_close(each._output, output[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(each._next_memory, memory, atol=1e-5, rtol=1e-4)
+
+
+def test_a_state_that_was_taken_stands_still_while_the_agent_learns():
+    agent = make_agent()
+    learn(agent, [0])
+    taken, copy = agent.state_dict(), snapshot(agent)
+    learn(agent, [1])
+    assert_same(taken, copy)
+    assert not torch.equal(agent.state_dict()["policy.actor.2.weight"], copy["policy.actor.2.weight"])
 
 
 def test_restoring_an_untrained_state_forgets_all_learning():

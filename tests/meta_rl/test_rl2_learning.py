@@ -1,13 +1,13 @@
 """RL² learns to adapt: small families whose best return is known, from the first update to held-out tasks, in seconds.
 
-Returns are given as the fraction of the way from a policy that acts at random (0) to one that knows the task (1).
+Thresholds hold with a margin for seeds 0, 1 and 2.
 """
 
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,16 +24,10 @@ ARMS, HORIZON = 3, 20
 """Short episodes: an update's data are two of them, that is a whole trial of one shot."""
 
 PROTOCOL = Protocol("standard", repeats=8, seed=SEED)
-SMALL = RL2Config(learning_rate=5e-3, num_minibatches=4, update_steps=2 * HORIZON, continuation=0.0)
-
-
-def settings(**changes):
-    return RL2Config(**{**SMALL.__dict__, **changes})
-
-
-# A pull soon pays or not, so a short horizon of credit learns fastest; the entropy keeps arms in play until then.
-BANDIT = settings(reward_scale=1.0, discount=0.8, trace=0.8, entropy_weight=1e-2)
-POINT = settings(discount=0.9, trace=0.9)
+SHORT = RL2Config(learning_rate=5e-3, num_minibatches=4, update_steps=2 * HORIZON, continuation=0.0)
+# A pull pays at once, so a short horizon of credit learns fastest; entropy keeps all arms in play meanwhile.
+BANDIT = replace(SHORT, reward_scale=1.0, discount=0.8, trace=0.8, entropy_weight=1e-2)
+POINT = replace(SHORT, discount=0.9, trace=0.9)
 
 
 def bandit():
@@ -41,7 +35,7 @@ def bandit():
 
 
 def learned(distribution, config, memory, folder, seed=SEED):
-    """Mean return on held-out tasks in the first episode and in the second, after a training of some seconds."""
+    """Mean return on held-out tasks in the first episode and in the second, after training for some seconds."""
     with closing(distribution.make_env(distribution.train[:1])) as env:
         spaces = env.single_observation_space, env.single_action_space
     agent = RL2Agent(*spaces, config, memory, num_updates=EPOCHS * UPDATES_PER_EPOCH, seed=seed)
@@ -50,11 +44,15 @@ def learned(distribution, config, memory, folder, seed=SEED):
     return [float(shot.returns.mean()) for shot in evaluate(agent, distribution, distribution.test, PROTOCOL).shots]
 
 
-def fraction(returns, distribution):
-    """0: as a policy that acts at random; 1: as one that knows the task."""
+def known_returns(distribution):
+    """Mean return on held-out tasks of a policy that acts at random, and of one that is told the task."""
     lines = reference_lines(distribution, distribution.test, PROTOCOL)
-    lowest, highest = lines["random"]["mean"], lines["task_conditioned"]["mean"]
-    return (np.asarray(returns) - lowest) / (highest - lowest)
+    return lines["random"]["mean"], lines["task_conditioned"]["mean"]
+
+
+def arm_means(distribution):
+    """[tasks, K] of the held-out tasks."""
+    return np.array([task["means"] for task in distribution.test])
 
 
 def best_reaction(means):
@@ -91,26 +89,28 @@ def test_the_best_reaction_is_to_stay_where_it_paid():
 def test_with_a_memory_it_finds_the_best_arm(tmp_path):
     distribution = bandit()
     first, second = learned(distribution, BANDIT, MemoryConfig(width=32), tmp_path)
-    highest = reference_lines(distribution, distribution.test, PROTOCOL)["task_conditioned"]["mean"]
-    reactive = best_reaction(np.array([task["means"] for task in distribution.test]))
-    assert second >= 0.88 * highest
-    assert fraction(second, distribution) >= 0.68
-    assert second > reactive + 0.03 * highest
+    random, best = known_returns(distribution)
     assert second > first
+    assert second >= 0.88 * best
+    assert second - random >= 0.68 * (best - random)
+    assert second >= best_reaction(arm_means(distribution)) + 0.03 * best
 
 
 def test_without_a_memory_it_only_reacts(tmp_path):
-    """The baseline sees its last pull, and nothing before: a memory that leaked would take it past that bound."""
+    """The baseline sees its last pull and nothing before it: a memory that leaked would take it past that bound."""
     distribution = bandit()
     returns = learned(distribution, BANDIT, MemoryConfig(method="mlp", width=32), tmp_path)
-    reactive = best_reaction(np.array([task["means"] for task in distribution.test]))
-    assert max(returns) < 1.02 * reactive
-    assert fraction(max(returns), distribution) > 0.1
+    means = arm_means(distribution)
+    single_arm = HORIZON * means.mean(0).max()
+    assert 0.97 * single_arm < min(returns)
+    assert max(returns) < 1.02 * best_reaction(means)
 
 
 def test_it_finds_the_goal_and_goes_straight_to_it_the_next_time(tmp_path):
     distribution = make_tasks("point-goal", horizon=HORIZON)
-    first, second = fraction(learned(distribution, POINT, MemoryConfig(width=32, state_dim=64), tmp_path), distribution)
-    assert first >= 0.6
-    assert second >= 0.75
+    returns = np.array(learned(distribution, POINT, MemoryConfig(width=32, state_dim=64), tmp_path))
+    random, best = known_returns(distribution)
+    first, second = (returns - random) / (best - random)
+    assert first >= 0.5
+    assert second >= 0.8
     assert second > first + 0.05
