@@ -90,8 +90,8 @@ class ScriptedAgent(Agent):
         self.noise += 1
         return np.full((len(observation), 1), self.adaptations, np.float32)
 
-    def _observe(self, *transition: Array, active: Array) -> None:
-        assert active.any()
+    def _observe(self, *transition_and_active: Array) -> None:
+        assert transition_and_active[-1].any()
 
     def adapt(self) -> Metrics:
         self.adaptations += 1

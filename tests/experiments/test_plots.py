@@ -124,9 +124,8 @@ def test_table_has_the_numbers() -> None:
     text = text_of([run])
     assert "halfcheetah-vel · rl2 · ssm" in text
     assert "3 held-out tasks, 4 repeats each" in text
-    (row,) = [line for line in text.splitlines() if line.startswith("│ 5 ")]
-    cells = [cell.strip() for cell in row.strip("│").split("│")]
-    assert cells == ["5", "10", "-49.5", "[-51.2, -9.88]", "-48.0", "-1,234", "67%"]
+    (row,) = [line for line in text.splitlines() if line.startswith(" 5 ")]
+    assert row.split() == ["5", "10", "ep.", "-49.5", "[-51.2,", "-9.88]", "-48.0", "-1,234", "67%"]
     lines = [line for line in text.splitlines() if "policy" in line]
     assert "-310.0" in lines[0]
     assert "-25.0" in lines[1]
@@ -135,7 +134,7 @@ def test_table_has_the_numbers() -> None:
 def test_table_of_several_results_names_them() -> None:
     text = text_of([result("ssm"), result("gru")])
     assert "halfcheetah-vel · rl2 " in text
-    assert text.count("│ ssm ") == text.count("│ gru ") == 3
+    assert text.count("\n ssm ") == text.count("\n gru ") == 3
     assert "success" not in text
 
 
@@ -148,7 +147,7 @@ def test_table_of_several_results_names_them() -> None:
 )
 def test_results_of_one_method_are_told_apart(changes: dict[str, Any], labels: tuple[str, str]) -> None:
     text = text_of([result(), result(**changes)])
-    assert all(text.count(f"│ {label} ") == 3 for label in labels)
+    assert all(text.count(f"\n {label} ") == 3 for label in labels)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def message_of(error: pytest.ExceptionInfo[UsageError]) -> str:
         ({"reference": "/nowhere"}, "cannot read /nowhere"),
         ({"max_episode_steps": 9}, "--max-episode-steps goes with --env-name"),
         ({"memory": MemoryConfig("grub")}, "unknown method 'grub': choose from gru, lstm, mlp, ssm, transformer"),
-        ({"memory": MemoryConfig(width=0)}, "width, depth and context are at least 1"),
+        ({"memory": MemoryConfig(width=0)}, "width, depth, context and heads are at least 1"),
         ({"memory": MemoryConfig("transformer", heads=7)}, "width 64 and 7 heads"),
     ],
 )

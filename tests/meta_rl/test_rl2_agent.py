@@ -573,7 +573,7 @@ def test_every_field_of_the_config_makes_a_difference(field):
     ],
 )
 def test_a_config_out_of_range_is_a_one_line_error(field, value):
-    with pytest.raises(UsageError, match=f"^{field} .*got {value}") as error:
+    with pytest.raises(UsageError, match=f"^--{field.replace('_', '-')} .*got {value}") as error:
         RL2Config(**{field: value})
     assert "\n" not in str(error.value)
 

@@ -258,8 +258,7 @@ def make_memory(config: MemoryConfig) -> Memory:
     """The memory that `config.method` names."""
     if config.method not in _METHODS:
         raise unknown_name("method", config.method, METHODS)
-    if config.width < 1 or config.depth < 1 or config.context < 1:
-        raise UsageError(
-            f"width, depth and context are at least 1, got {config.width}, {config.depth}, {config.context}"
-        )
+    if min(config.width, config.depth, config.context, config.heads) < 1:
+        sizes = f"{config.width}, {config.depth}, {config.context}, {config.heads}"
+        raise UsageError(f"width, depth, context and heads are at least 1, got {sizes}")
     return _METHODS[config.method](config)

@@ -65,20 +65,20 @@ class RL2Config:
     """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016)."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("learning_rate", self.learning_rate > 0),
-            ("discount", 0 <= self.discount <= 1),
-            ("trace", 0 <= self.trace <= 1),
-            ("clip", self.clip > 0),
-            ("update_epochs", self.update_epochs >= 1),
-            ("num_minibatches", self.num_minibatches >= 1),
-            ("grad_clip_norm", self.grad_clip_norm > 0),
-            ("reward_scale", self.reward_scale > 0),
-            ("update_steps", self.update_steps >= 1),
-            ("continuation", 0 <= self.continuation < 1),
+        for name, allowed, holds in (
+            ("learning_rate", "above 0", self.learning_rate > 0),
+            ("discount", "in [0, 1]", 0 <= self.discount <= 1),
+            ("trace", "in [0, 1]", 0 <= self.trace <= 1),
+            ("clip", "above 0", self.clip > 0),
+            ("update_epochs", "at least 1", self.update_epochs >= 1),
+            ("num_minibatches", "at least 1", self.num_minibatches >= 1),
+            ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
+            ("reward_scale", "above 0", self.reward_scale > 0),
+            ("update_steps", "at least 1", self.update_steps >= 1),
+            ("continuation", "in [0, 1)", 0 <= self.continuation < 1),
         ):
-            if not allowed:
-                raise UsageError(f"{name} is out of range: got {getattr(self, name)}; see --help")
+            if not holds:
+                raise UsageError(f"--{name.replace('_', '-')} is {allowed}, got {getattr(self, name)}")
 
 
 class RL2Agent(Agent):

@@ -22,7 +22,7 @@ def single_environment(env_name: str, num_workers: int = 0, max_episode_steps: i
     limit = registered if max_episode_steps is None else max_episode_steps
     if limit is None:
         raise UsageError(
-            f"Gymnasium has no time limit for '{env_name}': give one, single_environment(max_episode_steps=...)"
+            f"Gymnasium has no time limit for '{env_name}': give one with --max-episode-steps (max_episode_steps=)"
         )
     return TaskDistribution(
         train=[{}],
