@@ -180,6 +180,7 @@ def test_transformer_takes_a_sequence_shorter_than_its_context():
         (MemoryConfig(width=0), "at least 1"),
         (MemoryConfig(depth=0), "at least 1"),
         (MemoryConfig(method="transformer", context=0), "at least 1"),
+        (MemoryConfig(method="transformer", heads=0), "at least 1"),
         (MemoryConfig(state_dim=7), "must be even, got 7"),
     ],
 )
