@@ -15,6 +15,7 @@ _HOMES = {
     "Uniform": "metarl.tasks.distribution",
     "Task": "metarl.core.task",
     "Environment": "metarl.env_runner.environment",
+    "MetaMAML": "metarl.meta_rl.meta_maml",
     "run_trial": "metarl.env_runner.trial",
     "check_tasks": "metarl.tasks.checks",
     "list_tasks": "metarl.tasks",

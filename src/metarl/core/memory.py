@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from metarl.core.differentiable import PlainRecurrence
 from metarl.core.errors import UsageError, unknown_name
 from metarl.core.ssm import Coefficients, StateSpaceModel
 
@@ -120,7 +121,8 @@ class SSMMemory(Memory):
 class RecurrentMemory(Memory):
     """x + cell(x), the cell torch's own GRU or LSTM; what needs no memory passes by it, as in the other methods.
 
-    A sequence with resets runs in one piece from each time at which any row starts.
+    A sequence with resets runs in one piece from each time at which any row starts; in a differentiable twin, whose
+    cell is a `PlainRecurrence`, step by step.
     """
 
     def __init__(self, config: MemoryConfig, cell: type[nn.GRU] | type[nn.LSTM]) -> None:
@@ -131,6 +133,8 @@ class RecurrentMemory(Memory):
 
     def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         state = self.init_state(x.shape[1]) if state is None else state
+        if isinstance(self.cell, PlainRecurrence):  # it forgets row by row as it goes
+            return self._run(x, state, starts)
         bounds = [0, x.shape[0]] if starts is None else _segment_bounds(starts)
         outputs = []
         for begin, end in pairwise(bounds):
@@ -144,9 +148,9 @@ class RecurrentMemory(Memory):
         y, state = self._run(x[None], state)
         return y[0], state
 
-    def _run(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(self, x: Tensor, state: Tensor, *starts: Tensor | None) -> tuple[Tensor, Tensor]:
         parts = state.permute(1, 2, 0, 3).contiguous()  # [parts, depth, B, width]
-        y, last = self.cell(x, parts[0] if self.parts == 1 else (parts[0], parts[1]))
+        y, last = self.cell(x, parts[0] if self.parts == 1 else (parts[0], parts[1]), *starts)
         stacked = last[None] if self.parts == 1 else torch.stack(last)
         return x + y, stacked.permute(2, 0, 1, 3)
 

@@ -1,0 +1,1 @@
+from metarl.meta_rl.meta_maml import *

@@ -1,0 +1,216 @@
+"""A twin of a model that `torch.func` can map over tasks and that has derivatives of every order.
+
+Some fused layers stand in the way of meta-gradients: recurrent kernels (no second derivative on CUDA, no rule for vmap
+anywhere), attention (no second derivative) and normalisation (a wrong second derivative under vmap; batch normalisation
+also writes its running statistics in place). The twin has the same parameters and buffers under the same names and
+computes the same, by elementary operations.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from metarl.core.errors import UsageError
+
+
+class PlainRecurrence(nn.RNNBase):
+    """An nn.RNN, nn.GRU or nn.LSTM as a loop of elementary operations; takes starts too.
+
+    `forward(x, state, starts)`: x [T, B, d] ([B, T, d] if batch_first), state as the fused module takes it, and
+    starts [T, B]: where set, the row forgets before that step.
+    """
+
+    def forward(self, x: Tensor, state: Any = None, starts: Tensor | None = None) -> tuple[Tensor, Any]:
+        if not isinstance(x, Tensor) or x.ndim != 3:
+            raise UsageError(f"meta-gradients through {self.mode} need sequences [T, B, d], padded; got {_form(x)}")
+        x = x.transpose(0, 1) if self.batch_first else x
+        directions = 2 if self.bidirectional else 1
+        zeros = x.new_zeros(self.num_layers * directions, x.shape[1], self.hidden_size)
+        parts = (zeros,) * (2 if self.mode == "LSTM" else 1) if state is None else _as_parts(state)
+        keep = None if starts is None else 1 - starts.to(x.dtype)[..., None]
+        last = []
+        for layer in range(self.num_layers):
+            if layer and self.dropout:
+                x = functional.dropout(x, self.dropout, self.training)
+            sides = []
+            for direction in range(directions):
+                index = layer * directions + direction
+                y, final = self._run(index, x, tuple(part[index] for part in parts), keep)
+                sides.append(y)
+                last.append(final)
+            x = torch.cat(sides, -1)
+        ends = tuple(torch.stack([final[part] for final in last]) for part in range(len(parts)))
+        return (x.transpose(0, 1) if self.batch_first else x), (ends if len(ends) == 2 else ends[0])
+
+    def _run(
+        self, index: int, x: Tensor, state: tuple[Tensor, ...], keep: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Outputs [T, B, hidden] of one layer in one direction, and its last state."""
+        names = self._all_weights[index]
+        w_in, w_hidden, *biases = (getattr(self, name) for name in names)
+        b_in, b_hidden = biases or (None, None)
+        backwards = self.bidirectional and index % 2 == 1
+        driven = functional.linear(x.flip(0) if backwards else x, w_in, b_in)
+        cell = _CELLS[self.mode]
+        outputs = []
+        for time in range(len(driven)):
+            if keep is not None:
+                state = tuple(part * keep[time] for part in state)
+            state = cell(driven[time], functional.linear(state[0], w_hidden, b_hidden), state)
+            outputs.append(state[0])
+        y = torch.stack(outputs)
+        return (y.flip(0) if backwards else y), state
+
+
+def _gru_cell(driven: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """r, z = σ(·), n = tanh(x_n + r h_n), h' = n + z (h − n) (Cho et al. 2014, arXiv 1406.1078, as in torch)."""
+    x_reset, x_update, x_new = driven.chunk(3, -1)
+    h_reset, h_update, h_new = recurrent.chunk(3, -1)
+    new = torch.tanh(x_new + torch.sigmoid(x_reset + h_reset) * h_new)
+    return (new + torch.sigmoid(x_update + h_update) * (state[0] - new),)
+
+
+def _lstm_cell(driven: Tensor, recurrent: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """c' = σ(f) c + σ(i) tanh(g), h' = σ(o) tanh(c') (Hochreiter & Schmidhuber 1997, with forget gate)."""
+    input_gate, forget_gate, new, output_gate = (driven + recurrent).chunk(4, -1)
+    cell = torch.sigmoid(forget_gate) * state[1] + torch.sigmoid(input_gate) * torch.tanh(new)
+    return torch.sigmoid(output_gate) * torch.tanh(cell), cell
+
+
+_CELLS: dict[str, Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]]] = {
+    "GRU": _gru_cell,
+    "LSTM": _lstm_cell,
+    "RNN_TANH": lambda driven, recurrent, state: (torch.tanh(driven + recurrent),),
+    "RNN_RELU": lambda driven, recurrent, state: (torch.relu(driven + recurrent),),
+}
+
+
+def differentiable_twin(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """A copy of `model` to be called inside `differentiable_kernels`, and which of its layers run by other operations.
+
+    Batch normalisation in the twin uses the statistics of the batch in training, the running ones otherwise, and never
+    writes.
+    """
+    twin = copy.deepcopy(model)
+    replaced = []
+    for name, module in twin.named_modules():
+        if isinstance(module, nn.RNNBase):
+            if module.proj_size:
+                raise UsageError(f"meta-gradients through {name or 'an LSTM'} need proj_size 0, got {module.proj_size}")
+            replaced.append(f"{name or 'the model'} ({type(module).__name__})")
+            module.__class__ = PlainRecurrence  # the same attributes and parameters, another forward
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            module.track_running_stats = False
+    return twin, replaced
+
+
+@contextmanager
+def differentiable_kernels() -> Iterator[None]:
+    """Inside, attention and normalisation are computed by elementary operations, in torch's own layers too."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), _PlainNormalization():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _PlainNormalization(TorchFunctionMode):
+    """torch's normalisations have wrong second derivatives under vmap where they are affine, and wrong third ones
+    everywhere (pytorch issues 175754 and functorch 534); elementary operations have not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result: Any = _PLAIN.get(func, func)(*args, **(kwargs or {}))
+        return result
+
+
+def _standardize(x: Tensor, axes: Iterable[int], eps: float) -> Tensor:
+    over = tuple(axes)
+    centred = x - x.mean(over, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(over, keepdim=True) + eps)
+
+
+def _by_channel(x: Tensor, *values: Tensor | None) -> list[Tensor | None]:
+    """Values [C], shaped to act on the second axis of x [N, C, ...]."""
+    return [None if value is None else value.view(1, -1, *[1] * (x.ndim - 2)) for value in values]
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return _affine(_standardize(input, range(-len(normalized_shape), 0), eps), weight, bias)
+
+
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    mean, variance, scale, shift = _by_channel(input, running_mean, running_var, weight, bias)
+    if training or mean is None or variance is None:
+        return _affine(_standardize(input, [0, *range(2, input.ndim)], eps), scale, shift)
+    return _affine((input - mean) * torch.rsqrt(variance + eps), scale, shift)
+
+
+def _instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    if not use_input_stats:
+        return _batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
+    scale, shift = _by_channel(input, weight, bias)
+    return _affine(_standardize(input, range(2, input.ndim), eps), scale, shift)
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    grouped = input.unflatten(1, (num_groups, -1))
+    scale, shift = _by_channel(input, weight, bias)
+    return _affine(_standardize(grouped, range(2, grouped.ndim), eps).flatten(1, 2), scale, shift)
+
+
+_PLAIN: dict[Any, Callable[..., Tensor]] = {
+    functional.layer_norm: _layer_norm,
+    functional.batch_norm: _batch_norm,
+    functional.instance_norm: _instance_norm,
+    functional.group_norm: _group_norm,
+}
+
+
+def _as_parts(state: Any) -> tuple[Tensor, ...]:
+    return (state,) if isinstance(state, Tensor) else tuple(state)
+
+
+def _form(x: Any) -> str:
+    return str(tuple(x.shape)) if isinstance(x, Tensor) else type(x).__name__

@@ -1,0 +1,380 @@
+"""`MetaMAML`: meta-learning of any PyTorch model by gradients through its own adaptation, all tasks at once."""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import mse_loss
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from metarl.core.differentiable import differentiable_kernels, differentiable_twin
+from metarl.core.errors import UsageError
+from metarl.core.optimization import TrainingDiverged, clipped_step, load_optimizer_tensors, optimizer_tensors
+from metarl.meta_rl.inner_loop import Batch, Loss, Parameters, inner_step, over_tasks
+from metarl.meta_rl.supervised_tasks import (
+    PredictionLoss,
+    SupervisedTask,
+    check_mean,
+    masked_loss,
+    support_and_query,
+)
+
+Tasks: TypeAlias = Sequence[SupervisedTask] | tuple[Tensor, Tensor, Tensor, Tensor]
+
+logger = logging.getLogger(__name__)
+
+
+class MetaGradient(NamedTuple):
+    """The mean query loss after adaptation, and its gradient by parameter name (rates as "inner_lr.<name>")."""
+
+    loss: Tensor
+    gradients: dict[str, Tensor]
+
+
+class MetaMAML:
+    """Learns an initialisation θ from which a few gradient steps solve a task (Finn et al. 2017, arXiv 1703.03400).
+
+        φ_0 = θ,   φ_{k+1} = φ_k − α ∇L(φ_k; support),   minimise over θ the mean over tasks of L(φ_K; query)
+
+    The tasks of a batch run in one `torch.func.vmap`, and the meta-gradient is exact, also through recurrent layers,
+    attention and normalisation, which run by elementary operations here (see `core/differentiable.py`).
+
+    A plain module maps x [N, ...] to predictions [N, ...]; a sequence model, such as those of `core/memory.py`, maps
+    x [T, B, d] and a state to ([T, B, p], state). In training mode batch normalisation uses the statistics of the batch
+    at hand and never writes its running ones, and dropout draws another mask for every task and step from torch's
+    global generator; in eval mode both are what they always are.
+
+    Args:
+        model: any module; parameters that require no gradient are neither adapted nor meta-learned.
+        inner_lr: α, the rate of adaptation.
+        outer_lr: Adam's step size for θ.
+        first_order: take inner gradients as constants (FOMAML).
+        inner_steps: K.
+        reptile: the meta-gradient is the sum of all gradients met on the way, the one on the query set included, each a
+            constant (Nichol et al. 2018, arXiv 1803.02999, section 5: the query set is the last minibatch). Implies
+            `first_order`.
+        adapt: patterns of the parameters that adaptation changes, such as ("head.*",): ANIL (Raghu et al. 2020,
+            1909.09157). The others are meta-learned only.
+        learn_rates: α is learned too, one for every element of every parameter (Meta-SGD, Li et al. 2017, 1707.09835).
+        multi_step_updates: over so many updates the query loss counts after every inner step, with weights that go
+            linearly from equal to the last step alone (MAML++, Antoniou et al. 2019, 1810.09502).
+        recompute: store no activations of inner steps; compute them again in the backward pass.
+        vectorize: all tasks in one vmap; False: one after the other, for losses that cannot be vmapped.
+        grad_clip_norm: largest norm of a meta-gradient.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inner_lr: float = 0.01,
+        outer_lr: float = 0.001,
+        first_order: bool = False,
+        inner_steps: int = 1,
+        *,
+        reptile: bool = False,
+        adapt: Sequence[str] = ("*",),
+        learn_rates: bool = False,
+        multi_step_updates: int = 0,
+        recompute: bool = False,
+        vectorize: bool = True,
+        grad_clip_norm: float = 10.0,
+    ) -> None:
+        for name, value, allowed, holds in (
+            ("inner_lr", inner_lr, "above 0", inner_lr > 0),
+            ("outer_lr", outer_lr, "above 0", outer_lr > 0),
+            ("inner_steps", inner_steps, "at least 1", inner_steps >= 1),
+            ("multi_step_updates", multi_step_updates, "at least 0", multi_step_updates >= 0),
+            ("grad_clip_norm", grad_clip_norm, "above 0", grad_clip_norm > 0),
+        ):
+            if not holds:
+                raise UsageError(f"{name} is {allowed}, got {value}")
+        if reptile and (learn_rates or multi_step_updates):
+            raise UsageError(
+                "reptile takes inner gradients as constants: it goes without learn_rates and multi_step_updates"
+            )
+        self.model, self.inner_lr, self.inner_steps = model, inner_lr, inner_steps
+        self.first_order, self.reptile = first_order or reptile, reptile
+        self.multi_step_updates, self.recompute, self.vectorize = multi_step_updates, recompute, vectorize
+        self.grad_clip_norm = grad_clip_norm
+        self.updates = 0
+        self._twin, replaced = differentiable_twin(model)
+        if replaced:
+            logger.info("meta-gradients go through plain operations in place of %s", ", ".join(replaced))
+        self.adapted = _matching(self.parameters(), adapt)
+        rates = nn.ParameterDict()
+        if learn_rates:
+            rates.update({_key(name): torch.full_like(self.parameters()[name], inner_lr) for name in self.adapted})
+        self.learned = nn.ModuleDict({"model": model, "inner_lr": rates})
+        trained = [parameter for parameter in self.learned.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=outer_lr)
+
+    # --- the model as a function --------------------------------------------------------------------------------------
+
+    def parameters(self) -> Parameters:
+        """θ by name: the parameters that require a gradient."""
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+    def rates(self) -> dict[str, Tensor | float]:
+        """α by name of an adapted parameter."""
+        learned: Any = self.learned["inner_lr"]
+        return {name: learned[_key(name)] if len(learned) else self.inner_lr for name in self.adapted}
+
+    def functional_forward(self, x: Tensor, params: Parameters, initial_state: Any = None) -> Any:
+        """What the model returns for x (and a state), with `params` in place of its own parameters."""
+        for own, twin in zip(self.model.modules(), self._twin.modules(), strict=True):
+            twin.training = own.training
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **params}
+        with differentiable_kernels():
+            return functional_call(self._twin, tensors, (x,) if initial_state is None else (x, initial_state))
+
+    def forward_tasks(self, x: Tensor, params: Parameters) -> Tensor:
+        """Predictions [M, N, ...] for x [M, N, ...], each task by its own parameters, as `adapt_tasks` returns them."""
+        shared, adapted = self._split(params)
+        predictions: Tensor = over_tasks(
+            lambda shared, adapted, x: self._predict({**shared, **adapted}, x),
+            (None, 0, 0),
+            shared,
+            adapted,
+            x,
+            vectorize=self.vectorize,
+        )
+        return predictions
+
+    def _predict(self, params: Parameters, x: Tensor, initial_state: Any = None) -> Tensor:
+        output = self.functional_forward(x, params, initial_state)
+        prediction: Tensor = output[0] if isinstance(output, tuple) else output
+        return prediction
+
+    def _split(self, params: Parameters) -> tuple[Parameters, Parameters]:
+        """Parameters that no task changes, and those that adaptation changes."""
+        shared = {name: value for name, value in params.items() if name not in self.adapted}
+        return shared, {name: params[name] for name in self.adapted}
+
+    # --- adapting -----------------------------------------------------------------------------------------------------
+
+    def inner_loop(self, loss: Loss, batches: Sequence[Batch]) -> Iterator[Parameters]:
+        """θ, then after a gradient step on each of `batches` {name: [M, ...]} the parameters of the tasks.
+
+        Adapted parameters are stacked [M, ...] from the second on; the others carry no task axis.
+        """
+        shared, adapted = self._split(self.parameters())
+        rates = self.rates()
+        yield {**shared, **adapted}
+        for number, batch in enumerate(batches):
+            adapted = inner_step(
+                loss,
+                shared,
+                adapted,
+                rates,
+                batch,
+                stacked=number > 0,
+                first_order=self.first_order,
+                recompute=self.recompute,
+                vectorize=self.vectorize,
+            )
+            yield {**shared, **adapted}
+
+    def task_losses(self, loss: Loss, params: Parameters, batch: Batch, *, stacked: bool = True) -> Tensor:
+        """The loss [M] of every task on its part of `batch`, by what `inner_loop` yielded: stacked but for θ itself."""
+        shared, adapted = self._split(params)
+        losses: Tensor = over_tasks(
+            lambda shared, adapted, batch: loss({**shared, **adapted}, batch),
+            (None, 0 if stacked else None, 0),
+            shared,
+            adapted,
+            batch,
+            vectorize=self.vectorize,
+        )
+        return losses
+
+    def adapt_task(
+        self,
+        support_x: Tensor,
+        support_y: Tensor,
+        num_steps: int | None = None,
+        loss_fn: PredictionLoss = mse_loss,
+        initial_state: Any = None,
+    ) -> Parameters:
+        """Parameters adapted to one task; the model itself is untouched, and no graph is built.
+
+        Args:
+            support_x, support_y: [N, ...], or [T, B, ...] for a sequence model.
+            num_steps: gradient steps; None: as many as in training.
+            loss_fn: (prediction, target) -> scalar.
+            initial_state: of a sequence model; None: its own.
+        """
+
+        def loss(params: Parameters, batch: Batch) -> Tensor:
+            return loss_fn(self._predict(params, batch["x"], initial_state), batch["y"])
+
+        stacked = self._adapted(loss, {"x": support_x[None], "y": support_y[None]}, num_steps)
+        return {name: value[0] if name in self.adapted else value for name, value in stacked.items()}
+
+    def adapt_tasks(
+        self,
+        support_x: Tensor,
+        support_y: Tensor,
+        num_steps: int | None = None,
+        loss_fn: PredictionLoss = mse_loss,
+    ) -> Parameters:
+        """`adapt_task` for tasks [M, N, ...] at once; adapted parameters come stacked [M, ...], for `forward_tasks`."""
+        return self._adapted(self._supervised(loss_fn), {"x": support_x, "y": support_y}, num_steps)
+
+    @torch.no_grad()
+    def _adapted(self, loss: Loss, support: Batch, num_steps: int | None) -> Parameters:
+        steps = self.inner_steps if num_steps is None else num_steps
+        if steps < 1:
+            raise UsageError(f"num_steps is at least 1, got {steps}")
+        *_, last = self.inner_loop(loss, [support] * steps)
+        params = {name: value.detach() for name, value in last.items()}
+        if not all(bool(torch.isfinite(value).all()) for value in params.values()):
+            raise TrainingDiverged(f"not finite: {self._culprit(loss, support, steps)}; try a lower inner_lr")
+        return params
+
+    def _supervised(self, loss_fn: PredictionLoss) -> Loss:
+        def loss(params: Parameters, batch: Batch) -> Tensor:
+            prediction = self._predict(params, batch["x"])
+            if "mask" in batch:
+                return masked_loss(loss_fn, prediction, batch["y"], batch["mask"])
+            return loss_fn(prediction, batch["y"])
+
+        return loss
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def meta_gradient(self, tasks: Tasks, loss_fn: PredictionLoss = mse_loss) -> MetaGradient:
+        """The mean query loss over tasks after adaptation, and its gradient.
+
+        Args:
+            tasks: a list of (support_x, support_y, query_x, query_y), each [N, ...] (sequence models: [T, B, ...]);
+                first axes may differ by task. Or one such tuple with a task axis before.
+        """
+        objective, query = self._objective(tasks, loss_fn)
+        names, values = zip(*self._learned().items(), strict=True)
+        gradients = torch.autograd.grad(objective, values, allow_unused=True, materialize_grads=True)
+        return MetaGradient(query, dict(zip(names, gradients, strict=True)))
+
+    def meta_update(self, tasks: Tasks, loss_fn: PredictionLoss = mse_loss) -> float:
+        """One step of Adam along the meta-gradient; the mean query loss before it.
+
+        Raises:
+            TrainingDiverged: something is not finite; it names the task and the inner step. Nothing has changed then.
+        """
+        objective, query = self._objective(tasks, loss_fn)
+        clipped_step(self.optimizer, self.learned, {"query": objective}, self.grad_clip_norm)
+        self.updates += 1
+        return float(query)
+
+    def _objective(self, tasks: Tasks, loss_fn: PredictionLoss) -> tuple[Tensor, Tensor]:
+        """What is differentiated, and the mean query loss after the last inner step."""
+        if not self.vectorize and not isinstance(tasks, tuple):
+            return self._mean_of_each(tasks, loss_fn)
+        support, query = support_and_query(tasks)
+        if "mask" in support or "mask" in query:
+            self._check_ragged(query, loss_fn)
+        loss = self._supervised(loss_fn)
+        phis = list(self.inner_loop(loss, [support] * self.inner_steps))
+        last = self.task_losses(loss, phis[-1], query)
+        if not bool(torch.isfinite(last).all()):
+            culprit = self._culprit(loss, support, self.inner_steps)
+            raise TrainingDiverged(f"not finite: {culprit}; try a lower inner_lr")
+        terms = [last.mean()]
+        for step, phi in enumerate(phis[:-1]):
+            if self.reptile:
+                terms.append(self.task_losses(loss, phi, support, stacked=step > 0).mean())
+            elif step > 0 and self._step_weight(step) > 0:
+                terms.append(self._step_weight(step) * self.task_losses(loss, phi, query).mean())
+        if self._step_weight(self.inner_steps) < 1:
+            terms[0] = self._step_weight(self.inner_steps) * terms[0]
+        return torch.stack(terms).sum(), last.mean().detach()
+
+    def _mean_of_each(self, tasks: Sequence[SupervisedTask], loss_fn: PredictionLoss) -> tuple[Tensor, Tensor]:
+        """Tasks of any sizes, one after the other."""
+        each = [self._objective((sx[None], sy[None], qx[None], qy[None]), loss_fn) for sx, sy, qx, qy in tasks]
+        objectives, losses = zip(*each, strict=True)
+        return torch.stack(objectives).mean(), torch.stack(losses).mean()
+
+    def _step_weight(self, step: int) -> float:
+        """Weight of the query loss after inner step 1 ... K: equal at first, then linearly to the last step alone."""
+        annealed = min(1.0, self.updates / self.multi_step_updates) if self.multi_step_updates else 1.0
+        equal = 1 / self.inner_steps
+        return (1 - annealed) * equal + annealed * (step == self.inner_steps)
+
+    @torch.no_grad()
+    def _check_ragged(self, query: Batch, loss_fn: PredictionLoss) -> None:
+        normalised = [name for name, module in self._twin.named_modules() if isinstance(module, _BatchNorm)]
+        if normalised and self.model.training:
+            raise UsageError(
+                f"padding would enter the batch statistics of {normalised[0]}: give tasks of one size, "
+                "call model.eval() or use vectorize=False"
+            )
+        check_mean(loss_fn, self._predict(self.parameters(), query["x"][0]), query["y"][0])
+
+    @torch.no_grad()
+    def _culprit(self, loss: Loss, support: Batch, steps: int) -> str:
+        """Which task went wrong at which inner step. Looked for only once something did."""
+        phis = list(self.inner_loop(loss, [support] * steps))
+        for step, phi in enumerate(phis):
+            losses = self.task_losses(loss, phi, support, stacked=step > 0)
+            for task in range(len(losses)):
+                if not bool(torch.isfinite(losses[task])):
+                    return f"the support loss of task {task} after {step} inner steps"
+                own = {name: phi[name][task] if step else phi[name] for name in self.adapted}
+                for name, value in own.items():
+                    if not bool(torch.isfinite(value).all()):
+                        return f"parameter {name} of task {task} after {step} inner steps"
+        return "the query loss"
+
+    def _learned(self) -> dict[str, Tensor]:
+        """Everything that is meta-learned, by name."""
+        rates = {f"inner_lr.{name}": rate for name, rate in self.rates().items() if isinstance(rate, Tensor)}
+        return {**self.parameters(), **rates}
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Model, learned rates, optimiser and counter, as flat tensors."""
+        learned = {f"learned.{name}": tensor.clone() for name, tensor in self.learned.state_dict().items()}
+        slots = optimizer_tensors(self.optimizer, self.learned)
+        optimizer = {f"optimizer.{name}": tensor for name, tensor in slots.items()}
+        return {**learned, **optimizer, "updates": torch.tensor(self.updates)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+        self.learned.load_state_dict(part("learned."))
+        load_optimizer_tensors(self.optimizer, self.learned, part("optimizer."))
+        self.updates = int(state["updates"])
+
+    def to(self, device: torch.device | str) -> MetaMAML:
+        """Move the model, the rates and the optimiser's state."""
+        state = self.state_dict()
+        self.learned.to(device)
+        self._twin.to(device)
+        moved = {name: value.to(device) for name, value in state.items() if not name.endswith(".step")}
+        self.load_state_dict({**state, **moved})
+        return self
+
+
+def _key(name: str) -> str:
+    """A parameter's name as a key of nn.ParameterDict, which takes no dots."""
+    return name.replace(".", "/")
+
+
+def _matching(parameters: Parameters, patterns: Sequence[str]) -> list[str]:
+    """Names that match one of the patterns; a pattern that matches none is refused."""
+    for pattern in patterns:
+        if not fnmatch.filter(parameters, pattern):
+            raise UsageError(f"adapt: no parameter is called '{pattern}'; there are {', '.join(parameters)}")
+    if not patterns or not parameters:
+        raise UsageError("there is nothing to adapt: the model needs a parameter that requires a gradient")
+    return [name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
