@@ -1,0 +1,52 @@
+"""Every example runs as a newcomer runs it, and what it shows is there."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def test_maml_sinusoid_prints_a_table_and_draws(tmp_path: Path) -> None:
+    flags = ["--updates", "2", "--shots", "5", "7", "--seed", "1", "--out", "figures/fit.png"]
+    command = [sys.executable, str(EXAMPLES / "maml_sinusoid.py"), *flags]
+    environment = {**os.environ, "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"│ (\d+) +│ ([\w-]+) +│ ([\d.]+) ± [\d.]+ +│ ([\d.]+) ± [\d.]+ +│ ([\d.]*)", done.stdout)
+    assert [(shots, name) for shots, name, *_ in lines] == [
+        (shots, name) for shots in ("5", "7") for name in ("pretrained", "MAML", "Meta-SGD")
+    ]
+    assert all(0 < float(after) < float(before) < 10 for *_, before, after, _ in lines)
+    assert [published for *_, published in lines] == ["", "1.13", "0.90", "", "", ""]
+    assert done.stdout.splitlines()[-1] == "figure: figures/fit.png"
+    image = matplotlib.image.imread(tmp_path / "figures" / "fit.png")
+    assert image.shape[0] > 500
+    assert image.std() > 0.05
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]
+
+
+def test_maml_sinusoid_learns_what_pretraining_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("maml_sinusoid")
+    torch.manual_seed(0)
+    test_tasks = example.sample_tasks(1000, 10, 50, (1, 1), torch.Generator().manual_seed(1))
+    after = {}
+    for name, learner in example.make_learners().items():
+        example.train(name, learner, 250, 10, (1, 1), torch.Generator().manual_seed(0))
+        before, adapted = example.errors(learner, test_tasks)
+        after[name] = float(adapted.mean())
+        if name != "pretrained":
+            assert after[name] < 0.6 * float(before.mean())
+    assert max(after["MAML"], after["Meta-SGD"]) < 0.6 * after["pretrained"]
