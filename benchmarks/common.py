@@ -11,7 +11,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "mujoco", "mjbatch", "gymnasium", "envpool", "stable-baselines3", "sb3-contrib")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "mujoco",
+    "mjbatch",
+    "gymnasium",
+    "envpool",
+    "stable-baselines3",
+    "sb3-contrib",
+    "higher",
+    "torchopt",
+)
 
 
 def take_turns(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
@@ -26,6 +37,24 @@ def take_turns(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[s
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Median of the ratios within each turn."""
     return median(above / below for above, below in zip(numerators, denominators, strict=True))
+
+
+def peak_memory(work: Callable[[], object]) -> int | None:
+    """Most bytes that this process held while it worked, above what it held before. None elsewhere than on Linux.
+
+    Only in a fresh process does it say what the work needs: one that has worked before holds freed memory to reuse.
+    """
+    if platform.system() != "Linux":
+        return None
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = _status_bytes("VmRSS")
+    work()
+    return _status_bytes("VmHWM") - before
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def num_cores() -> int:

@@ -66,6 +66,53 @@ def test_memory(tmp_path: Path) -> None:
                 assert row[f"{peer} / this"] == pytest.approx(sides[peer]["ms"] / row["ms"])
 
 
+def test_maml(tmp_path: Path) -> None:
+    report = run_benchmark("maml.py", tmp_path, "--quick")
+    problems: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in report["rows"]:
+        form = (row["tasks"], row["samples"], row["inner steps"], row["order"])
+        problems.setdefault(form, []).append(row)
+    peers = [peer for peer in ("higher", "torchopt") if find_spec(peer) is not None]
+    mlps = [("mlp", side) for side in ("MetaMAML", *peers, "autograd loop")]
+    recomputed = [("mlp", "MetaMAML"), ("mlp", "MetaMAML, recompute")]
+    assert {form: [(row["model"], row["side"]) for row in rows] for form, rows in problems.items()} == {
+        **{(3, "4", steps, order): mlps for steps in (1, 5) for order in ("first", "second")},
+        (2, "3 x 2", 1, "second"): [("ssm", "MetaMAML"), ("lstm", "MetaMAML"), ("lstm", "autograd loop")],
+        **{(2, "4", steps, "second"): recomputed for steps in (1, 10)},
+    }
+    for rows in problems.values():
+        for row in rows:
+            assert row["ms"] > 0
+            assert row["this / first"] == pytest.approx(row["ms"] / rows[0]["ms"])  # a quick run takes one turn
+            assert row["difference"] < 1e-5
+            assert (row["peak MB"] is None) == (sys.platform != "linux")
+    gone = [note for note in report["notes"] if "is missing: pip install" in note]
+    assert len(peers) + len(gone) == 2
+
+
+def test_maml_stops_at_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    maml = importlib.import_module("maml")
+    exact = maml.PEERS[maml.LOOP]
+    monkeypatch.setitem(maml.PEERS, maml.LOOP, lambda *args: [1.001 * part for part in exact(*args)])
+    problem = maml.Problem(2, (3,), 4, 1, False)
+    with pytest.raises(ArithmeticError, match=r"MetaMAML.* differs from the autograd loop by 0\.001 "):
+        maml.measure(problem, [maml.Side("mlp", maml.OURS)], 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_peak_memory_counts_what_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    common = importlib.import_module("common")
+
+    def twice() -> None:
+        for size in (100_000_000, 60_000_000):
+            assert len(b"x" * size) == size
+
+    common.peak_memory(twice)  # the arithmetic needs no memory of its own after this
+    assert common.peak_memory(twice) == pytest.approx(100_000_000, rel=0.05)
+
+
 def test_end_to_end(tmp_path: Path) -> None:
     report = run_benchmark("end_to_end.py", tmp_path, "--quick")
     sides = [(row["side"], row["rows"]) for row in report["rows"]]
