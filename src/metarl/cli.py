@@ -32,9 +32,6 @@ from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks import describe_tasks
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
-SINGLE_ENVIRONMENT = {"update_steps": 128}
-"""Defaults of the algorithm that change with --env-name: nothing is carried from episode to episode, so short updates
-do."""
 ASKED_TO_STOP = b"\nfinishing this epoch, then saving (Ctrl-C again: stop at once, keep the checkpoint before it)\n"
 
 
@@ -68,9 +65,9 @@ def _run(arguments: list[str]) -> int:
         return _resume([resumed, *without(arguments, "resume")])
     if value_of(arguments, "env-name") is not None and value_of(arguments, "task-dist") is not None:
         raise UsageError("--env-name and --task-dist exclude each other: give one")
-    algorithm = find_algorithm(value_of(arguments, "algo") or RunConfig.algo).config
-    defaults = SINGLE_ENVIRONMENT if value_of(arguments, "env-name") is not None else {}
-    groups = {"run": RunConfig(), "memory": MemoryConfig(), "algo": algorithm(**defaults)}
+    algorithm = find_algorithm(value_of(arguments, "algo") or RunConfig.algo)
+    single = value_of(arguments, "env-name") is not None
+    groups = {"run": RunConfig(), "memory": MemoryConfig(), "algo": algorithm.config(single)}
     flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
     flags.__doc__ = (
         "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"

@@ -39,6 +39,12 @@ class Agent(ABC):
     continuation: float = 0.0
     """Probability with which a row keeps its task and memory past an `update`: trials longer than one update's data."""
 
+    trial_rows: int = 1
+    """Rows that go through a trial together: so many neighbours share a task, and what `adapt` finds out about it."""
+
+    explores_to_adapt: bool = False
+    """Whether `adapt` needs sampled actions: an evaluator then lets the agent explore."""
+
     trial_rounds: int = 1
     """Rounds of one training trial: shots + 1."""
 

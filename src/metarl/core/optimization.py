@@ -54,7 +54,12 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, 
     """Restore what `optimizer_tensors` returned, in place of all that the optimiser holds."""
     optimizer.state.clear()
     for name, parameter in module.named_parameters():
-        prefix = f"{name}."
-        slots = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        slots = part_of(state, name)
         if slots:
             optimizer.state[parameter] = {slot: value.clone() for slot, value in slots.items()}
+
+
+def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors of a flat state whose names begin with '<part>.', without that."""
+    prefix = f"{part}."
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -22,11 +22,17 @@ OUTPUT_GAIN = 0.01
 2006.05990)."""
 
 
-class ActionHead(nn.Module, ABC):
-    """The distribution of actions given the actor's output [..., size]. Holds what the distribution learns by
-    itself."""
+class ActionHead(ABC):
+    """The distribution of actions, given by its parameters `output` [..., output_size] (a policy's last layer)."""
 
     size: int
+    """Of an encoded action."""
+
+    output_size: int
+
+    @abstractmethod
+    def make_layer(self, width: int) -> nn.Module:
+        """A layer from features [..., width] to `output`, its first actions near the middle."""
 
     @abstractmethod
     def noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
@@ -49,6 +55,10 @@ class ActionHead(nn.Module, ABC):
         """Entropy, without the last axis of `output`."""
 
     @abstractmethod
+    def divergence(self, output: Tensor, other: Tensor) -> Tensor:
+        """KL(output ‖ other) = E_{a ~ output} [log π(a; output) − log π(a; other)], without the last axis."""
+
+    @abstractmethod
     def encode(self, action: Tensor) -> Tensor:
         """The action as the policy sees it in its next input: [..., size]."""
 
@@ -57,41 +67,62 @@ class ActionHead(nn.Module, ABC):
         """The action as the environment takes it."""
 
 
+class MeanAndLogStd(nn.Module):
+    """Features [..., width] to [mean, log_std] [..., 2 · size]; log_std is learned and depends on no state."""
+
+    def __init__(self, width: int, size: int) -> None:
+        super().__init__()
+        self.mean = _small_linear(width, size)
+        self.log_std = nn.Parameter(torch.full((size,), INITIAL_LOG_STD))
+
+    def forward(self, features: Tensor) -> Tensor:
+        mean = self.mean(features)
+        return torch.cat([mean, self.log_std.expand_as(mean)], -1)
+
+
 class GaussianHead(ActionHead):
-    """N(output, diag(exp(log_std))²) with a learned log_std that depends on no state.
+    """N(mean, diag(exp(log_std))²).
 
     The interval [−1, 1] is mapped onto the bounds of the action space; what falls outside is clipped on its way to the
     environment (not in the density, as in Schulman et al. 2017).
     """
 
     def __init__(self, space: spaces.Box) -> None:
-        super().__init__()
         if len(space.shape) != 1 or not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise UsageError(
                 f"continuous actions need a flat Box with finite bounds, got {space}; wrap the environment"
             )
         self.size = space.shape[0]
-        self.log_std = nn.Parameter(torch.full((self.size,), INITIAL_LOG_STD))
+        self.output_size = 2 * self.size
         self._middle = ((space.high + space.low) / 2).astype(np.float32)
         self._half = ((space.high - space.low) / 2).astype(np.float32)
+
+    def make_layer(self, width: int) -> nn.Module:
+        return MeanAndLogStd(width, self.size)
 
     def noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
         return torch.randn(num_rows, self.size, generator=generator)
 
     def sample(self, output: Tensor, noise: Tensor) -> Tensor:
-        return torch.addcmul(output, self.log_std.exp(), noise)
+        mean, log_std = output.chunk(2, -1)
+        return torch.addcmul(mean, log_std.exp(), noise)
 
     def mode(self, output: Tensor) -> Tensor:
-        return output
+        return output[..., : self.size]
 
     def log_prob(self, output: Tensor, action: Tensor) -> Tensor:
-        scaled = (action - output) * torch.exp(-self.log_std)
-        constant = self.log_std.sum() + 0.5 * self.size * math.log(2 * math.pi)
-        return -0.5 * scaled.square().sum(-1) - constant
+        mean, log_std = output.chunk(2, -1)
+        scaled = (action - mean) * torch.exp(-log_std)
+        return -(0.5 * scaled.square() + log_std).sum(-1) - 0.5 * self.size * math.log(2 * math.pi)
 
     def entropy(self, output: Tensor) -> Tensor:
-        constant = self.log_std.sum() + 0.5 * self.size * math.log(2 * math.pi * math.e)
-        return constant.expand(output.shape[:-1])
+        return output[..., self.size :].sum(-1) + 0.5 * self.size * math.log(2 * math.pi * math.e)
+
+    def divergence(self, output: Tensor, other: Tensor) -> Tensor:
+        mean, log_std = output.chunk(2, -1)
+        other_mean, other_log_std = other.chunk(2, -1)
+        spread = torch.exp(2 * (log_std - other_log_std)) + ((mean - other_mean) * torch.exp(-other_log_std)).square()
+        return (other_log_std - log_std + 0.5 * (spread - 1)).sum(-1)
 
     def encode(self, action: Tensor) -> Tensor:
         return action.clamp(-1, 1)
@@ -105,9 +136,11 @@ class CategoricalHead(ActionHead):
     """softmax(output) over the actions of a Discrete space."""
 
     def __init__(self, space: spaces.Discrete) -> None:
-        super().__init__()
-        self.size = int(space.n)
+        self.size = self.output_size = int(space.n)
         self._start = int(space.start)
+
+    def make_layer(self, width: int) -> nn.Module:
+        return _small_linear(width, self.size)
 
     def noise(self, num_rows: int, generator: torch.Generator) -> Tensor:
         return torch.rand(num_rows, self.size, generator=generator)
@@ -129,12 +162,24 @@ class CategoricalHead(ActionHead):
         log_probability = torch.log_softmax(output, -1)
         return -(log_probability.exp() * log_probability).sum(-1)
 
+    def divergence(self, output: Tensor, other: Tensor) -> Tensor:
+        log_probability = torch.log_softmax(output, -1)
+        return (log_probability.exp() * (log_probability - torch.log_softmax(other, -1))).sum(-1)
+
     def encode(self, action: Tensor) -> Tensor:
         return nn.functional.one_hot(action, self.size).float()
 
     def to_environment(self, action: Tensor) -> NDArray[Any]:
         discrete: NDArray[Any] = action.cpu().numpy()
         return discrete + self._start
+
+
+def _small_linear(width: int, size: int) -> nn.Linear:
+    layer = nn.Linear(width, size)
+    with torch.no_grad():
+        layer.weight.mul_(OUTPUT_GAIN)
+        layer.bias.zero_()
+    return layer
 
 
 def make_action_head(space: gymnasium.Space[Any]) -> ActionHead:
@@ -161,11 +206,7 @@ class ActorCritic(nn.Module):
         self.head = make_action_head(action_space)
         self.encoder = nn.Sequential(nn.Linear(observation_size + self.head.size + 2, width), nn.SiLU())
         self.memory = make_memory(memory)
-        output = nn.Linear(width, self.head.size)
-        with torch.no_grad():
-            output.weight.mul_(OUTPUT_GAIN)
-            output.bias.zero_()
-        self.actor = nn.Sequential(nn.Linear(width, width), nn.SiLU(), output)
+        self.actor = nn.Sequential(nn.Linear(width, width), nn.SiLU(), self.head.make_layer(width))
         self.critic = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
 
     @staticmethod
@@ -189,3 +230,46 @@ class ActorCritic(nn.Module):
         """V [...] of features [..., d]."""
         value: Tensor = self.critic(features)[..., 0]
         return value
+
+
+class Actor(nn.Module):
+    """observation -> encoder -> memory -> distribution of actions: a policy without critic, for gradient adaptation.
+
+    It sees nothing but the observation, so what tells tasks apart can enter through its parameters alone.
+
+    Args:
+        observation_space, action_space: of one world.
+        memory: the network; its default is feed-forward.
+        body: any module from observations [..., obs] to `head.output_size` values [..., output], in place of all that.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        memory: MemoryConfig | None = None,
+        body: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if len(observation_space.shape or ()) != 1:
+            raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
+        memory = MemoryConfig(method="mlp") if memory is None else memory
+        self.observation_space, self.action_space = observation_space, action_space
+        self.head = make_action_head(action_space)
+        (observation_size,) = cast("tuple[int]", observation_space.shape)
+        self.body = body
+        if body is None:
+            self.encoder = nn.Sequential(nn.Linear(observation_size, memory.width), nn.Tanh())
+            self.memory = make_memory(memory)
+            self.output = self.head.make_layer(memory.width)
+
+    def init_state(self, num_rows: int) -> Tensor:
+        """An empty memory for every row; [B, 0] where there is none."""
+        return torch.zeros(num_rows, 0) if self.body is not None else self.memory.init_state(num_rows)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Distribution parameters [T, B, output] and the last memory state, for observations [T, B, obs]."""
+        if self.body is not None:
+            return self.body(x), self.init_state(x.shape[1]) if state is None else state
+        features, state = self.memory(self.encoder(x), state, starts)
+        return self.output(features), state

@@ -32,7 +32,7 @@ class Protocol:
         name: "few-shot" (the shots asked for, and shot 0 beside them), "zero-shot" (shot 0) or "standard" (0 and 1).
         few_shot: the shots of "few-shot", each at least 1; empty for the others.
         episodes: episodes of one round, that is before each `adapt()` and in each query.
-        repeats: rows a task, at least 2: the confidence interval is drawn from their spread.
+        repeats: trials a task, at least 2: the confidence interval is drawn from their spread.
         seed: of the worlds. Equal seeds measure equal worlds.
     """
 
@@ -68,7 +68,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ShotScores:
-    """The query round after `shot` adaptations; matrices are [repeats, tasks], an entry the mean of its episodes.
+    """The query round after `shot` adaptations; matrices are [repeats, tasks], an entry the mean of a trial's episodes.
 
     `success`: fraction of episodes in which any step succeeded; `final_success`: the last step. None: not defined.
     `episodes`, `gradient_steps`: what the agent had used on each task before this round.
@@ -100,11 +100,11 @@ def evaluate(
     protocol: Protocol,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Measure how `agent` adapts to `tasks`: one trial of max(protocol.shots) adaptations, `repeats` rows a task.
+    """Measure how `agent` adapts to `tasks`: trials of max(protocol.shots) adaptations, `repeats` a task.
 
-    The agent acts by the mode of its policy (`explore` False) and collects nothing for training (`training` False). Its
-    flags and everything in its `state_dict` are put back afterwards, so that a run does not depend on when it was
-    evaluated. The trial that it was in is over: begin a new one.
+    The agent acts by the mode of its policy (`explore` False), unless it `explores_to_adapt`, and collects nothing for
+    training (`training` False). Its flags and everything in its `state_dict` are put back afterwards, so that a run
+    does not depend on when it was evaluated. The trial that it was in is over: begin a new one.
 
     Args:
         progress: called with (rounds begun, rounds in all).
@@ -113,7 +113,7 @@ def evaluate(
         UsageError: no task, or a task twice.
     """
     check_unique(tasks)
-    with closing(distribution.make_env(row_tasks(tasks, protocol), seed=protocol.seed)) as env:
+    with closing(distribution.make_env(row_tasks(tasks, protocol, agent.trial_rows), seed=protocol.seed)) as env:
         return _evaluate_in(env, agent, tasks, protocol, progress)
 
 
@@ -138,9 +138,9 @@ def reference_lines(
     return lines
 
 
-def row_tasks(tasks: Sequence[Task], protocol: Protocol) -> tuple[Task, ...]:
-    """The task of each row: all tasks, `repeats` times over, so that rows reshape to [repeats, tasks]."""
-    return tuple(tasks) * protocol.repeats
+def row_tasks(tasks: Sequence[Task], protocol: Protocol, trial_rows: int = 1) -> tuple[Task, ...]:
+    """The task of each row: all tasks, `repeats` times over, so that rows reshape to [repeats, tasks, trial_rows]."""
+    return tuple(task for task in tasks for _ in range(trial_rows)) * protocol.repeats
 
 
 def check_disjoint(train: Sequence[Task], test: Sequence[Task]) -> None:
@@ -168,22 +168,22 @@ def _evaluate_in(
         trial = run_trial(
             agent,
             env,
-            row_tasks(tasks, protocol),
+            row_tasks(tasks, protocol, agent.trial_rows),
             shots=last,
             episodes=protocol.episodes,
             seed=protocol.seed,
             on_round=None if progress is None else lambda shot: progress(shot + 1, last + 1),
         )
-    shots = tuple(_shot_scores(trial, shot, protocol) for shot in protocol.shots)
+    shots = tuple(_shot_scores(trial, shot, protocol, agent.trial_rows) for shot in protocol.shots)
     return Evaluation(protocol, tuple(tasks), shots, trial.env_steps, trial.unstable_rows)
 
 
 @contextmanager
 def _measuring(agent: Agent) -> Iterator[None]:
-    """The agent in policy mode and not training; flags and state are as before afterwards."""
+    """The agent not training, in policy mode unless it adapts by exploring; flags and state are put back afterwards."""
     flags = agent.explore, agent.training
     state = {name: tensor.detach().clone() for name, tensor in agent.state_dict().items()}
-    agent.explore = agent.training = False
+    agent.explore, agent.training = agent.explores_to_adapt, False
     try:
         yield
     finally:
@@ -191,11 +191,12 @@ def _measuring(agent: Agent) -> Iterator[None]:
         agent.load_state_dict(state)
 
 
-def _shot_scores(trial: Trial, shot: int, protocol: Protocol) -> ShotScores:
+def _shot_scores(trial: Trial, shot: int, protocol: Protocol, trial_rows: int) -> ShotScores:
     def matrix(rows: Sequence[Sequence[float]]) -> Scores:
         # A sum, not a mean: an episode that ended before its world first spoke of success has not succeeded.
         means = np.array([sum(episodes) / protocol.episodes for episodes in rows])
-        return means.reshape(protocol.repeats, -1)
+        scores: Scores = means.reshape(protocol.repeats, -1, trial_rows).mean(-1)
+        return scores
 
     steps = sum(metrics.get("gradient_steps", 0.0) for metrics in trial.adapt_metrics[:shot])
     return ShotScores(
@@ -203,6 +204,6 @@ def _shot_scores(trial: Trial, shot: int, protocol: Protocol) -> ShotScores:
         returns=matrix(trial.returns[shot]),
         success=None if trial.success is None else matrix(trial.success[shot]),
         final_success=None if trial.final_success is None else matrix(trial.final_success[shot]),
-        episodes=shot * protocol.episodes,
+        episodes=shot * protocol.episodes * trial_rows,
         gradient_steps=round(steps),
     )

@@ -48,6 +48,8 @@ class Run:
     def plan(cls, config: RunConfig, algorithm: Any, memory: MemoryConfig, command: str) -> Run:
         """Check everything that can be checked before work begins, and name the folder."""
         make_memory(memory)
+        if config.num_envs is None:
+            config = replace(config, num_envs=find_algorithm(config.algo).num_envs)
         distribution = config.make_distribution()
         train, test = distribution.select(config.train_tasks or None, config.test_tasks or None)
         if len(set(train)) < len(train):
@@ -69,7 +71,7 @@ class Run:
             stored = json.loads(path.read_text())
             asked = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["run"].items()}
             config = RunConfig(**{**asked, **changes})
-            algorithm = find_algorithm(config.algo).config(**stored["algorithm"])
+            algorithm = find_algorithm(config.algo).config_class(**stored["algorithm"])
             memory, command = MemoryConfig(**stored["memory"]), stored["command"]
         except UsageError:
             raise
@@ -135,6 +137,7 @@ class Run:
     def train(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:
         """Train to the last epoch, from the last checkpoint where there is one; False where `stop` ended it before."""
         _check_free(self.folder)
+        assert self.config.num_envs is not None
         trainer = Trainer(
             self.make_agent(),
             self.distribution,

@@ -31,14 +31,14 @@ class RunConfig:
     """A single Gymnasium environment instead of a family."""
     max_episode_steps: int | None = None
     """With --env-name: steps after which an episode is cut; none: the limit that Gymnasium has for it."""
-    algo: str = "rl2"
-    """How it learns to adapt: rl2."""
+    algo: str = "maml"
+    """How it learns to adapt: maml, promp, fomaml, reptile, anil, metasgd (gradient steps), rl2 (memory)."""
     epochs: Annotated[int, tyro.conf.arg(aliases=[EPOCHS_ALIAS])] = 50
     """Epochs of training; an epoch is 10 outer updates."""
     seed: int = 0
     """Seed of networks, worlds and actions."""
-    num_envs: int = 64
-    """Rows: worlds that are stepped together."""
+    num_envs: int | None = None
+    """Rows: worlds that are stepped together; none: 64 for rl2, 200 for the gradient agents."""
     device: str = "cpu"
     """cpu or cuda."""
     output_dir: str = "runs"
@@ -62,7 +62,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         for name, value, least in (("epochs", self.epochs, 1), ("seed", self.seed, 0), ("num_envs", self.num_envs, 1)):
-            if value < least:
+            if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} is at least {least}, got {value}")
         if self.few_shot and self.zero_shot:
             raise UsageError("--few-shot and --zero-shot exclude each other: give one")

@@ -74,6 +74,9 @@ class Trainer:
         self.agent, self.distribution = agent, distribution
         self.train_tasks, self.test_tasks = list(train_tasks), list(test_tasks)
         self.epochs, self.num_envs, self.seed = epochs, num_envs, seed
+        self.num_trials, rest = divmod(num_envs, agent.trial_rows)
+        if rest or not self.num_trials:
+            raise UsageError(f"--num-envs is a multiple of --trial-rows ({agent.trial_rows}), got {num_envs}")
         self.folder, self.checkpoints = folder, folder / CHECKPOINTS
         self.report, self.stop = report, stop
         self.epoch = 0
@@ -109,8 +112,9 @@ class Trainer:
         trial, tasks = None, self._first_tasks()
         rows: list[Metrics] = []
         for update in range(1, UPDATES_PER_EPOCH + 1):
-            renew = _renewals(generator, self.num_envs, self.agent.continuation if trial else 0.0)
-            tasks = self._renew_tasks(generator, tasks, renew)
+            renewed = _renewals(generator, self.num_trials, self.agent.continuation if trial else 0.0)
+            tasks = self._renew_tasks(generator, tasks, renewed)
+            renew = np.repeat(renewed, self.agent.trial_rows)
             begun = time.perf_counter()
             trial = self._collect(env, tasks, renew, trial, None if trial else env_seed)
             collected = time.perf_counter()
@@ -174,16 +178,23 @@ class Trainer:
         }
 
     def _first_tasks(self) -> list[Task]:
-        return [self.train_tasks[row % len(self.train_tasks)] for row in range(self.num_envs)]
+        return self._by_row([self.train_tasks[trial % len(self.train_tasks)] for trial in range(self.num_trials)])
 
     def _renew_tasks(
-        self, generator: np.random.Generator, tasks: Sequence[Task], renew: NDArray[np.bool_]
+        self, generator: np.random.Generator, tasks: Sequence[Task], renewed: NDArray[np.bool_]
     ) -> list[Task]:
-        """New tasks for the rows that are renewed, out of a draw for all rows that holds every train task as often as
-        any other, to within one."""
-        rounds = -(-self.num_envs // len(self.train_tasks))
+        """The rows' tasks with new ones for the trials that are renewed, out of a draw for all trials that holds every
+        train task as often as any other, to within one."""
+        rounds = -(-self.num_trials // len(self.train_tasks))
         shuffled = [self.train_tasks[i] for _ in range(rounds) for i in generator.permutation(len(self.train_tasks))]
-        return [new if again else old for old, new, again in zip(tasks, shuffled, renew, strict=False)]
+        current = tasks[:: self.agent.trial_rows]
+        return self._by_row(
+            [new if again else old for old, new, again in zip(current, shuffled, renewed, strict=False)]
+        )
+
+    def _by_row(self, tasks: Sequence[Task]) -> list[Task]:
+        """The task of every row, from that of every trial."""
+        return [task for task in tasks for _ in range(self.agent.trial_rows)]
 
     def _report(self, update: int, speed: float, train_return: float, row: Metrics | None = None) -> None:
         self.report(Progress(self.epoch, update, self.env_steps, speed, train_return, row))
@@ -217,6 +228,6 @@ class Trainer:
         self.best_return = -float("inf") if meta["best_return"] is None else meta["best_return"]
 
 
-def _renewals(generator: np.random.Generator, num_rows: int, continuation: float) -> NDArray[np.bool_]:
-    """[B] rows that begin a new trial, each with probability 1 − continuation."""
-    return generator.random(num_rows) >= continuation
+def _renewals(generator: np.random.Generator, num_trials: int, continuation: float) -> NDArray[np.bool_]:
+    """Which trials are new ones, each with probability 1 − continuation."""
+    return generator.random(num_trials) >= continuation

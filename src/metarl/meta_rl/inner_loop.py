@@ -8,7 +8,7 @@ no task axis, those that differ by task are stacked along the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, TypeAlias
 
@@ -82,9 +82,7 @@ def over_tasks(
     for task in range(number):
         own = [each if axis is None else _select(each, task) for axis, each in zip(axes, arguments, strict=True)]
         results.append(function(*own))
-    if isinstance(results[0], dict):
-        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
-    return torch.stack(results)
+    return _stack(results)
 
 
 @contextmanager
@@ -98,6 +96,14 @@ def _explaining_vmap() -> Iterator[None]:
         raise UsageError(
             f"the loss or the model cannot be vmapped over tasks ({reason}): use vectorize=False"
         ) from error
+
+
+def _stack(results: Sequence[Any]) -> Any:
+    if isinstance(results[0], dict):
+        return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+    if isinstance(results[0], tuple):
+        return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return torch.stack([*results])
 
 
 def _leaves(tree: Any) -> list[Tensor]:

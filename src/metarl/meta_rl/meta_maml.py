@@ -15,7 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metarl.core.differentiable import differentiable_kernels, differentiable_twin
 from metarl.core.errors import UsageError
-from metarl.core.optimization import TrainingDiverged, clipped_step, load_optimizer_tensors, optimizer_tensors
+from metarl.core.optimization import (
+    TrainingDiverged,
+    clipped_step,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    part_of,
+)
 from metarl.meta_rl.inner_loop import Batch, Loss, Parameters, inner_step, over_tasks
 from metarl.meta_rl.supervised_tasks import (
     PredictionLoss,
@@ -125,17 +131,23 @@ class MetaMAML:
         learned: Any = self.learned["inner_lr"]
         return {name: learned[_key(name)] if len(learned) else self.inner_lr for name in self.adapted}
 
-    def functional_forward(self, x: Tensor, params: Parameters, initial_state: Any = None) -> Any:
-        """What the model returns for x (and a state), with `params` in place of its own parameters."""
+    def functional_forward(
+        self, x: Tensor, params: Parameters, initial_state: Any = None, starts: Tensor | None = None
+    ) -> Any:
+        """What the model returns for x, with `params` in place of its own parameters.
+
+        A sequence model is also given its initial state and, if it is one of `core/memory.py`, the starts [T, B].
+        """
         for own, twin in zip(self.model.modules(), self._twin.modules(), strict=True):
             twin.training = own.training
         tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **params}
+        arguments = (x, initial_state, starts)[: 3 if starts is not None else 2 if initial_state is not None else 1]
         with differentiable_kernels():
-            return functional_call(self._twin, tensors, (x,) if initial_state is None else (x, initial_state))
+            return functional_call(self._twin, tensors, arguments)
 
     def forward_tasks(self, x: Tensor, params: Parameters) -> Tensor:
         """Predictions [M, N, ...] for x [M, N, ...], each task by its own parameters, as `adapt_tasks` returns them."""
-        shared, adapted = self._split(params)
+        shared, adapted = self.split(params)
         predictions: Tensor = over_tasks(
             lambda shared, adapted, x: self._predict({**shared, **adapted}, x),
             (None, 0, 0),
@@ -151,38 +163,43 @@ class MetaMAML:
         prediction: Tensor = output[0] if isinstance(output, tuple) else output
         return prediction
 
-    def _split(self, params: Parameters) -> tuple[Parameters, Parameters]:
+    def split(self, params: Parameters) -> tuple[Parameters, Parameters]:
         """Parameters that no task changes, and those that adaptation changes."""
         shared = {name: value for name, value in params.items() if name not in self.adapted}
         return shared, {name: params[name] for name in self.adapted}
 
     # --- adapting -----------------------------------------------------------------------------------------------------
 
-    def inner_loop(self, loss: Loss, batches: Sequence[Batch]) -> Iterator[Parameters]:
-        """θ, then after a gradient step on each of `batches` {name: [M, ...]} the parameters of the tasks.
+    def inner_step(self, loss: Loss, params: Parameters, batch: Batch, stacked: bool) -> Parameters:
+        """`params` after a gradient step of every task on its part of `batch` {name: [M, ...]}.
 
-        Adapted parameters are stacked [M, ...] from the second on; the others carry no task axis.
+        Adapted parameters come stacked [M, ...], the others carry no task axis; `stacked`: whether they do already.
         """
-        shared, adapted = self._split(self.parameters())
-        rates = self.rates()
-        yield {**shared, **adapted}
+        shared, adapted = self.split(params)
+        adapted = inner_step(
+            loss,
+            shared,
+            adapted,
+            self.rates(),
+            batch,
+            stacked=stacked,
+            first_order=self.first_order,
+            recompute=self.recompute,
+            vectorize=self.vectorize,
+        )
+        return {**shared, **adapted}
+
+    def inner_loop(self, loss: Loss, batches: Sequence[Batch]) -> Iterator[Parameters]:
+        """θ, then the parameters after an `inner_step` on each of `batches`."""
+        params = self.parameters()
+        yield params
         for number, batch in enumerate(batches):
-            adapted = inner_step(
-                loss,
-                shared,
-                adapted,
-                rates,
-                batch,
-                stacked=number > 0,
-                first_order=self.first_order,
-                recompute=self.recompute,
-                vectorize=self.vectorize,
-            )
-            yield {**shared, **adapted}
+            params = self.inner_step(loss, params, batch, stacked=number > 0)
+            yield params
 
     def task_losses(self, loss: Loss, params: Parameters, batch: Batch, *, stacked: bool = True) -> Tensor:
         """The loss [M] of every task on its part of `batch`, by what `inner_loop` yielded: stacked but for θ itself."""
-        shared, adapted = self._split(params)
+        shared, adapted = self.split(params)
         losses: Tensor = over_tasks(
             lambda shared, adapted, batch: loss({**shared, **adapted}, batch),
             (None, 0 if stacked else None, 0),
@@ -347,12 +364,8 @@ class MetaMAML:
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-        self.learned.load_state_dict(part("learned."))
-        load_optimizer_tensors(self.optimizer, self.learned, part("optimizer."))
+        self.learned.load_state_dict(part_of(state, "learned"))
+        load_optimizer_tensors(self.optimizer, self.learned, part_of(state, "optimizer"))
         self.updates = int(state["updates"])
 
     def to(self, device: torch.device | str) -> MetaMAML:

@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from metarl.core.agent import Agent
 from metarl.core.errors import unknown_name
+from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A config class, and a constructor with the arguments of `RL2Agent`."""
+    """How agents of one kind are made.
 
-    config: type[Any]
+    Args:
+        make: a constructor with the arguments of `RL2Agent`.
+        config_class: of its hyper-parameters.
+        num_envs: rows that it is trained in where nobody asks for another number.
+        variant: values of the config that make this algorithm out of the class's defaults.
+        single: values that change where there is only one environment, nothing to adapt to.
+    """
+
     make: Callable[..., Agent]
+    config_class: type[Any]
+    num_envs: int
+    variant: Mapping[str, Any] = field(default_factory=dict)
+    single: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, single: bool = False) -> Any:
+        """The default hyper-parameters."""
+        return self.config_class(**{**self.variant, **(self.single if single else {})})
 
 
-_ALGORITHMS = {"rl2": Algorithm(RL2Config, RL2Agent)}
+def _maml(**variant: Any) -> Algorithm:
+    return Algorithm(make_maml_agent, MAMLConfig, num_envs=200, variant=variant)
+
+
+_ALGORITHMS = {
+    "maml": _maml(),
+    "promp": _maml(outer="ppo"),
+    "fomaml": _maml(first_order=True),
+    "reptile": _maml(reptile=True, first_order=True, outer="ppo"),
+    "anil": _maml(adapt="head"),
+    "metasgd": _maml(learn_rates=True),
+    # With one environment nothing is carried from episode to episode, so short updates do.
+    "rl2": Algorithm(RL2Agent, RL2Config, num_envs=64, single={"update_steps": 128}),
+}
 ALGOS = tuple(_ALGORITHMS)
 
 

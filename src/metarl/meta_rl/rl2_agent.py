@@ -24,7 +24,7 @@ from metarl.core.agent import Agent, Array, Metrics
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
-from metarl.core.optimization import clipped_step, load_optimizer_tensors, optimizer_tensors
+from metarl.core.optimization import clipped_step, load_optimizer_tensors, optimizer_tensors, part_of
 from metarl.core.policy import ActorCritic
 from metarl.core.returns import generalized_advantage
 from metarl.core.trajectory import Trajectory
@@ -332,14 +332,10 @@ class RL2Agent(Agent):
         return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        def part(name: str) -> dict[str, Tensor]:
-            prefix = f"{name}."
-            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-
-        self.policy.load_state_dict(part("policy"))
-        load_optimizer_tensors(self.optimizer, self.policy, part("optimizer"))
-        self.moments.load_state_dict(part("moments"))
-        counters = part("counters")
+        self.policy.load_state_dict(part_of(state, "policy"))
+        load_optimizer_tensors(self.optimizer, self.policy, part_of(state, "optimizer"))
+        self.moments.load_state_dict(part_of(state, "moments"))
+        counters = part_of(state, "counters")
         self.updates = int(counters["updates"])
         self.generator.set_state(counters["generator"])
         self._prepared = self._prepare()

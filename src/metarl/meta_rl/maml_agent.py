@@ -1,0 +1,427 @@
+"""`MetaMAMLAgent`: a policy that adapts to a task by gradients of its own experience, and was meta-learned for it.
+
+A shot is a gradient step. In training a trial has K + 1 rounds: after each of the first K every task's parameters take
+a policy-gradient step (MAML, Finn et al. 2017, arXiv 1703.03400), and the last is what the meta-gradient improves. The
+inner loss is the likelihood-ratio surrogate, whose second derivatives are the right ones (Rothfuss et al. 2019,
+1810.06784); the baseline is linear and fitted to each task. The outer step is TRPO's (maml), or clipped PPO with a
+penalty on the divergence from what collected (promp, Rothfuss et al. 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig
+from metarl.core.normalization import RunningMoments
+from metarl.core.optimization import TrainingDiverged, clipped_step, part_of
+from metarl.core.policy import Actor
+from metarl.core.trajectory import Trajectory
+from metarl.meta_rl.inner_loop import Loss, Parameters, over_tasks
+from metarl.meta_rl.meta_maml import MetaMAML
+from metarl.meta_rl.policy_gradient import Round, clipped_loss, masked_mean, ratio_loss, with_advantages
+from metarl.meta_rl.trust_region import trust_region_step
+
+FINAL_RATE = 0.05
+"""Adam's step size falls to this fraction of its start."""
+
+
+@dataclass(frozen=True)
+class MAMLConfig:
+    """Gradient-based adaptation of a policy. Values without a source were measured on halfcheetah-dir."""
+
+    inner_lr: float = 0.1
+    """Rate of an inner gradient step (Rothfuss et al. 2019)."""
+    inner_steps: int = 1
+    """Inner gradient steps of a training trial."""
+    trial_rows: int = 10
+    """Rows that share a task, and its adapted parameters: episodes that a gradient step sees."""
+    outer: Literal["trpo", "ppo"] = "trpo"
+    """Outer step: trpo (Finn et al. 2017), or ppo with a divergence penalty (ProMP)."""
+    first_order: bool = False
+    """Take inner gradients as constants (FOMAML)."""
+    reptile: bool = False
+    """Follow the sum of the policy gradients of all rounds, each at its own parameters (Nichol et al. 2018)."""
+    adapt: Literal["all", "head"] = "all"
+    """Parameters that adaptation changes; head: the last layer (ANIL, Raghu et al. 2020)."""
+    learn_rates: bool = False
+    """Meta-learn the inner rate of every parameter (Meta-SGD, Li et al. 2017)."""
+    discount: float = 0.99
+    """γ of the return."""
+    trace: float = 0.97
+    """λ of generalised advantage estimation."""
+    max_divergence: float = 0.01
+    """trpo: largest mean KL divergence of an outer step (Schulman et al. 2015)."""
+    conjugate_iterations: int = 10
+    """trpo: iterations of conjugate gradients (Schulman et al. 2015)."""
+    learning_rate: float = 1e-3
+    """ppo: Adam's step size at the start; it falls linearly to 5 % over the run."""
+    update_epochs: int = 5
+    """ppo: outer gradient steps an update."""
+    clip: float = 0.2
+    """ppo: largest relative change of an action's probability that still earns."""
+    divergence_weight: float = 5e-4
+    """ppo: weight of the divergence of the policies from those that collected the rounds before the last (ProMP)."""
+    grad_clip_norm: float = 0.5
+    """ppo: largest norm of a meta-gradient."""
+    min_std: float = 0.2
+    """Smallest standard deviation of meta-learned continuous actions: without variety nothing can be adapted from."""
+
+    def __post_init__(self) -> None:
+        for name, allowed, holds in (
+            ("inner_lr", "above 0", self.inner_lr > 0),
+            ("inner_steps", "at least 1", self.inner_steps >= 1),
+            ("trial_rows", "at least 1", self.trial_rows >= 1),
+            ("discount", "in [0, 1]", 0 <= self.discount <= 1),
+            ("trace", "in [0, 1]", 0 <= self.trace <= 1),
+            ("max_divergence", "above 0", self.max_divergence > 0),
+            ("conjugate_iterations", "at least 1", self.conjugate_iterations >= 1),
+            ("learning_rate", "above 0", self.learning_rate > 0),
+            ("update_epochs", "at least 1", self.update_epochs >= 1),
+            ("clip", "above 0", self.clip > 0),
+            ("divergence_weight", "at least 0", self.divergence_weight >= 0),
+            ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
+            ("min_std", "above 0", self.min_std > 0),
+        ):
+            if not holds:
+                raise UsageError(f"--{name.replace('_', '-')} is {allowed}, got {getattr(self, name)}")
+
+
+class MetaMAMLAgent(Agent):
+    """An agent that adapts by policy gradients, all its tasks in one vmap.
+
+    Rows come in blocks of `trial_rows` with one task each; a trial of a single row is a block of its own. The memory of
+    the policy, if it has one, is emptied at every episode start: what is learned of the task is in the parameters.
+
+    Args:
+        maml: a `MetaMAML` over an `Actor`.
+        config: of the policy gradient and the outer step; the rate, the variant and the number of inner steps are those
+            of `maml`.
+        num_updates: of the whole run, over which Adam's step size falls to 5 %; None: it stays.
+    """
+
+    explores_to_adapt = True
+
+    def __init__(
+        self, maml: MetaMAML, config: MAMLConfig | None = None, *, num_updates: int | None = None, seed: int = 0
+    ) -> None:
+        if not isinstance(maml.model, Actor):
+            raise UsageError(
+                f"MetaMAMLAgent needs a MetaMAML over an Actor, got one over {type(maml.model).__name__}: wrap the "
+                "module, as in MetaMAML(Actor(observation_space, action_space, body=module))"
+            )
+        super().__init__(maml.model.observation_space, maml.model.action_space)
+        self.maml, self.actor = maml, maml.model
+        self.config = MAMLConfig() if config is None else config
+        self.trial_rounds = maml.inner_steps + 1
+        self.trial_rows = self.config.trial_rows
+        (observation_size,) = self.observation_space.shape or (0,)
+        self.device = next(maml.model.parameters()).device
+        self.num_updates = num_updates
+        self.moments = RunningMoments(observation_size)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.begin_trial(0)
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
+        """As in `Agent`; whole blocks of `trial_rows` are renewed. Experience that no `update` has used is dropped."""
+        self._rows = 1 if num_rows == 1 else self.trial_rows
+        if num_rows % self._rows:
+            raise UsageError(f"rows come in blocks of trial_rows = {self._rows}, got {num_rows} rows")
+        self._params, self._stacked = self._renewed(num_rows, renew)
+        self._rounds: list[Round] = []
+        self._begin_round(num_rows)
+
+    def _renewed(self, num_rows: int, renew: Array | None) -> tuple[Parameters, bool]:
+        """θ for tasks that are renewed, the parameters that they have for the others."""
+        fresh = self.maml.parameters()
+        if renew is None or bool(np.all(renew)) or not self._stacked:
+            return fresh, False
+        self._check_rows(num_rows)
+        blocks = np.reshape(renew, (-1, self._rows))
+        if not np.array_equal(blocks.all(1), blocks.any(1)):
+            raise UsageError(f"rows {self._rows} by {self._rows} share a task: renew all of a block or none")
+        again = self._tensor(blocks[:, 0])
+        adapted = {
+            name: torch.where(again.view(-1, *[1] * fresh[name].ndim), fresh[name].detach(), self._params[name])
+            for name in self.maml.adapted
+        }
+        return {**fresh, **adapted}, True
+
+    def _begin_round(self, num_rows: int) -> None:
+        """The worlds of all rows are reset."""
+        self._memory = self.actor.init_state(num_rows).to(self.device)
+        self._starts = torch.ones(num_rows, device=self.device)
+        self._time = torch.zeros(num_rows, device=self.device)
+        self._noise: Tensor | None = None
+        self._trajectory = Trajectory()
+        self._raw: list[Array] = []
+
+    @torch.no_grad()
+    def _act(self, observation: Array) -> Array:
+        self._check_rows(len(observation))
+        head = self.actor.head
+        self._x = self._tensor(self.moments.normalize(observation))
+        self._output, self._next_memory = self._policy(self._x, self._memory, self._starts)
+        if self.explore:
+            if self._noise is None:
+                self._noise = head.noise(len(observation), self.generator).to(self.device)
+            self._action = head.sample(self._output, self._noise)
+        else:
+            self._action = head.mode(self._output)
+        return head.to_environment(self._action)
+
+    def _policy(self, x: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Distribution parameters [B, output] and next memory [B, ...], each block of rows by its own parameters."""
+        if not self._stacked:
+            output, memory = self.actor(x[None], memory, starts[None])
+            return output[0], memory
+
+        def one_task(shared: Parameters, adapted: Parameters, *given: Tensor) -> tuple[Tensor, Tensor]:
+            x, memory, starts = given
+            result: tuple[Tensor, Tensor] = self.maml.functional_forward(
+                x[None], {**shared, **adapted}, memory, starts[None]
+            )
+            return result
+
+        shared, adapted = self.maml.split(self._params)
+        blocks = (tensor.unflatten(0, (-1, self._rows)) for tensor in (x, memory, starts))
+        output, memory = over_tasks(one_task, (None, 0, 0, 0, 0), shared, adapted, *blocks)
+        return output.flatten(0, 2), memory.flatten(0, 1)
+
+    @torch.no_grad()
+    def _observe(
+        self,
+        observation: Array,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        truncated: Array,
+        next_observation: Array,
+        active: Array,
+    ) -> None:
+        self._raw.append(observation)
+        mask = self._tensor(active)
+        done = self._tensor(terminated | truncated)
+        self._trajectory.append(
+            x=self._x,
+            next_x=self._tensor(self.moments.normalize(next_observation)),
+            starts=self._starts,
+            time=self._time,
+            output=self._output,
+            action=self._action,
+            reward=self._tensor(reward.astype(np.float32)),
+            terminated=self._tensor(terminated),
+            truncated=self._tensor(truncated),
+            active=mask,
+        )
+        self._memory = torch.where(mask.view(-1, *[1] * (self._memory.ndim - 1)), self._next_memory, self._memory)
+        self._starts = torch.where(mask, done.float(), self._starts)
+        self._time = torch.where(mask, torch.where(done, 0.0, self._time + 1), self._time)
+        self._noise = None
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.from_numpy(np.array(array)).to(self.device)
+
+    def _check_rows(self, num_rows: int) -> None:
+        if num_rows != len(self._starts):
+            running = len(self._starts)
+            raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
+
+    # --- adapting -----------------------------------------------------------------------------------------------------
+
+    def adapt(self) -> Metrics:
+        """One policy-gradient step of every task on the round that it just went through; then a new round begins.
+
+        Returns: "gradient_steps", and "reward", the mean of a step of the round.
+
+        Raises:
+            TrainingDiverged: parameters are not finite afterwards; it names the task, counted by blocks of rows.
+        """
+        collected = self._collected()
+        with torch.no_grad():
+            adapted = self.maml.inner_step(self._inner_loss, self._params, self._batch(collected), self._stacked)
+        for name in self.maml.adapted:
+            broken = torch.nonzero(~torch.isfinite(adapted[name]).flatten(1).all(1)).flatten().tolist()
+            if broken:
+                raise TrainingDiverged(f"not finite: {name} of task {broken[0]} after adapting; try a lower inner_lr")
+        if self.training:
+            self._rounds.append(collected)
+        self._params, self._stacked = adapted, True
+        self._begin_round(len(self._starts))
+        return {"gradient_steps": 1.0, "reward": _mean_reward(collected)}
+
+    def _collected(self) -> Round:
+        """The running round, [T, B, ...]."""
+        if not len(self._trajectory):
+            raise UsageError("there is no experience to adapt to or to learn from: act and observe first")
+        return {**self._trajectory.stack(), "raw": torch.from_numpy(np.stack(self._raw))}
+
+    @torch.no_grad()
+    def _batch(self, collected: Round) -> Round:
+        """A round by task [M, T, E, ...], with advantages and the log-probabilities of the policy that collected it."""
+        log_prob = self.actor.head.log_prob(collected["output"], collected["action"])
+        config = self.config
+        batch = with_advantages(
+            {**collected, "log_prob": log_prob}, self._rows, discount=config.discount, trace=config.trace
+        )
+        names = ("x", "action", "output", "log_prob", "active", "advantage")
+        starts = {"starts": batch["starts"]} if bool(collected["starts"][1:].any()) else {}
+        return {name: batch[name] for name in names} | starts
+
+    def _output_of(self, params: Parameters, batch: Round) -> Tensor:
+        """Distribution parameters [T, E, output] of one task."""
+        output: Tensor = self.maml.functional_forward(batch["x"], params, None, batch.get("starts"))[0]
+        return output
+
+    def _inner_loss(self, params: Parameters, batch: Round) -> Tensor:
+        return ratio_loss(self.actor.head.log_prob(self._output_of(params, batch), batch["action"]), batch)
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def _held(self) -> list[Round]:
+        return [*self._rounds, self._collected()]
+
+    def take_experience(self) -> dict[str, Tensor]:
+        rounds, self._rounds = self._held(), []
+        self._begin_round(len(self._starts))
+        return {f"{number}.{name}": values for number, each in enumerate(rounds) for name, values in each.items()}
+
+    def give_experience(self, experience: Mapping[str, Tensor]) -> None:
+        rounds: list[Round] = []
+        for key, values in experience.items():
+            number, _, name = key.partition(".")
+            rounds += [{} for _ in range(int(number) + 1 - len(rounds))]
+            rounds[int(number)][name] = values if name == "raw" else values.to(self.device)
+        *self._rounds, last = rounds
+        self._begin_round(last["x"].shape[1])
+        self._rows = 1 if len(self._starts) == 1 else self.trial_rows
+        self._raw = [*last["raw"].numpy()]
+        self._trajectory = Trajectory.unstack({name: values for name, values in last.items() if name != "raw"})
+
+    def update(self) -> Metrics:
+        """One outer step on the trial held: its first K rounds are adapted to, the last is improved."""
+        rounds = self._held()
+        if len(rounds) != self.trial_rounds:
+            raise UsageError(f"an update needs a trial of {self.trial_rounds} rounds, got {len(rounds)}")
+        batches = [self._batch(each) for each in rounds]
+        metrics = self._trust_region(batches) if self.config.outer == "trpo" else self._clipped(batches)
+        self._keep_variety()
+        self.maml.updates += 1
+        self.moments.update(np.concatenate([each["raw"].numpy() for each in rounds]))
+        self.begin_trial(len(self._starts))
+        before, after = _mean_reward(rounds[0]), _mean_reward(rounds[-1])
+        return {**metrics, "reward_before": before, "reward_after": after}
+
+    def _trust_region(self, batches: Sequence[Round]) -> Metrics:
+        def divergence() -> Tensor:
+            *_, adapted = self.maml.inner_loop(self._inner_loss, batches[:-1])
+            return self.maml.task_losses(self._divergence, adapted, batches[-1]).mean()
+
+        return trust_region_step(
+            [parameter for parameter in self.maml.learned.parameters() if parameter.requires_grad],
+            lambda: self._outer_loss(batches, self._inner_loss),
+            divergence,
+            max_divergence=self.config.max_divergence,
+            iterations=self.config.conjugate_iterations,
+        )
+
+    def _clipped(self, batches: Sequence[Round]) -> Metrics:
+        config = self.config
+        if self.num_updates is not None:
+            remaining = max(FINAL_RATE, 1 - self.maml.updates / self.num_updates)
+            self.maml.optimizer.param_groups[0]["lr"] = config.learning_rate * remaining
+
+        def clipped(params: Parameters, batch: Round) -> Tensor:
+            log_prob = self.actor.head.log_prob(self._output_of(params, batch), batch["action"])
+            return clipped_loss(log_prob, batch, config.clip)
+
+        history: list[Metrics] = []
+        for _ in range(config.update_epochs):
+            params = list(self.maml.inner_loop(self._inner_loss, batches[:-1]))
+            moved = [
+                self.maml.task_losses(self._divergence, each, batch, stacked=number > 0).mean()
+                for number, (each, batch) in enumerate(zip(params, batches[:-1], strict=False))
+            ]
+            losses = {
+                "policy": self._outer_loss(batches, clipped, params),
+                "divergence": config.divergence_weight * torch.stack(moved).mean(),
+            }
+            norm = clipped_step(self.maml.optimizer, self.maml.learned, losses, config.grad_clip_norm)
+            kl = float(torch.stack(moved).mean())
+            history.append({"policy_loss": float(losses["policy"]), "kl": kl, "grad_norm": norm})
+        return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
+
+    def _outer_loss(self, batches: Sequence[Round], loss: Loss, params: Sequence[Parameters] | None = None) -> Tensor:
+        """Mean over tasks of `loss` on the last round, by the parameters adapted to it; reptile: summed over rounds."""
+        params = list(self.maml.inner_loop(self._inner_loss, batches[:-1])) if params is None else params
+        measured = range(len(batches)) if self.maml.reptile else [len(batches) - 1]
+        losses = [self.maml.task_losses(loss, params[k], batches[k], stacked=k > 0).mean() for k in measured]
+        return torch.stack(losses).sum()
+
+    def _divergence(self, params: Parameters, batch: Round) -> Tensor:
+        """Mean KL(policy that collected ‖ policy of `params`) over one task's round."""
+        divergence = self.actor.head.divergence(batch["output"], self._output_of(params, batch))
+        return masked_mean(divergence, batch["active"])
+
+    @torch.no_grad()
+    def _keep_variety(self) -> None:
+        for name, parameter in self.actor.named_parameters():
+            if name.endswith("log_std"):
+                parameter.clamp_(min=math.log(self.config.min_std))
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+
+    def seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        parts = {"maml": self.maml.state_dict(), "moments": self.moments.state_dict()}
+        flat = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return {**flat, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.maml.load_state_dict(part_of(state, "maml"))
+        self.moments.load_state_dict(part_of(state, "moments"))
+        self.generator.set_state(state["generator"])
+
+
+def _mean_reward(collected: Round) -> float:
+    return float(masked_mean(collected["reward"], collected["active"]))
+
+
+def make_maml_agent(
+    observation_space: gymnasium.Space[Any],
+    action_space: gymnasium.Space[Any],
+    config: MAMLConfig,
+    memory: MemoryConfig,
+    *,
+    num_updates: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> MetaMAMLAgent:
+    """A `MetaMAMLAgent` over a new `Actor`, as `--algo maml` and its variants make it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # initialisers take no generator
+        actor = Actor(observation_space, action_space, memory)
+    maml = MetaMAML(
+        actor,
+        config.inner_lr,
+        config.learning_rate,
+        config.first_order,
+        config.inner_steps,
+        reptile=config.reptile,
+        adapt=("output.*",) if config.adapt == "head" else ("*",),
+        learn_rates=config.learn_rates,
+    ).to(device)
+    return MetaMAMLAgent(maml, config, num_updates=num_updates, seed=seed)

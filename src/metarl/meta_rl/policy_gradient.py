@@ -1,0 +1,114 @@
+"""Policy-gradient estimates by task: what gradient-based agents adapt by and learn from.
+
+A round is a dict of tensors. Collected, its axes are [T, B, ...], the rows of a task side by side; by task they are
+[M, T, E, ...], E rows each.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from metarl.core.returns import generalized_advantage
+
+Round: TypeAlias = dict[str, Tensor]
+
+TIME_SCALE = 0.01
+"""Steps are counted in hundreds in the baseline's features, which keeps their powers near 1."""
+RIDGE = 1e-5
+"""Weight of the baseline's ridge penalty, per sample (Duan et al. 2016)."""
+
+
+def by_task(values: Tensor, rows: int) -> Tensor:
+    """[T, B, ...] as [M, T, E, ...], where each task has `rows` = E rows side by side."""
+    blocks: Tensor = values.unflatten(1, (-1, rows))
+    return blocks.transpose(0, 1)
+
+
+def with_advantages(collected: Round, rows: int, *, discount: float, trace: float) -> Round:
+    """A round by task, with "advantage" [M, T, E]: of mean 0 and deviation 1 over what is active in each task.
+
+    The baseline is linear in [x, x², τ, τ², τ³, 1], τ the episode's time, and fitted to each task's own returns (Duan
+    et al. 2016, arXiv 1604.06778). It is fitted twice: where an episode is cut, the first fit stands for what is
+    missing in the returns of the second. Advantages are generalised ones.
+
+    Args:
+        collected: "x", "next_x" [T, B, obs], "time", "reward", "terminated", "truncated", "active" [T, B], and whatever
+            else is to be carried along.
+        rows: E.
+        discount, trace: γ and λ.
+    """
+    reward, terminated, truncated = (collected[name] for name in ("reward", "terminated", "truncated"))
+    active = collected["active"].to(reward.dtype)
+    features = _features(collected["x"], collected["time"])
+    following = _features(collected["next_x"], collected["time"] + 1)
+    value = successor = torch.zeros_like(reward)
+    for _ in range(2):
+        returns = generalized_advantage(
+            reward,
+            torch.zeros_like(reward),
+            successor[-1],
+            terminated,
+            truncated,
+            successor,
+            discount=discount,
+            trace=1.0,
+        )
+        weights = _fit(by_task(features, rows), by_task(returns, rows), by_task(active, rows))
+        value, successor = (_predict(each, weights, rows) for each in (features, following))
+    advantage = by_task(
+        generalized_advantage(
+            reward, value, successor[-1], terminated, truncated, successor, discount=discount, trace=trace
+        ),
+        rows,
+    )
+    mask = by_task(active, rows)
+    count = mask.sum((1, 2), keepdim=True)
+    centred = (advantage - (advantage * mask).sum((1, 2), keepdim=True) / count) * mask
+    deviation = torch.sqrt(centred.square().sum((1, 2), keepdim=True) / count)
+    tasks = {name: by_task(values, rows) for name, values in collected.items()}
+    return {**tasks, "active": mask, "advantage": centred / (deviation + 1e-8)}
+
+
+def _features(x: Tensor, time: Tensor) -> Tensor:
+    t = (time * TIME_SCALE)[..., None].to(x.dtype)
+    return torch.cat([x, x.square(), t, t.square(), t**3, torch.ones_like(t)], -1)
+
+
+def _fit(features: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Ridge regression of each task, weights [M, P] from features [M, T, E, P], targets and mask [M, T, E]."""
+    x = features.flatten(1, 2).double()
+    weighted = x * mask.flatten(1)[..., None]
+    penalty = RIDGE * mask.sum((1, 2)).double()[:, None, None] * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    moments = weighted.transpose(1, 2) @ x + penalty
+    weights: Tensor = torch.linalg.solve(moments, weighted.transpose(1, 2) @ targets.flatten(1)[..., None].double())
+    return weights[..., 0]
+
+
+def _predict(features: Tensor, weights: Tensor, rows: int) -> Tensor:
+    """Values [T, B] of features [T, B, P]."""
+    values = (by_task(features, rows).double() * weights[:, None, None]).sum(-1)  # [M, T, E]
+    return values.transpose(0, 1).flatten(1, 2).to(features.dtype)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over what is active."""
+    return (values * mask).sum() / mask.sum()
+
+
+def ratio_loss(log_prob: Tensor, batch: Round) -> Tensor:
+    """−E[π/π_old · A], the likelihood-ratio surrogate (J^LR of Rothfuss et al. 2019, arXiv 1810.06784, section 5).
+
+    At π = π_old its gradient is the policy gradient and its Hessian the one that MAML's meta-gradient needs, which
+    automatic differentiation of REINFORCE misses: their "low variance curvature" estimator.
+    """
+    return -masked_mean(torch.exp(log_prob - batch["log_prob"]) * batch["advantage"], batch["active"])
+
+
+def clipped_loss(log_prob: Tensor, batch: Round, clip: float) -> Tensor:
+    """−E[min(r A, clip(r, 1 ± ε) A)], r = π/π_old (Schulman et al. 2017, arXiv 1707.06347)."""
+    ratio = torch.exp(log_prob - batch["log_prob"])
+    advantage = batch["advantage"]
+    return -masked_mean(torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage), batch["active"])

@@ -1,0 +1,94 @@
+"""One step of trust region policy optimisation (Schulman et al. 2015, arXiv 1502.05477)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from metarl.core.optimization import TrainingDiverged
+
+DAMPING = 1e-4
+"""Added to the diagonal of the divergence's Hessian, which is singular where a parameter moves no action."""
+BACKTRACK, MAX_BACKTRACKS = 0.8, 15
+
+
+def trust_region_step(
+    parameters: Sequence[Tensor],
+    loss: Callable[[], Tensor],
+    divergence: Callable[[], Tensor],
+    *,
+    max_divergence: float,
+    iterations: int,
+) -> dict[str, float]:
+    """Lower `loss` by one step in `parameters`, in place, that keeps `divergence` within `max_divergence`.
+
+        minimise gᵀs   subject to   ½ sᵀ H s ≤ δ,       s = −√(2 δ / (g' H⁻¹ g)) H⁻¹ g
+
+    with H the exact Hessian of the divergence, applied by differentiating its gradient; H⁻¹ g by conjugate gradients.
+    The step is halved (× 0.8) until the loss falls and the divergence holds; if it never does, nothing changes.
+
+    Returns:
+        "policy_loss" before, "kl" and "step_fraction" (0: no step was accepted).
+
+    Raises:
+        TrainingDiverged: the loss or a gradient is not finite; nothing has changed.
+    """
+    before = loss()
+    gradient = _flat(torch.autograd.grad(before, parameters, allow_unused=True, materialize_grads=True))
+    before = before.detach()
+    if not (bool(torch.isfinite(before)) and bool(torch.isfinite(gradient).all())):
+        raise TrainingDiverged("not finite: the policy loss or its gradient; try a lower inner_lr")
+    slope = _flat(
+        torch.autograd.grad(divergence(), parameters, create_graph=True, allow_unused=True, materialize_grads=True)
+    )
+
+    def curvature(vector: Tensor) -> Tensor:
+        product = torch.autograd.grad(
+            slope, parameters, vector, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return _flat(product) + DAMPING * vector
+
+    direction = conjugate_gradient(curvature, -gradient, iterations)
+    scale = torch.sqrt(2 * max_divergence / (direction @ curvature(direction)))
+    old = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():
+        for power in range(MAX_BACKTRACKS):
+            fraction = BACKTRACK**power
+            _move(parameters, old, fraction * scale * direction)
+            reached, moved = loss(), divergence()
+            if bool(reached < before) and bool(moved <= max_divergence):
+                return {"policy_loss": float(before), "kl": float(moved), "step_fraction": fraction}
+        _move(parameters, old, torch.zeros_like(direction))
+    return {"policy_loss": float(before), "kl": 0.0, "step_fraction": 0.0}
+
+
+def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iterations: int) -> Tensor:
+    """x with product(x) ≈ target for a symmetric positive definite linear map (Hestenes & Stiefel 1952)."""
+    solution = torch.zeros_like(target)
+    residual = target.clone()
+    direction = residual.clone()
+    error = residual @ residual
+    for _ in range(iterations):
+        if float(error) < 1e-12:
+            break
+        image = product(direction)
+        step = error / (direction @ image)
+        solution = solution + step * direction
+        residual = residual - step * image
+        previous, error = error, residual @ residual
+        direction = residual + (error / previous) * direction
+    return solution
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _move(parameters: Sequence[Tensor], old: Sequence[Tensor], step: Tensor) -> None:
+    offset = 0
+    for parameter, value in zip(parameters, old, strict=True):
+        part = step[offset : offset + value.numel()].view_as(value)
+        parameter.copy_(value + part)
+        offset += value.numel()
