@@ -35,11 +35,12 @@ from metarl.experiments.protocol import evaluate
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
 from metarl.experiments.trainer import Progress
-from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
+from metarl.meta_rl.maml_agent import MAMLConfig
+from metarl.meta_rl.rl2_agent import RL2Agent
 from metarl.tasks import list_tasks
 
 SMALL = shlex.split(
-    "--task-dist point-goal --num-envs 4 --update-steps 50 --num-minibatches 2 --update-epochs 1 "
+    "--task-dist point-goal --algo rl2 --num-envs 4 --update-steps 50 --num-minibatches 2 --update-epochs 1 "
     "--method gru --width 8 --repeats 2 --test-tasks 100 101"
 )
 LONG = [*SMALL, "--epochs", "6"]
@@ -101,7 +102,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("--learning-rate -1", "--learning-rate is above 0, got -1.0"),
         ("--epochz 3", "unknown flag '--epochz': did you mean --epochs[?]; see metarl run --help"),
         ("--num_epoch=3", "unknown flag '--num_epoch': did you mean --num-epochs"),
-        ("--update_stpes 3", "unknown flag '--update_stpes': did you mean --update-steps"),
+        ("--algo rl2 --update_stpes 3", "unknown flag '--update_stpes': did you mean --update-steps"),
         ("--zero-shot yes", "unexpected argument 'yes': no flag before it takes it"),
         ("--env_name NoSuchEnv-v0", "Gymnasium knows no environment 'NoSuchEnv-v0'"),
         ("--env_name CartPole-v1 --task-dist bandit", "--env-name and --task-dist exclude each other"),
@@ -159,10 +160,14 @@ def test_help_shows_every_field_with_its_docstring(capsys: pytest.CaptureFixture
         main(["--help"])
     assert stopped.value.code == 0
     text = capsys.readouterr().out
-    for config in (RunConfig, MemoryConfig, RL2Config):
+    for config in (RunConfig, MemoryConfig, MAMLConfig):
         for each in fields(config):
             assert re.search(rf"--{each.name.replace('_', '-')}\b.*\n? *.*\(default: ", text), each.name
-    for docstring in ("Task family, `metarl list` shows them", "Memory of the policy: ssm", "Adam's step size"):
+    for docstring in (
+        "Task family, `metarl list` shows them",
+        "Memory of the policy: ssm",
+        "Rate of an inner gradient step",
+    ):
         assert docstring in text
     assert "list (task families), evaluate RUN, resume RUN, doctor" in text
 

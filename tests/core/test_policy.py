@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from scipy.stats import chisquare, kstest
-from torch.distributions import Categorical, Independent, Normal
+from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
@@ -23,11 +23,9 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def gaussian_head():
-    head = GaussianHead(BOX)
-    with torch.no_grad():
-        head.log_std.copy_(torch.tensor([-1.0, 0.3]))
-    return head
+def gaussian_output(mean, log_std=(-1.0, 0.3)):
+    """What a policy's last layer gives for these means."""
+    return torch.cat([mean, torch.tensor(log_std).expand_as(mean)], -1)
 
 
 def make_policy(space, method="ssm"):
@@ -47,10 +45,11 @@ def make_inputs(policy, steps=STEPS):
 
 
 def test_gaussian_log_probability_and_entropy_are_those_of_torch():
-    head = gaussian_head()
-    output = torch.randn(STEPS, ROWS, 2, generator=generator())
+    head = GaussianHead(BOX)
+    mean = torch.randn(STEPS, ROWS, 2, generator=generator())
+    output = gaussian_output(mean)
     action = torch.randn(STEPS, ROWS, 2, generator=generator(1))
-    reference = Independent(Normal(output, head.log_std.exp()), 1)
+    reference = Independent(Normal(mean, torch.tensor([-1.0, 0.3]).exp()), 1)
     torch.testing.assert_close(head.log_prob(output, action), reference.log_prob(action))
     torch.testing.assert_close(head.entropy(output), reference.entropy())
 
@@ -64,12 +63,25 @@ def test_categorical_log_probability_and_entropy_are_those_of_torch():
     torch.testing.assert_close(head.entropy(output), reference.entropy())
 
 
+def test_divergences_are_those_of_torch():
+    gaussian, categorical = GaussianHead(BOX), CategoricalHead(DISCRETE)
+    means = torch.randn(2, STEPS, ROWS, 2, generator=generator())
+    ours = gaussian.divergence(gaussian_output(means[0]), gaussian_output(means[1], (0.4, -0.7)))
+    first = Normal(means[0], torch.tensor([-1.0, 0.3]).exp())
+    second = Normal(means[1], torch.tensor([0.4, -0.7]).exp())
+    torch.testing.assert_close(ours, kl_divergence(first, second).sum(-1))
+    logits = 3 * torch.randn(2, STEPS, ROWS, 5, generator=generator())
+    torch.testing.assert_close(
+        categorical.divergence(*logits), kl_divergence(*(Categorical(logits=each) for each in logits))
+    )
+
+
 def test_gaussian_samples_have_the_mean_and_deviation_of_the_head():
-    head = gaussian_head()
+    head = GaussianHead(BOX)
     mean = torch.tensor([0.5, -2.0])
     rows = 20_000
-    draws = head.sample(mean.expand(rows, 2), head.noise(rows, generator())).detach().numpy()
-    for axis, deviation in enumerate(head.log_std.detach().exp().tolist()):
+    draws = head.sample(gaussian_output(mean.expand(rows, 2)), head.noise(rows, generator())).numpy()
+    for axis, deviation in enumerate(np.exp([-1.0, 0.3])):
         assert kstest(draws[:, axis], "norm", args=(float(mean[axis]), deviation)).pvalue > 0.01
 
 
@@ -104,7 +116,7 @@ def test_noise_at_the_edge_of_its_range_gives_a_valid_action():
 @EVERY_SPACE
 def test_the_mode_is_the_likeliest_action(space):
     head = make_action_head(space)
-    output = torch.randn(50, head.size, generator=generator())
+    output = torch.randn(50, head.output_size, generator=generator())
     best = head.log_prob(output, head.mode(output))
     for seed in range(5):
         other = head.sample(output, head.noise(50, generator(seed)))
@@ -163,7 +175,7 @@ def test_stepping_equals_the_sequence(method, space):
     policy = make_policy(space, method)
     inputs = make_inputs(policy)
     output, value, last = policy(inputs)
-    assert output.shape == (STEPS, ROWS, policy.head.size)
+    assert output.shape == (STEPS, ROWS, policy.head.output_size)
     assert value.shape == (STEPS, ROWS)
     state = policy.memory.init_state(ROWS)
     for time in range(STEPS):
@@ -193,7 +205,7 @@ def test_the_input_is_observation_previous_action_previous_reward_and_start():
 def test_first_actions_are_near_the_middle(space):
     policy = ActorCritic(OBSERVATION, space, MemoryConfig())
     output, _, _ = policy(make_inputs(policy))
-    assert output.abs().max() < 0.05
+    assert output[..., : policy.head.size].abs().max() < 0.05
 
 
 @EVERY_SPACE

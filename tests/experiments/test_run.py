@@ -26,7 +26,15 @@ MEMORY = MemoryConfig("gru", width=8)
 
 
 def plan(folder: Path, algorithm: RL2Config = SMALL, memory: MemoryConfig = MEMORY, **config: Any) -> Run:
-    asked = {"task_dist": "point-goal", "epochs": 1, "num_envs": 4, "repeats": 2, "output_dir": str(folder), **config}
+    asked = {
+        "task_dist": "point-goal",
+        "algo": "rl2",
+        "epochs": 1,
+        "num_envs": 4,
+        "repeats": 2,
+        "output_dir": str(folder),
+        **config,
+    }
     return Run.plan(RunConfig(**asked), algorithm, memory, "metarl run")
 
 
@@ -55,7 +63,7 @@ def message_of(error: pytest.ExceptionInfo[UsageError]) -> str:
         ({"task_dist": "point-gaol"}, "unknown task family 'point-gaol': choose from .*did you mean 'point-goal'"),
         ({"env_name": "NoSuchEnv-v0"}, "Gymnasium knows no environment 'NoSuchEnv-v0'"),
         ({"env_name": "Blackjack-v1"}, "no time limit for 'Blackjack-v1'"),
-        ({"algo": "r2l"}, "unknown algo 'r2l': choose from rl2"),
+        ({"algo": "r2l"}, "unknown algo 'r2l': choose from .*rl2.*did you mean 'rl2'"),
         ({"device": "tpu"}, "unknown device 'tpu': choose from cpu, cuda"),
         ({"epochs": 0}, "--epochs is at least 1, got 0"),
         ({"seed": -1}, "--seed is at least 0, got -1"),

@@ -435,12 +435,12 @@ def test_repeated_updates_on_the_same_data_fit_the_critic():
 def test_a_single_transition_is_enough_for_an_update():
     """Its advantage, normalised, is 0: the actor is left alone and nothing is divided by nothing."""
     agent = make_agent(config=replace(WHOLE, entropy_weight=0.0))
-    actor = snapshot(agent)["policy.actor.2.weight"]
+    actor = snapshot(agent)["policy.actor.2.mean.weight"]
     trial(agent, Stream.draw(0).first(1).rows([2]))
     metrics = agent.update()
     assert metrics["policy_loss"] == 0
     assert all(np.isfinite(value) for value in metrics.values())
-    assert torch.equal(snapshot(agent)["policy.actor.2.weight"], actor)
+    assert torch.equal(snapshot(agent)["policy.actor.2.mean.weight"], actor)
 
 
 def test_the_learning_rate_falls_linearly_to_five_percent():
@@ -510,7 +510,7 @@ def test_a_state_that_was_taken_stands_still_while_the_agent_learns():
     taken, copy = agent.state_dict(), snapshot(agent)
     learn(agent, [1])
     assert_same(taken, copy)
-    assert not torch.equal(agent.state_dict()["policy.actor.2.weight"], copy["policy.actor.2.weight"])
+    assert not torch.equal(agent.state_dict()["policy.actor.2.mean.weight"], copy["policy.actor.2.weight"])
 
 
 def test_restoring_an_untrained_state_forgets_all_learning():
@@ -587,6 +587,6 @@ def test_observations_need_one_axis(space):
 def test_the_algorithm_is_known_by_name():
     assert "rl2" in ALGOS
     algorithm = find_algorithm("rl2")
-    assert (algorithm.config, algorithm.make) == (RL2Config, RL2Agent)
+    assert (algorithm.config_class, algorithm.make) == (RL2Config, RL2Agent)
     with pytest.raises(UsageError, match=r"unknown algo 'rl3': choose from .*did you mean 'rl2'"):
         find_algorithm("rl3")

@@ -358,8 +358,8 @@ class MetaMAMLAgent(Agent):
                 "divergence": config.divergence_weight * torch.stack(moved).mean(),
             }
             norm = clipped_step(self.maml.optimizer, self.maml.learned, losses, config.grad_clip_norm)
-            kl = float(torch.stack(moved).mean())
-            history.append({"policy_loss": float(losses["policy"]), "kl": kl, "grad_norm": norm})
+            policy, divergence = losses["policy"].item(), torch.stack(moved).mean().item()
+            history.append({"policy_loss": policy, "kl": divergence, "grad_norm": norm})
         return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
 
     def _outer_loss(self, batches: Sequence[Round], loss: Loss, params: Sequence[Parameters] | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+from metarl.meta_rl.maml_agent import *
