@@ -510,7 +510,7 @@ def test_a_state_that_was_taken_stands_still_while_the_agent_learns():
     taken, copy = agent.state_dict(), snapshot(agent)
     learn(agent, [1])
     assert_same(taken, copy)
-    assert not torch.equal(agent.state_dict()["policy.actor.2.mean.weight"], copy["policy.actor.2.weight"])
+    assert not torch.equal(agent.state_dict()["policy.actor.2.mean.weight"], copy["policy.actor.2.mean.weight"])
 
 
 def test_restoring_an_untrained_state_forgets_all_learning():
