@@ -13,6 +13,7 @@ _HOMES = {
     "LogUniform": "metarl.tasks.distribution",
     "TaskDistribution": "metarl.tasks.distribution",
     "Uniform": "metarl.tasks.distribution",
+    "MorphologyDistribution": "metarl.tasks.morphology",
     "Task": "metarl.core.task",
     "Environment": "metarl.env_runner.environment",
     "Actor": "metarl.core.policy",

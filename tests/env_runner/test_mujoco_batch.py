@@ -18,7 +18,7 @@ from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.mujoco_family import MujocoFamily
 from metarl.env_runner.rows import row_seed
 from metarl.env_runner.task_env import successor
-from metarl.tasks.locomotion import FAMILIES
+from metarl.tasks.locomotion import ANT, FAMILIES
 from metarl.tasks.registry import make_tasks
 
 DYNAMICS = sorted(name for name, (_, family, _) in FAMILIES.items() if family.edit is not None)
@@ -253,6 +253,21 @@ def test_a_new_model_takes_force_at_the_rows_next_reset_and_the_old_one_leaves_n
     env.qvel[:] = 0.0
     env.step(np.zeros((2, 6), dtype=np.float32))
     assert env.qvel[:, 1] == pytest.approx([-9.81 * 0.05, -1.5 * 9.81 * 0.05])
+
+
+def _raise_start(model, task):
+    model.qpos0[2] += task["height"]
+
+
+def test_rows_start_where_their_own_model_does():
+    family = replace(ANT, edit=_raise_start, healthy=None, reset_noise=0.0)
+    high, low = Task(0, {"height": 2.0}), Task(1, {"height": 0.0})
+    env = _batch(family, [high, low], max_episode_steps=2)
+    assert env.qpos[:, 2].tolist() == [2.75, 0.75]
+    env.set_tasks([low, low])
+    for action in _actions(env, 2):
+        env.step(action)
+    assert env.qpos[:, 2].tolist() == [0.75, 0.75]
 
 
 def test_a_row_that_blows_up_ends_as_terminated_and_the_others_notice_nothing():

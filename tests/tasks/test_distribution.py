@@ -13,7 +13,7 @@ from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.tasks import registry
-from metarl.tasks.distribution import Choice, LogUniform, TaskDistribution, Uniform
+from metarl.tasks.distribution import Choice, LogUniform, TaskDistribution, Uniform, split_tasks
 
 
 def pole() -> gymnasium.Env[Any, Any]:
@@ -83,6 +83,27 @@ def test_tasks_may_be_listed() -> None:
     distribution = poles(train=[{"gravity": 5.0}, {"gravity": 6.0}], test=[{"gravity": 7.0}])
     assert [task["gravity"] for task in distribution.train] == [5.0, 6.0]
     assert distribution.test == (Task(100, {"gravity": 7.0}),)
+
+
+def test_a_fixed_list_is_split_by_seed_and_ids_are_places_in_it() -> None:
+    params = [{"gravity": float(gravity)} for gravity in range(1, 11)]
+    train, test = split_tasks(params, seed=0)
+    assert (len(train), len(test)) == (8, 2)
+    assert sorted([*train, *test], key=lambda task: task.id) == [Task(id, each) for id, each in enumerate(params)]
+    assert [train, test] == [sorted(side, key=lambda task: task.id) for side in (train, test)]
+    assert split_tasks(params, seed=0) == (train, test)
+    held_out = {tuple(task.id for task in split_tasks(params, seed)[1]) for seed in range(20)}
+    assert len(held_out) > 10
+    assert [len(split_tasks(params, 0, fraction)[1]) for fraction in (0.01, 0.26, 0.99)] == [1, 3, 9]
+    distribution = poles(train=train, test=test)
+    assert (list(distribution.train), list(distribution.test)) == (train, test)
+    chosen = distribution.select([0, 1, 2], [3, 4])
+    assert [[task["gravity"] for task in side] for side in chosen] == [[1.0, 2.0, 3.0], [4.0, 5.0]]
+    with pytest.raises(UsageError, match=r"ids \[0\] more than once"):
+        poles(train=[Task(0, params[0])], test=[Task(0, params[1])])
+    for wrong in (params[:1], params):
+        with pytest.raises(UsageError, match="at least 2 tasks and a test_fraction within"):
+            split_tasks(wrong, 0, test_fraction=1.0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

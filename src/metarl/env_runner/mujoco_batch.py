@@ -40,7 +40,7 @@ class MujocoBatch(TaskVectorEnv):
     """All rows in one mjbatch `Batch`; observations and rewards are computed for all rows at once.
 
     A row follows the same trajectory, bit for bit, as its task's MjModel stepped alone. Tasks change rewards through
-    `family.progress` and the simulated world through `family.edit`.
+    `family.progress` and the simulated world through `family.edit` and `family.reshape`.
 
     Every row has a random stream of its own, made from the seed as `GymWorkers` and Gymnasium make it, and draws its
     start states from it as Gymnasium's environments do; so a row's trajectory does not depend on the other rows.
@@ -122,7 +122,7 @@ class MujocoBatch(TaskVectorEnv):
         self._next_columns = {
             name: np.array([task[name] for task in tasks], dtype=np.float64) for name in self.family.reward_params
         }
-        if self.family.edit is not None:
+        if not self.family.shares_model:
             for task in set(tasks):
                 self._expand_fields(task)
         self.tasks = tasks
@@ -154,9 +154,12 @@ class MujocoBatch(TaskVectorEnv):
         """Put the rows of the mask into a start state of their next task."""
         noise = self.family.reset_noise
         self._state[mask] = self._start_state
+        start = self._row_fields.get("qpos0")
         for row in np.flatnonzero(mask).tolist():
             if self._awaits_task[row]:
                 self._begin_task(row)
+            if start is not None:
+                self.qpos[row] = start[row]
             generator = self._generators[row]
             self.qpos[row] += generator.uniform(-noise, noise, self._template.nq)
             if self.family.gaussian_velocity_noise:
@@ -169,7 +172,7 @@ class MujocoBatch(TaskVectorEnv):
     def _begin_task(self, row: int) -> None:
         for name, column in self._next_columns.items():
             self._columns[name][row] = column[row]
-        if self.family.edit is not None:
+        if not self.family.shares_model:
             fields = task_fields(self.family, self.tasks[row])
             for name, values in self._row_fields.items():
                 values[row] = fields.get(name, self._template_fields[name])

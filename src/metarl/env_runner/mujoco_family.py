@@ -25,7 +25,7 @@ ModelFields: TypeAlias = dict[str, Array]
 """Values of MjModel and mjOption fields by name."""
 
 _ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
-_SHARED_FIELDS = frozenset({"timestep", "qpos0"})
+_SHARED_FIELDS = frozenset({"timestep"})
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class MujocoFamily:
     """
 
     xml: str
-    """Model file among Gymnasium's own MuJoCo assets."""
+    """Model file among Gymnasium's own MuJoCo assets, or the absolute path of another."""
 
     frame_skip: int
     """Simulator steps per environment step."""
@@ -75,15 +75,41 @@ class MujocoFamily:
 
     edit: Callable[[mujoco.MjModel, Task], None] | None = None
     """Turns a copy of the compiled model into the task's; `mj_setConst` is called afterwards. It may change any numeric
-    field of MjModel and mjOption except `timestep` and `qpos0`. None: all tasks share the model."""
+    field of MjModel and mjOption except `timestep`."""
+
+    reshape: Callable[[mujoco.MjSpec, Task], None] | None = None
+    """Turns the model's description into the task's, before it is compiled (and before `edit`): for what many fields
+    of a compiled model follow from, as they do from a length. It may add nothing and remove nothing."""
+
+    @property
+    def shares_model(self) -> bool:
+        """Whether all tasks have the same model."""
+        return self.edit is None and self.reshape is None
+
+    def load_spec(self) -> mujoco.MjSpec:
+        """The description that `load_model` compiles."""
+        spec = mujoco.MjSpec.from_file(str(_ASSETS / self.xml))
+        if self.reshape is not None:
+            # The bounding boxes that speed up collisions follow the shapes, but cannot differ between rows.
+            spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE
+        return spec
 
     def load_model(self) -> mujoco.MjModel:
         """The compiled model that all tasks start from."""
-        return mujoco.MjModel.from_xml_path(str(_ASSETS / self.xml))
+        return self.load_spec().compile()
 
     def task_model(self, template: mujoco.MjModel, task: Task) -> mujoco.MjModel:
         """The compiled model of one task."""
-        model = copy.copy(template)
+        if self.reshape is None:
+            model = copy.copy(template)
+        else:
+            spec = self.load_spec()
+            self.reshape(spec, task)
+            try:
+                model = spec.compile()
+            except ValueError as error:
+                reason = " ".join(str(error).split())
+                raise UsageError(f"{task!r} has a model that MuJoCo cannot compile: {reason}") from error
         if self.edit is not None:
             self.edit(model, task)
             mujoco.mj_setConst(model, mujoco.MjData(model))
@@ -112,6 +138,8 @@ def task_fields(family: MujocoFamily, task: Task) -> ModelFields:
     """What the task changes in the family's model; kept, because many environments are made for the same tasks."""
     template = template_model(family)
     fields = changed_fields(template, family.task_model(template, task))
+    if template.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_MIDPHASE:
+        fields = {name: values for name, values in fields.items() if not name.startswith("bvh_")}  # no step reads them
     for name in _SHARED_FIELDS & fields.keys():
         raise UsageError(f"{task!r} changes the model's '{name}', which all tasks of a family share")
     return fields

@@ -83,11 +83,13 @@ class TaskDistribution:
             max_episode_steps=200,
         )
 
-    Tasks are drawn once, from `seed`, and their ids are stable: train tasks 0, 1, ..., test tasks from 100 on.
+    Tasks are drawn once, from `seed`, and their ids are stable: train tasks 0, 1, ..., test tasks from 100 on; listed
+    `Task`s keep their own ids.
 
     Args:
         make_env: makes one world; every row gets its own.
-        train, test: a sampler a parameter (then `num_train`, `num_test` tasks are drawn), or a list of params.
+        train, test: a sampler a parameter (then `num_train`, `num_test` tasks are drawn), or a list of params
+            or of `Task`s, such as `split_tasks` gives.
         apply: puts a task into a world; called before each reset. Not needed where `make_worlds` is given.
         max_episode_steps: episodes are truncated after so many steps.
         make_worlds: makes all rows at once, in place of `make_env` and `apply`, for worlds that simulate in batches.
@@ -132,6 +134,10 @@ class TaskDistribution:
         self.test = _draw(test, num_test, max(TEST_ID_START, len(self.train)), test_rng)
         if not self.train or not self.test:
             raise UsageError(f"task distribution '{name}' needs at least one train task and one test task")
+        ids = [task.id for task in (*self.train, *self.test)]
+        if len(set(ids)) < len(ids):
+            twice = sorted({id for id in ids if ids.count(id) > 1})
+            raise UsageError(f"task distribution '{name}' has ids {twice} more than once: every task needs its own")
 
     def make_env(self, tasks: Sequence[Task], seed: int = 0) -> TaskVectorEnv:
         """Worlds with one row a task, in the order of `tasks`."""
@@ -182,7 +188,28 @@ def _draw(source: TaskSource, count: int, first_id: int, generator: np.random.Ge
         ]
     else:
         params = source
-    return tuple(Task(first_id + index, each) for index, each in enumerate(params))
+    return tuple(each if isinstance(each, Task) else Task(first_id + index, each) for index, each in enumerate(params))
+
+
+def split_tasks(params: Sequence[Params], seed: int, test_fraction: float = 0.2) -> tuple[list[Task], list[Task]]:
+    """Train and test tasks of a fixed list, in its order: a task's id is its position in the list, whatever the split.
+
+    Args:
+        params: of all tasks.
+        seed: draws which of them are held out.
+        test_fraction: how many, rounded, but at least one; at least one stays for training.
+
+    Raises:
+        UsageError: fewer than two tasks, or a fraction outside (0, 1).
+    """
+    if len(params) < 2 or not 0.0 < test_fraction < 1.0:
+        raise UsageError(
+            f"a split needs at least 2 tasks and a test_fraction within (0, 1), got {len(params)} and {test_fraction}"
+        )
+    num_test = min(max(round(test_fraction * len(params)), 1), len(params) - 1)
+    held_out = set(np.random.default_rng(seed).permutation(len(params))[:num_test].tolist())
+    tasks = [Task(id, each) for id, each in enumerate(params)]
+    return [task for task in tasks if task.id not in held_out], [task for task in tasks if task.id in held_out]
 
 
 def _ranges(ids: Sequence[int]) -> str:

@@ -24,7 +24,8 @@ GOAL_RADIUS = 3.0
 """Goals of ant-goal lie in a disc of this radius, in m."""
 
 
-def _forward(task: TaskColumns, position: Array, velocity: Array) -> Array:
+def forward(task: TaskColumns, position: Array, velocity: Array) -> Array:
+    """Speed along x."""
     return velocity[:, 0]
 
 
@@ -101,20 +102,20 @@ def _element_samplers(family: MujocoFamily) -> TaskSource:
 
 # Gymnasium's v5 bodies: frame_skip, start states, observation, control cost and health are its defaults, except that
 # half-cheetah's control cost is that of the field's half-cheetah task families.
-_HALF_CHEETAH = MujocoFamily(
+HALF_CHEETAH = MujocoFamily(
     xml="half_cheetah.xml",
     frame_skip=5,
     torso_axes=1,
-    progress=_forward,
+    progress=forward,
     control_cost=0.05,
     reset_noise=0.1,
     gaussian_velocity_noise=True,
 )
-_ANT = MujocoFamily(
+ANT = MujocoFamily(
     xml="ant.xml",
     frame_skip=5,
     torso_axes=2,
-    progress=_forward,
+    progress=forward,
     control_cost=0.5,
     alive_bonus=1.0,
     healthy=_ant_healthy,
@@ -122,30 +123,30 @@ _ANT = MujocoFamily(
     gaussian_velocity_noise=True,
     hidden_positions=2,
 )
-_WALKER = MujocoFamily(
+WALKER = MujocoFamily(
     xml="walker2d_v5.xml",
     frame_skip=4,
     torso_axes=1,
-    progress=_forward,
+    progress=forward,
     control_cost=1e-3,
     alive_bonus=1.0,
     healthy=_walker_healthy,
     reset_noise=5e-3,
     velocity_clip=10.0,
 )
-_HOPPER = replace(_WALKER, xml="hopper.xml", healthy=_hopper_healthy)
+HOPPER = replace(WALKER, xml="hopper.xml", healthy=_hopper_healthy)
 
-_SPEED_CHEETAH = replace(_HALF_CHEETAH, progress=_target_speed, reward_params=("velocity",))
-_SPEED_ANT = replace(_ANT, progress=_target_speed, reward_params=("velocity",))
-_SPEED_WALKER = replace(_WALKER, progress=_target_speed, reward_params=("velocity",))
-_DIRECTED_CHEETAH = replace(_HALF_CHEETAH, progress=_signed_direction, reward_params=("direction",))
-_DIRECTED_ANT = replace(_ANT, progress=_compass_direction, reward_params=("angle",))
-_HEAVY_ANT = replace(_ANT, edit=_scale_mass)
-_GRAVITY_CHEETAH = replace(_HALF_CHEETAH, edit=_scale_gravity)
-_RANDOM_WALKER = replace(_WALKER, edit=_scale_elements)
-_RANDOM_HOPPER = replace(_HOPPER, edit=_scale_elements)
+_SPEED_CHEETAH = replace(HALF_CHEETAH, progress=_target_speed, reward_params=("velocity",))
+_SPEED_ANT = replace(ANT, progress=_target_speed, reward_params=("velocity",))
+_SPEED_WALKER = replace(WALKER, progress=_target_speed, reward_params=("velocity",))
+_DIRECTED_CHEETAH = replace(HALF_CHEETAH, progress=_signed_direction, reward_params=("direction",))
+_DIRECTED_ANT = replace(ANT, progress=_compass_direction, reward_params=("angle",))
+_HEAVY_ANT = replace(ANT, edit=_scale_mass)
+_GRAVITY_CHEETAH = replace(HALF_CHEETAH, edit=_scale_gravity)
+_RANDOM_WALKER = replace(WALKER, edit=_scale_elements)
+_RANDOM_HOPPER = replace(HOPPER, edit=_scale_elements)
 _GOAL_ANT = replace(
-    _ANT,
+    ANT,
     progress=_goal_distance,
     reward_params=("goal",),
     control_cost=0.1,
@@ -201,8 +202,11 @@ FAMILIES: dict[str, tuple[str, MujocoFamily, TaskSource | Callable[[MujocoFamily
 }
 
 
-def _make_worlds(family: MujocoFamily, num_threads: int, tasks: Sequence[Task], seed: int) -> MujocoBatch:
-    return MujocoBatch(family, tasks, max_episode_steps=HORIZON, seed=seed, num_threads=num_threads)
+def make_worlds(
+    family: MujocoFamily, max_episode_steps: int, num_threads: int, tasks: Sequence[Task], seed: int
+) -> MujocoBatch:
+    """Rows of a body; with the first three arguments bound, the `make_worlds` of a `TaskDistribution`."""
+    return MujocoBatch(family, tasks, max_episode_steps=max_episode_steps, seed=seed, num_threads=num_threads)
 
 
 def _factory(name: str) -> Callable[..., TaskDistribution]:
@@ -224,7 +228,7 @@ def _factory(name: str) -> Callable[..., TaskDistribution]:
             seed=seed,
             num_train=num_train,
             num_test=num_test,
-            make_worlds=partial(_make_worlds, replace(family, control_cost=control_cost), num_threads),
+            make_worlds=partial(make_worlds, replace(family, control_cost=control_cost), HORIZON, num_threads),
         )
 
     make.__doc__ = f"""{summary}

@@ -1,0 +1,178 @@
+"""Edits of a body before it is compiled: the mass, length and friction of its geoms, the range of its joints.
+
+Each takes a `mujoco.MjSpec`, the name of a part, and a factor; 1.5 is 50 % more. What a model follows from its shapes
+(inertias, bounding boxes, ...) is MuJoCo's to work out when it compiles the description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import mujoco  # type: ignore[import-untyped]
+import numpy as np
+
+from metarl.core.errors import UsageError, unknown_name
+from metarl.env_runner.task_env import Array
+
+SpecEdit: TypeAlias = Callable[[mujoco.MjSpec, str, float], None]
+
+_LONG = (int(mujoco.mjtGeom.mjGEOM_CAPSULE), int(mujoco.mjtGeom.mjGEOM_CYLINDER))
+_TURNING = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_BALL))
+
+
+def scale_mass(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
+    """Scale the mass of a geom, and the inertia that follows from it; the other parts keep theirs."""
+    limb = _find("geom", geom, spec.geoms)
+    _check_inertia(spec, limb)
+    _release_total_mass(spec)
+    _scale_density(limb, factor)
+
+
+def scale_length(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
+    """Scale the length of a capsule or a cylinder from end to end (of a capsule: between the centres of its caps).
+
+    It grows from the joint of its body (from the body's origin, where that has no hinge or ball). What is attached to
+    it moves with the point of its axis that is nearest: the next limb stays at its end. Its density, not its mass,
+    stays. The bodies that stand in the world are then lifted, so that the lowest point is as high as it was.
+    """
+    limb = _find("geom", geom, spec.geoms)
+    _check_inertia(spec, limb)
+    _release_total_mass(spec)
+    model = spec.compile()
+    if model.geom_type[limb.id] not in _LONG:
+        raise UsageError(f"'length' is for capsules and cylinders, geom '{geom}' is neither: edit it in a function")
+    axis = _rotate(model.geom_quat[limb.id], np.array([0.0, 0.0, 1.0]))
+    anchor = _anchor(model, limb.parent.id)
+    middle, half = (model.geom_pos[limb.id] - anchor) @ axis, model.geom_size[limb.id, 1]
+
+    def shift(point: Array) -> Array:
+        along = np.clip((point - anchor) @ axis, middle - half, middle + half)
+        moved: Array = (factor - 1.0) * along * axis
+        return moved
+
+    for child in limb.parent.bodies:
+        hinge = _rotate(model.body_quat[child.id], _anchor(model, child.id))
+        child.pos = child.pos + shift(model.body_pos[child.id] + hinge)
+    for other in limb.parent.geoms:
+        if other.id != limb.id:
+            _translate(other, shift(model.geom_pos[other.id]))
+    for site in limb.parent.sites:
+        _translate(site, shift(model.site_pos[site.id]))
+    if np.isnan(limb.fromto[0]):
+        limb.pos = limb.pos + shift(model.geom_pos[limb.id])
+        limb.size = limb.size * [1.0, factor, 1.0]
+    else:
+        start, end = limb.fromto[:3], limb.fromto[3:]
+        limb.fromto = np.concatenate([start + shift(start), end + shift(end)])
+    _lift(spec, lowest_point(model) - lowest_point(spec.compile()))
+
+
+def scale_friction(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
+    """Scale the friction of a geom. Where that falls below the floor's, the floor's falls with it: MuJoCo takes the
+    larger of the two, and other parts of the body keep theirs."""
+    limb = _find("geom", geom, spec.geoms)
+    limb.friction = limb.friction * factor
+    for floor in spec.worldbody.geoms:
+        floor.friction = np.minimum(floor.friction, limb.friction)
+
+
+def scale_range(spec: mujoco.MjSpec, joint: str, factor: float) -> None:
+    """Scale the range of a limited hinge or slide, towards the point of it that is nearest to where the joint starts:
+    a body that starts within its limits still does."""
+    limited = _find("joint", joint, spec.joints)
+    if not spec.compile().jnt_limited[limited.id]:
+        raise UsageError(f"joint '{joint}' has no range to scale: choose one that is limited")
+    rest = np.clip(limited.ref, *limited.range)
+    limited.range = rest + factor * (limited.range - rest)
+
+
+def lowest_point(model: mujoco.MjModel) -> float:
+    """Height in m of the lowest point of all that can move and collide, as the body starts."""
+    data = mujoco.MjData(model)
+    mujoco.mj_kinematics(model, data)
+    moves = model.body_weldid[model.geom_bodyid] != 0
+    collides = (model.geom_contype | model.geom_conaffinity) != 0
+    heights = [
+        data.geom_xpos[geom, 2] - _reach_down(model, geom, data.geom_xmat[geom].reshape(3, 3)[2])
+        for geom in np.flatnonzero(moves & collides).tolist()
+    ]
+    return min(heights, default=0.0)
+
+
+def _reach_down(model: mujoco.MjModel, geom: int, up: Array) -> float:
+    """How far a geom reaches below its centre; `up` is the vertical in its frame. Beyond capsules and spheres, its
+    bounding box does."""
+    if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_SPHERE:
+        return float(model.geom_size[geom, 0])
+    if model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_CAPSULE:
+        return float(model.geom_size[geom, 0] + abs(up[2]) * model.geom_size[geom, 1])
+    centre, half = model.geom_aabb[geom, :3], model.geom_aabb[geom, 3:]
+    return float(np.abs(up) @ half - up @ centre)
+
+
+def _find(kind: str, name: str, parts: Any) -> Any:
+    named = {part.name: part for part in parts if part.name}
+    if name not in named:
+        raise unknown_name(kind, name, named)
+    return named[name]
+
+
+def _check_inertia(spec: mujoco.MjSpec, geom: Any) -> None:
+    """Refuse a geom whose mass and shape the body's inertia does not follow."""
+    rule, source = spec.compiler.inertiafromgeom, mujoco.mjtInertiaFromGeom
+    follows = rule == source.mjINERTIAFROMGEOM_TRUE or (
+        rule == source.mjINERTIAFROMGEOM_AUTO and not geom.parent.explicitinertial
+    )
+    if not follows:
+        raise UsageError(
+            f"the inertia of body '{geom.parent.name}' is given, it does not follow from geom '{geom.name}': "
+            "edit it in a function"
+        )
+
+
+def _release_total_mass(spec: mujoco.MjSpec) -> None:
+    """Give every part the mass that the compiler's settotalmass gives it, which would rescale all parts after one has
+    changed."""
+    total = spec.compiler.settotalmass
+    if total <= 0.0:
+        return
+    spec.compiler.settotalmass = -1.0
+    factor = total / spec.compile().body_mass.sum()
+    for geom in spec.geoms:
+        _scale_density(geom, factor)
+    for body in spec.bodies:
+        body.mass, body.inertia = body.mass * factor, body.inertia * factor
+        body.fullinertia = body.fullinertia * factor
+
+
+def _scale_density(geom: Any, factor: float) -> None:
+    geom.density *= factor
+    geom.mass *= factor  # not a number where the density gives it
+
+
+def _anchor(model: mujoco.MjModel, body: int) -> Array:
+    """Where a body turns, in its own frame: its first hinge or ball; its origin where it has neither."""
+    joints = np.arange(model.body_jntnum[body]) + model.body_jntadr[body]
+    turning = np.isin(model.jnt_type[joints], _TURNING)
+    return np.array(model.jnt_pos[joints[turning][0]]) if turning.any() else np.zeros(3)
+
+
+def _rotate(quaternion: Array, vector: Array) -> Array:
+    rotated = np.empty(3)
+    mujoco.mju_rotVecQuat(rotated, vector, quaternion)
+    return rotated
+
+
+def _translate(part: Any, displacement: Array) -> None:
+    if np.isnan(part.fromto[0]):
+        part.pos = part.pos + displacement
+    else:
+        part.fromto = part.fromto + np.tile(displacement, 2)
+
+
+def _lift(spec: mujoco.MjSpec, height: float) -> None:
+    if abs(height) < 1e-9:  # rounding
+        return
+    for body in spec.worldbody.bodies:
+        body.pos = body.pos + np.array([0.0, 0.0, height])

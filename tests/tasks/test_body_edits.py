@@ -1,0 +1,158 @@
+"""Edits of bodies against numbers worked out by hand from the models' files."""
+
+from __future__ import annotations
+
+from math import pi, radians
+
+import mujoco
+import numpy as np
+import pytest
+
+from metarl.core.errors import UsageError
+from metarl.tasks.body_edits import lowest_point, scale_friction, scale_length, scale_mass, scale_range
+from metarl.tasks.locomotion import ANT, HALF_CHEETAH, HOPPER, WALKER
+
+
+def capsule(radius: float, half: float, density: float = 1000.0) -> float:
+    return density * (pi * radius**2 * 2 * half + 4 / 3 * pi * radius**3)
+
+
+def test_the_mass_of_one_limb_changes_although_the_file_fixes_the_total():
+    spec, before = HALF_CHEETAH.load_spec(), HALF_CHEETAH.load_model()
+    scale_mass(spec, "bfoot", 3.0)
+    after = spec.compile()
+    foot = after.body("bfoot").id
+    expected = before.body_mass.copy()
+    expected[foot] *= 3.0
+    np.testing.assert_allclose(after.body_mass, expected, rtol=1e-12)
+    np.testing.assert_allclose(after.body_inertia[foot], 3.0 * before.body_inertia[foot], rtol=1e-12)
+    assert before.body_mass.sum() == pytest.approx(14.0, rel=1e-12)
+
+
+def test_a_hopper_leg_of_half_again_the_length_keeps_its_joints_together_and_stands():
+    spec, before = HOPPER.load_spec(), HOPPER.load_model()
+    scale_length(spec, "leg_geom", 1.5)
+    after = spec.compile()
+    # The knee is 0.25 above the leg's origin; the leg reaches 0.5 below it, then 0.75.
+    assert after.geom("leg_geom").size[:2] == pytest.approx([0.04, 0.375])
+    assert after.geom("leg_geom").pos == pytest.approx([0.0, 0.0, 0.25 - 0.375])
+    assert after.body("foot").pos == pytest.approx([0.13, 0.0, -0.35 - 0.25])
+    assert after.body("torso").pos == pytest.approx([0.0, 0.0, 1.25 + 0.25])
+    assert after.body("leg").mass == pytest.approx(capsule(0.04, 0.375))
+    assert lowest_point(after) == pytest.approx(lowest_point(before)) == pytest.approx(0.1 - 0.06)
+    assert np.array_equal(after.qpos0, before.qpos0)
+
+
+def test_a_walker_with_one_short_leg_stands_on_the_other():
+    spec = WALKER.load_spec()
+    scale_length(spec, "leg_left_geom", 0.5)
+    after = spec.compile()
+    assert after.body("torso").pos == pytest.approx([0.0, 0.0, 1.25])
+    assert after.body("foot_left").pos == pytest.approx([0.2, 0.0, -0.35 + 0.25])
+    assert after.body("foot").pos == pytest.approx([0.2, 0.0, -0.35])
+
+
+def test_a_longer_torso_takes_along_what_is_attached_to_its_ends():
+    spec = HALF_CHEETAH.load_spec()
+    scale_length(spec, "torso", 2.5)
+    after = spec.compile()
+    assert after.geom("torso").size[:2] == pytest.approx([0.046, 1.25])
+    assert after.body("bthigh").pos == pytest.approx([-1.25, 0.0, 0.0])
+    assert after.body("fthigh").pos == pytest.approx([1.25, 0.0, 0.0])
+    assert after.geom("head").pos == pytest.approx([0.6 + 0.75, 0.0, 0.1])
+    assert after.geom("head").size[1] == pytest.approx(0.15)
+    head = capsule(0.046, 0.15) / (capsule(0.046, 0.15) + capsule(0.046, 0.5))  # of the torso's mass, before
+    torso = HALF_CHEETAH.load_model().body("torso").mass[0]
+    grown = capsule(0.046, 1.25) / capsule(0.046, 0.5)
+    assert after.body("torso").mass == pytest.approx(torso * (head + (1 - head) * grown))
+
+
+def test_limbs_given_by_their_ends_grow_along_them():
+    spec = ANT.load_spec()
+    scale_length(spec, "left_leg_geom", 1.5)
+    after = spec.compile()
+    leg = after.geom("left_leg_geom")
+    assert leg.size[1] == pytest.approx(1.5 * np.hypot(0.1, 0.1))
+    assert leg.pos == pytest.approx([0.15, 0.15, 0.0])
+    shin = after.geom_bodyid[after.geom("left_ankle_geom").id]
+    assert after.body_pos[shin] == pytest.approx([0.3, 0.3, 0.0])
+    assert np.array_equal(after.qpos0, ANT.load_model().qpos0)
+
+
+def test_a_free_body_on_longer_legs_starts_higher():
+    legs = "".join(
+        f"<body pos='{x} {y} 0'><joint axis='0 1 0'/><geom name='leg{x}{y}' type='capsule' size='.02'"
+        " fromto='0 0 0 0 0 -.3'/></body>"
+        for x in (-1, 1)
+        for y in (-1, 1)
+    )
+    spec = mujoco.MjSpec.from_string(
+        "<mujoco><worldbody><geom type='plane' size='1 1 1'/><body name='trunk' pos='0 0 .32'>"
+        f"<freejoint/><geom type='box' size='1 1 .05'/><site name='s' pos='0 0 1'/>{legs}</body></worldbody></mujoco>"
+    )
+    for geom in spec.geoms:
+        if geom.name:
+            scale_length(spec, geom.name, 2.0)
+    model = spec.compile()
+    assert model.qpos0[:3] == pytest.approx([0.0, 0.0, 0.62])
+    assert lowest_point(model) == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("family", "joint", "expected"),
+    [
+        (HOPPER, "thigh_joint", (radians(-75), 0.0)),  # -150..0 degrees, starts at 0
+        (HALF_CHEETAH, "bfoot", (-0.2, 0.3925)),  # -0.4..0.785, starts at 0
+        (ANT, "ankle_1", (radians(30), radians(50))),  # 30..70 degrees, starts at 0
+        (ANT, "ankle_2", (radians(-50), radians(-30))),  # -70..-30 degrees, starts at 0
+    ],
+)
+def test_half_the_range_of_a_joint_is_the_half_where_it_starts(family, joint, expected):
+    spec = family.load_spec()
+    scale_range(spec, joint, 0.5)
+    assert spec.compile().joint(joint).range == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "foot", "other", "factor", "expected"),
+    [
+        (HALF_CHEETAH, "bfoot", "ffoot", 0.5, (0.2, 0.4)),
+        (HALF_CHEETAH, "bfoot", "ffoot", 2.0, (0.8, 0.4)),
+        (WALKER, "foot_geom", "foot_left_geom", 0.5, (0.95, 1.9)),
+        (WALKER, "foot_geom", "foot_left_geom", 0.25, (0.475, 1.9)),
+    ],
+)
+def test_the_friction_of_one_foot_on_the_floor_is_scaled_and_no_other(family, foot, other, factor, expected):
+    spec = family.load_spec()
+    scale_friction(spec, foot, factor)
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    data.qpos[1] -= 0.15
+    mujoco.mj_forward(model, data)
+    seen = {
+        model.geom(geom).name: contact.friction[0]
+        for contact in data.contact
+        for geom in contact.geom
+        if contact.geom[0] == model.geom("floor").id
+    }
+    assert (seen[foot], seen[other]) == pytest.approx(expected)
+
+
+GIVEN_INERTIA = """<mujoco><worldbody><body name="arm"><joint name="free" axis="0 1 0"/>
+<inertial pos="0 0 0" mass="1" diaginertia="1 1 1"/><geom name="box" type="box" size="1 1 1"/></body>
+<body><joint axis="0 1 0"/><geom name="cube" type="box" size="1 1 1"/></body></worldbody></mujoco>"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "part", "message"),
+    [
+        (scale_mass, "lid", "unknown geom 'lid': choose from box, cube"),
+        (scale_range, "free", "joint 'free' has no range"),
+        (scale_mass, "box", "inertia of body 'arm' is given"),
+        (scale_length, "box", "inertia of body 'arm' is given"),
+        (scale_length, "cube", "'length' is for capsules and cylinders, geom 'cube'"),
+    ],
+)
+def test_what_cannot_be_scaled_is_refused(edit, part, message):
+    with pytest.raises(UsageError, match=message):
+        edit(mujoco.MjSpec.from_string(GIVEN_INERTIA), part, 2.0)
