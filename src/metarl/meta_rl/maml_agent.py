@@ -28,7 +28,15 @@ from metarl.core.policy import Actor
 from metarl.core.trajectory import Trajectory
 from metarl.meta_rl.inner_loop import Loss, Parameters, over_tasks
 from metarl.meta_rl.meta_maml import MetaMAML
-from metarl.meta_rl.policy_gradient import Round, clipped_loss, masked_mean, ratio_loss, with_advantages
+from metarl.meta_rl.policy_gradient import (
+    Round,
+    by_task,
+    clipped_loss,
+    in_windows,
+    masked_mean,
+    ratio_loss,
+    with_advantages,
+)
 from metarl.meta_rl.trust_region import trust_region_step
 
 FINAL_RATE = 0.05
@@ -51,6 +59,8 @@ class MAMLConfig:
     """Take inner gradients as constants (FOMAML)."""
     reptile: bool = False
     """Follow the sum of the policy gradients of all rounds, each at its own parameters (Nichol et al. 2018)."""
+    window: int = 50
+    """Steps over which gradients flow back through the policy's memory; windows begin with the memory held then."""
     adapt: Literal["all", "head"] = "all"
     """Parameters that adaptation changes; head: the last layer (ANIL, Raghu et al. 2020)."""
     learn_rates: bool = False
@@ -63,6 +73,8 @@ class MAMLConfig:
     """trpo: largest mean KL divergence of an outer step (Schulman et al. 2015)."""
     conjugate_iterations: int = 10
     """trpo: iterations of conjugate gradients (Schulman et al. 2015)."""
+    curvature_tasks: float = 0.2
+    """trpo: fraction of the tasks on which the divergence's Hessian is taken (Schulman et al. 2015: of the data)."""
     learning_rate: float = 1e-3
     """ppo: Adam's step size at the start; it falls linearly to 5 % over the run."""
     update_epochs: int = 5
@@ -85,6 +97,8 @@ class MAMLConfig:
             ("trace", "in [0, 1]", 0 <= self.trace <= 1),
             ("max_divergence", "above 0", self.max_divergence > 0),
             ("conjugate_iterations", "at least 1", self.conjugate_iterations >= 1),
+            ("curvature_tasks", "in (0, 1]", 0 < self.curvature_tasks <= 1),
+            ("window", "at least 1", self.window >= 1),
             ("learning_rate", "above 0", self.learning_rate > 0),
             ("update_epochs", "at least 1", self.update_epochs >= 1),
             ("clip", "above 0", self.clip > 0),
@@ -166,6 +180,7 @@ class MetaMAMLAgent(Agent):
         self._noise: Tensor | None = None
         self._trajectory = Trajectory()
         self._raw: list[Array] = []
+        self._windows: list[Tensor] = []
 
     @torch.no_grad()
     def _act(self, observation: Array) -> Array:
@@ -211,6 +226,8 @@ class MetaMAMLAgent(Agent):
         active: Array,
     ) -> None:
         self._raw.append(observation)
+        if len(self._trajectory) % self.config.window == 0:
+            self._windows.append(self._memory)
         mask = self._tensor(active)
         done = self._tensor(terminated | truncated)
         self._trajectory.append(
@@ -265,23 +282,29 @@ class MetaMAMLAgent(Agent):
         """The running round, [T, B, ...]."""
         if not len(self._trajectory):
             raise UsageError("there is no experience to adapt to or to learn from: act and observe first")
-        return {**self._trajectory.stack(), "raw": torch.from_numpy(np.stack(self._raw))}
+        held = {"raw": torch.from_numpy(np.stack(self._raw)), "memory": torch.stack(self._windows)}
+        return {**self._trajectory.stack(), **held}
 
     @torch.no_grad()
     def _batch(self, collected: Round) -> Round:
-        """A round by task [M, T, E, ...], with advantages and the log-probabilities of the policy that collected it."""
+        """A round by task, in windows [M, L, W E, ...], with advantages and the log-probabilities it was collected by.
+
+        "memory" [M, W E, ...] is what the policy remembered as each window began.
+        """
         log_prob = self.actor.head.log_prob(collected["output"], collected["action"])
         config = self.config
+        by_step = {name: values for name, values in collected.items() if name not in ("raw", "memory")}
         batch = with_advantages(
-            {**collected, "log_prob": log_prob}, self._rows, discount=config.discount, trace=config.trace
+            {**by_step, "log_prob": log_prob}, self._rows, discount=config.discount, trace=config.trace
         )
-        names = ("x", "action", "output", "log_prob", "active", "advantage")
-        starts = {"starts": batch["starts"]} if bool(collected["starts"][1:].any()) else {}
-        return {name: batch[name] for name in names} | starts
+        names = ("x", "starts", "action", "output", "log_prob", "active", "advantage")
+        windows = in_windows({name: batch[name] for name in names}, config.window)
+        memory = by_task(collected["memory"], self._rows).flatten(1, 2)  # [M, W E, ...]
+        return {**windows, "memory": memory}
 
     def _output_of(self, params: Parameters, batch: Round) -> Tensor:
-        """Distribution parameters [T, E, output] of one task."""
-        output: Tensor = self.maml.functional_forward(batch["x"], params, None, batch.get("starts"))[0]
+        """Distribution parameters [L, W E, output] of one task."""
+        output: Tensor = self.maml.functional_forward(batch["x"], params, batch["memory"], batch["starts"])[0]
         return output
 
     def _inner_loss(self, params: Parameters, batch: Round) -> Tensor:
@@ -306,8 +329,8 @@ class MetaMAMLAgent(Agent):
         *self._rounds, last = rounds
         self._begin_round(last["x"].shape[1])
         self._rows = 1 if len(self._starts) == 1 else self.trial_rows
-        self._raw = [*last["raw"].numpy()]
-        self._trajectory = Trajectory.unstack({name: values for name, values in last.items() if name != "raw"})
+        self._raw, self._windows = [*last.pop("raw").numpy()], [*last.pop("memory")]
+        self._trajectory = Trajectory.unstack(last)
 
     def update(self) -> Metrics:
         """One outer step on the trial held: its first K rounds are adapted to, the last is improved."""
@@ -324,14 +347,17 @@ class MetaMAMLAgent(Agent):
         return {**metrics, "reward_before": before, "reward_after": after}
 
     def _trust_region(self, batches: Sequence[Round]) -> Metrics:
-        def divergence() -> Tensor:
+        def divergence(batches: Sequence[Round]) -> Tensor:
             *_, adapted = self.maml.inner_loop(self._inner_loss, batches[:-1])
             return self.maml.task_losses(self._divergence, adapted, batches[-1]).mean()
 
+        some = math.ceil(self.config.curvature_tasks * len(batches[0]["x"]))
+        sample = [{name: values[:some] for name, values in batch.items()} for batch in batches]
         return trust_region_step(
             [parameter for parameter in self.maml.learned.parameters() if parameter.requires_grad],
             lambda: self._outer_loss(batches, self._inner_loss),
-            divergence,
+            lambda: divergence(batches),
+            lambda: divergence(sample),
             max_divergence=self.config.max_divergence,
             iterations=self.config.conjugate_iterations,
         )

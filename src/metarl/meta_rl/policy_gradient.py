@@ -72,6 +72,23 @@ def with_advantages(collected: Round, rows: int, *, discount: float, trace: floa
     return {**tasks, "active": mask, "advantage": centred / (deviation + 1e-8)}
 
 
+def in_windows(batch: Round, length: int) -> Round:
+    """A round by task [M, T, E, ...] cut into windows of `length` steps that lie side by side: [M, length, W E, ...].
+
+    Steps that fill up the last window are zeros, which "active" marks as not there.
+    """
+    steps = batch["active"].shape[1]
+    number = -(-steps // length)
+
+    def cut(values: Tensor) -> Tensor:
+        missing = number * length - steps
+        padding = values.new_zeros(values.shape[0], missing, *values.shape[2:])
+        windows: Tensor = torch.cat([values, padding], 1).unflatten(1, (number, length))  # [M, W, length, E, ...]
+        return windows.transpose(1, 2).flatten(2, 3)
+
+    return {name: cut(values) for name, values in batch.items()}
+
+
 def _features(x: Tensor, time: Tensor) -> Tensor:
     t = (time * TIME_SCALE)[..., None].to(x.dtype)
     return torch.cat([x, x.square(), t, t.square(), t**3, torch.ones_like(t)], -1)

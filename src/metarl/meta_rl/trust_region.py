@@ -18,6 +18,7 @@ def trust_region_step(
     parameters: Sequence[Tensor],
     loss: Callable[[], Tensor],
     divergence: Callable[[], Tensor],
+    sampled_divergence: Callable[[], Tensor],
     *,
     max_divergence: float,
     iterations: int,
@@ -26,8 +27,9 @@ def trust_region_step(
 
         minimise gᵀs   subject to   ½ sᵀ H s ≤ δ,       s = −√(2 δ / (g' H⁻¹ g)) H⁻¹ g
 
-    with H the exact Hessian of the divergence, applied by differentiating its gradient; H⁻¹ g by conjugate gradients.
-    The step is halved (× 0.8) until the loss falls and the divergence holds; if it never does, nothing changes.
+    with H the exact Hessian of `sampled_divergence`, the divergence as part of the data (or all of it) shows it,
+    applied by differentiating its gradient; H⁻¹ g by conjugate gradients.
+    The step is shortened (× 0.8) until the loss falls and the divergence holds; if it never does, nothing changes.
 
     Returns:
         "policy_loss" before, "kl" and "step_fraction" (0: no step was accepted).
@@ -41,7 +43,9 @@ def trust_region_step(
     if not (bool(torch.isfinite(before)) and bool(torch.isfinite(gradient).all())):
         raise TrainingDiverged("not finite: the policy loss or its gradient; try a lower inner_lr")
     slope = _flat(
-        torch.autograd.grad(divergence(), parameters, create_graph=True, allow_unused=True, materialize_grads=True)
+        torch.autograd.grad(
+            sampled_divergence(), parameters, create_graph=True, allow_unused=True, materialize_grads=True
+        )
     )
 
     def curvature(vector: Tensor) -> Tensor:
