@@ -26,7 +26,7 @@ class PlainRecurrence(nn.RNNBase):
     """An nn.RNN, nn.GRU or nn.LSTM as a loop of elementary operations; takes starts too.
 
     `forward(x, state, starts)`: x [T, B, d] ([B, T, d] if batch_first), state as the fused module takes it, and
-    starts [T, B]: where set, the row forgets before that step.
+    starts [T, B]: where set, the row forgets before that step (in one direction only).
     """
 
     def forward(self, x: Tensor, state: Any = None, starts: Tensor | None = None) -> tuple[Tensor, Any]:
@@ -34,6 +34,8 @@ class PlainRecurrence(nn.RNNBase):
             raise UsageError(f"meta-gradients through {self.mode} need sequences [T, B, d], padded; got {_form(x)}")
         x = x.transpose(0, 1) if self.batch_first else x
         directions = 2 if self.bidirectional else 1
+        if starts is not None and self.bidirectional:
+            raise UsageError(f"a bidirectional {self.mode} takes no starts: it reads what comes after one")
         zeros = x.new_zeros(self.num_layers * directions, x.shape[1], self.hidden_size)
         parts = (zeros,) * (2 if self.mode == "LSTM" else 1) if state is None else _as_parts(state)
         keep = None if starts is None else 1 - starts.to(x.dtype)[..., None]
@@ -99,16 +101,24 @@ def differentiable_twin(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
     Batch normalisation in the twin uses the statistics of the batch in training, the running ones otherwise, and never
     writes.
+
+    Raises:
+        UsageError: a recurrent layer has a form that has no such operations.
     """
     twin = copy.deepcopy(model)
     replaced = []
     for name, module in twin.named_modules():
         if isinstance(module, nn.RNNBase):
+            if type(module) not in (nn.RNN, nn.GRU, nn.LSTM):
+                raise UsageError(
+                    "meta-gradients go through nn.RNN, nn.GRU and nn.LSTM, not through a subclass such as "
+                    f"{type(module).__name__} of {name or 'the model'}: let it hold the layer instead"
+                )
             if module.proj_size:
                 raise UsageError(f"meta-gradients through {name or 'an LSTM'} need proj_size 0, got {module.proj_size}")
             replaced.append(f"{name or 'the model'} ({type(module).__name__})")
             module.__class__ = PlainRecurrence  # the same attributes and parameters, another forward
-        elif isinstance(module, nn.modules.batchnorm._NormBase):
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.track_running_stats = False
     return twin, replaced
 
@@ -172,6 +182,8 @@ def _batch_norm(
 ) -> Tensor:
     mean, variance, scale, shift = _by_channel(input, running_mean, running_var, weight, bias)
     if training or mean is None or variance is None:
+        if input.numel() == input.shape[1]:
+            raise UsageError(f"batch normalisation needs more than one value a channel, got {tuple(input.shape)}")
         return _affine(_standardize(input, [0, *range(2, input.ndim)], eps), scale, shift)
     return _affine((input - mean) * torch.rsqrt(variance + eps), scale, shift)
 
