@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.func import grad, vmap
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from metarl.core.errors import UsageError
 
@@ -143,6 +144,7 @@ class _Recomputed(Function):
     @staticmethod
     def forward(ctx: Any, function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.function, ctx.random = function, torch.get_rng_state()
+        ctx.devices, ctx.device_random = get_device_states(*tensors)
         ctx.save_for_backward(*tensors)
         with torch.no_grad():
             return function(*tensors)
@@ -152,8 +154,9 @@ class _Recomputed(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
         inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(ctx.saved_tensors, needed, strict=True)]
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(ctx.devices):
             torch.set_rng_state(ctx.random)  # dropout draws the same masks again
+            set_device_states(ctx.devices, ctx.device_random)
             outputs = ctx.function(*inputs)
         wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
         found = iter(torch.autograd.grad(outputs, wanted, gradients, allow_unused=True))
