@@ -5,13 +5,12 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import mse_loss
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from metarl.core.differentiable import differentiable_kernels, differentiable_twin
 from metarl.core.errors import UsageError
@@ -25,13 +24,11 @@ from metarl.core.optimization import (
 from metarl.meta_rl.inner_loop import Batch, Loss, Parameters, inner_step, over_tasks
 from metarl.meta_rl.supervised_tasks import (
     PredictionLoss,
-    SupervisedTask,
-    check_mean,
+    Tasks,
+    check_padding,
     masked_loss,
     support_and_query,
 )
-
-Tasks: TypeAlias = Sequence[SupervisedTask] | tuple[Tensor, Tensor, Tensor, Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -218,7 +215,7 @@ class MetaMAML:
         loss_fn: PredictionLoss = mse_loss,
         initial_state: Any = None,
     ) -> Parameters:
-        """Parameters adapted to one task; the model itself is untouched, and no graph is built.
+        """Parameters adapted to one task, copies all; the model itself is untouched, and no graph is built.
 
         Args:
             support_x, support_y: [N, ...], or [T, B, ...] for a sequence model.
@@ -249,9 +246,10 @@ class MetaMAML:
         if steps < 1:
             raise UsageError(f"num_steps is at least 1, got {steps}")
         *_, last = self.inner_loop(loss, [support] * steps)
-        params = {name: value.detach() for name, value in last.items()}
-        if not all(bool(torch.isfinite(value).all()) for value in params.values()):
-            raise TrainingDiverged(f"not finite: {self._culprit(loss, support, steps)}; try a lower inner_lr")
+        params = {name: value.clone() for name, value in last.items()}
+        for name, value in params.items():
+            if not bool(torch.isfinite(value).all()):
+                raise self._diverged(loss, support, steps, seen=f"parameter {name}")
         return params
 
     def _supervised(self, loss_fn: PredictionLoss) -> Loss:
@@ -290,17 +288,24 @@ class MetaMAML:
 
     def _objective(self, tasks: Tasks, loss_fn: PredictionLoss) -> tuple[Tensor, Tensor]:
         """What is differentiated, and the mean query loss after the last inner step."""
-        if not self.vectorize and not isinstance(tasks, tuple):
-            return self._mean_of_each(tasks, loss_fn)
-        support, query = support_and_query(tasks)
-        if "mask" in support or "mask" in query:
-            self._check_ragged(query, loss_fn)
+        batches = support_and_query(tasks, apart=not self.vectorize)
+        each = [self._batch_objective(*batch, loss_fn, number) for number, batch in enumerate(batches)]
+        objectives, losses = zip(*each, strict=True)
+        return torch.stack(objectives).mean(), torch.stack(losses).mean()
+
+    def _batch_objective(
+        self, support: Batch, query: Batch, loss_fn: PredictionLoss, first: int
+    ) -> tuple[Tensor, Tensor]:
+        """`_objective` of tasks that run as one; `first` is the number of the first of them."""
+        for batch in (support, query):
+            if "mask" in batch:
+                self._check_ragged(batch, loss_fn)
         loss = self._supervised(loss_fn)
         phis = list(self.inner_loop(loss, [support] * self.inner_steps))
         last = self.task_losses(loss, phis[-1], query)
-        if not bool(torch.isfinite(last).all()):
-            culprit = self._culprit(loss, support, self.inner_steps)
-            raise TrainingDiverged(f"not finite: {culprit}; try a lower inner_lr")
+        broken = torch.nonzero(~torch.isfinite(last)).flatten().tolist()
+        if broken:
+            raise self._diverged(loss, support, self.inner_steps, f"the query loss of task {first + broken[0]}", first)
         terms = [last.mean()]
         for step, phi in enumerate(phis[:-1]):
             if self.reptile:
@@ -311,12 +316,6 @@ class MetaMAML:
             terms[0] = self._step_weight(self.inner_steps) * terms[0]
         return torch.stack(terms).sum(), last.mean().detach()
 
-    def _mean_of_each(self, tasks: Sequence[SupervisedTask], loss_fn: PredictionLoss) -> tuple[Tensor, Tensor]:
-        """Tasks of any sizes, one after the other."""
-        each = [self._objective((sx[None], sy[None], qx[None], qy[None]), loss_fn) for sx, sy, qx, qy in tasks]
-        objectives, losses = zip(*each, strict=True)
-        return torch.stack(objectives).mean(), torch.stack(losses).mean()
-
     def _step_weight(self, step: int) -> float:
         """Weight of the query loss after inner step 1 ... K: equal at first, then linearly to the last step alone."""
         annealed = min(1.0, self.updates / self.multi_step_updates) if self.multi_step_updates else 1.0
@@ -324,29 +323,33 @@ class MetaMAML:
         return (1 - annealed) * equal + annealed * (step == self.inner_steps)
 
     @torch.no_grad()
-    def _check_ragged(self, query: Batch, loss_fn: PredictionLoss) -> None:
-        normalised = [name for name, module in self._twin.named_modules() if isinstance(module, _BatchNorm)]
-        if normalised and self.model.training:
-            raise UsageError(
-                f"padding would enter the batch statistics of {normalised[0]}: give tasks of one size, "
-                "call model.eval() or use vectorize=False"
-            )
-        check_mean(loss_fn, self._predict(self.parameters(), query["x"][0]), query["y"][0])
+    def _check_ragged(self, batch: Batch, loss_fn: PredictionLoss) -> None:
+        def predict(x: Tensor) -> Tensor:
+            with torch.random.fork_rng():  # the same dropout in every call, and none of the later ones changed
+                return self._predict(self.parameters(), x)
+
+        check_padding(predict, batch, loss_fn)
 
     @torch.no_grad()
-    def _culprit(self, loss: Loss, support: Batch, steps: int) -> str:
-        """Which task went wrong at which inner step. Looked for only once something did."""
-        phis = list(self.inner_loop(loss, [support] * steps))
-        for step, phi in enumerate(phis):
+    def _diverged(self, loss: Loss, support: Batch, steps: int, seen: str, first: int = 0) -> TrainingDiverged:
+        """The error that names the task and the inner step at which something broke, or else what was `seen`.
+
+        Looked for only once something did.
+        """
+        culprit = next(self._broken(loss, support, steps, first), seen)
+        return TrainingDiverged(f"not finite: {culprit}; try a lower inner_lr")
+
+    def _broken(self, loss: Loss, support: Batch, steps: int, first: int) -> Iterator[str]:
+        for step, phi in enumerate(self.inner_loop(loss, [support] * steps)):
             losses = self.task_losses(loss, phi, support, stacked=step > 0)
             for task in range(len(losses)):
+                where = f"of task {first + task} after {step} inner steps"
                 if not bool(torch.isfinite(losses[task])):
-                    return f"the support loss of task {task} after {step} inner steps"
-                own = {name: phi[name][task] if step else phi[name] for name in self.adapted}
-                for name, value in own.items():
+                    yield f"the support loss {where}"
+                for name in self.adapted:
+                    value = phi[name][task] if step else phi[name]
                     if not bool(torch.isfinite(value).all()):
-                        return f"parameter {name} of task {task} after {step} inner steps"
-        return "the query loss"
+                        yield f"parameter {name} {where}"
 
     def _learned(self) -> dict[str, Tensor]:
         """Everything that is meta-learned, by name."""
@@ -379,8 +382,8 @@ class MetaMAML:
 
 
 def _key(name: str) -> str:
-    """A parameter's name as a key of nn.ParameterDict, which takes no dots."""
-    return name.replace(".", "/")
+    """A parameter's name as a key of nn.ParameterDict, which takes no dots and no name of its methods."""
+    return "/" + name.replace(".", "/")
 
 
 def _matching(parameters: Parameters, patterns: Sequence[str]) -> list[str]:

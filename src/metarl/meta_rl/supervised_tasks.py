@@ -10,61 +10,73 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarl.core.errors import UsageError
-from metarl.meta_rl.inner_loop import Batch
+from metarl.meta_rl.inner_loop import Batch, over_tasks
 
 SupervisedTask: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """support_x [N, ...], support_y [N, ...], query_x, query_y; for sequence models [T, B, ...]."""
+Tasks: TypeAlias = Sequence[SupervisedTask] | SupervisedTask
+"""A list of tasks, or one stacked batch: four tensors with a task axis before."""
 PredictionLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """(prediction, target) -> scalar."""
 
 
-def support_and_query(tasks: Sequence[SupervisedTask] | SupervisedTask) -> tuple[Batch, Batch]:
-    """The support and the query batch {"x": [M, N, ...], "y": [M, N, ...]} of a list of tasks or of one stacked batch.
+def support_and_query(tasks: Tasks, *, apart: bool = False) -> list[tuple[Batch, Batch]]:
+    """The support and the query batch {"x": [M, N, ...], "y": [M, N, ...]} of all tasks; `apart`: those of each task.
 
-    Where first axes differ by task (samples, or steps of a sequence model, whose past cannot see the padding behind
-    it), tasks are padded with zeros and "mask" [M, N] is 1 on what is real.
+    Where first axes differ by task (samples, or steps of a sequence), tasks repeat their last entry up to the longest,
+    and "mask" [M, N] is set on what is real.
     """
-    if _is_stacked(tasks):
-        sizes = [len(part) for part in tasks]
-        if len(set(sizes)) > 1 or not sizes[0]:
+    each = [_checked(number, task) for number, task in enumerate(_listed(tasks))]
+    groups = [[task] for task in each] if apart else [each]
+    batches = []
+    for group in groups:
+        support_xs, support_ys, query_xs, query_ys = zip(*group, strict=True)
+        batches.append((_batch(support_xs, support_ys), _batch(query_xs, query_ys)))
+    return batches
+
+
+def _listed(tasks: Tasks) -> Sequence[SupervisedTask]:
+    if not _is_stacked(tasks):
+        if not tasks:
+            raise UsageError("a meta-update needs at least one task: (support_x, support_y, query_x, query_y)")
+        return cast("Sequence[SupervisedTask]", tasks)
+    sizes = [len(part) for part in tasks]
+    if len(set(sizes)) > 1 or not sizes[0]:
+        raise UsageError(f"a stacked batch has at least one task, and as many in each of its four parts; got {sizes}")
+    return list(zip(*tasks, strict=True))
+
+
+def _is_stacked(tasks: Tasks) -> TypeGuard[SupervisedTask]:
+    return isinstance(tasks, tuple) and len(tasks) == 4 and all(isinstance(part, Tensor) for part in tasks)
+
+
+def _checked(number: int, task: SupervisedTask) -> SupervisedTask:
+    if isinstance(task, Tensor) or len(task) != 4:
+        got = "one tensor (a stacked batch is a tuple)" if isinstance(task, Tensor) else f"{len(task)} parts"
+        raise UsageError(f"task {number} is (support_x, support_y, query_x, query_y); got {got}")
+    for x, y in (task[:2], task[2:]):
+        if len(x) != len(y) or not len(x):
             raise UsageError(
-                f"a stacked batch has at least one task, and as many in each of its four parts; got {sizes}"
+                f"task {number} has {len(x)} inputs and {len(y)} targets: as many of both, and at least one"
             )
-        support_x, support_y, query_x, query_y = tasks
-        return _batch([*support_x], [*support_y]), _batch([*query_x], [*query_y])
-    if not tasks:
-        raise UsageError("a meta-update needs at least one task: (support_x, support_y, query_x, query_y)")
-    each = [_four(number, task) for number, task in enumerate(cast("Sequence[SupervisedTask]", tasks))]
-    support_xs, support_ys, query_xs, query_ys = zip(*each, strict=True)
-    return _batch(support_xs, support_ys), _batch(query_xs, query_ys)
-
-
-def _is_stacked(tasks: Sequence[SupervisedTask] | SupervisedTask) -> TypeGuard[SupervisedTask]:
-    return isinstance(tasks, tuple) and bool(tasks) and isinstance(tasks[0], Tensor)
-
-
-def _four(number: int, task: Sequence[Tensor]) -> Sequence[Tensor]:
-    if len(task) != 4:
-        raise UsageError(f"task {number} is (support_x, support_y, query_x, query_y); got {len(task)} parts")
     return task
 
 
 def _batch(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Batch:
     for number, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        if len(x) != len(y) or not len(x):
-            raise UsageError(
-                f"task {number} has {len(x)} inputs and {len(y)} targets: as many of both, and at least one"
-            )
         if x.shape[1:] != xs[0].shape[1:] or y.shape[1:] != ys[0].shape[1:]:
             got = f"{tuple(x.shape)} and {tuple(y.shape)} beside {tuple(xs[0].shape)} and {tuple(ys[0].shape)}"
             raise UsageError(f"tasks may differ in their first axis only, but task {number} has {got}")
     lengths = torch.tensor([len(x) for x in xs], device=xs[0].device)
-    longest = int(lengths.max())
-    if bool((lengths == longest).all()):
+    steps = torch.arange(int(lengths.max()), device=xs[0].device)
+    if bool((lengths == len(steps)).all()):
         return {"x": torch.stack([*xs]), "y": torch.stack([*ys])}
-    mask = torch.arange(longest, device=lengths.device) < lengths[:, None]
-    pad = torch.nn.utils.rnn.pad_sequence
-    return {"x": pad([*xs], batch_first=True), "y": pad([*ys], batch_first=True), "mask": mask.to(xs[0].dtype)}
+    return {"x": _padded(xs, steps), "y": _padded(ys, steps), "mask": steps < lengths[:, None]}
+
+
+def _padded(parts: Sequence[Tensor], steps: Tensor) -> Tensor:
+    """Padding is real data, not zeros: a model or a loss that is finite on all samples is finite on it too."""
+    return torch.stack([part[steps.clamp(max=len(part) - 1)] for part in parts])
 
 
 def masked_loss(loss_fn: PredictionLoss, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -73,10 +85,22 @@ def masked_loss(loss_fn: PredictionLoss, prediction: Tensor, target: Tensor, mas
     return (each * mask).sum() / mask.sum()
 
 
-def check_mean(loss_fn: PredictionLoss, prediction: Tensor, target: Tensor) -> None:
-    """Refuse a loss that is no mean over its first axis: padding would change it."""
-    whole, parts = loss_fn(prediction, target), vmap(loss_fn)(prediction, target).mean()
-    if not torch.allclose(whole, parts, rtol=1e-3, atol=1e-6):
+def check_padding(predict: Callable[[Tensor], Tensor], batch: Batch, loss_fn: PredictionLoss) -> None:
+    """Refuse a model or a loss that padding changes; tried on the shortest task, padded by the longest one's data.
+
+    A call of `predict` must draw the same random numbers as the last.
+    """
+    lengths = batch["mask"].sum(1)
+    short, long, real = int(lengths.argmin()), int(lengths.argmax()), int(lengths.min())
+    x, y = (torch.cat([batch[part][short, :real], batch[part][long, real:]]) for part in ("x", "y"))
+    prediction, repeated = predict(x), predict(batch["x"][short])
+    if not torch.allclose(prediction[:real], repeated[:real], rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise UsageError(
+            "the model mixes samples, so padding would change its predictions (batch normalisation in training, or a "
+            "layer that looks ahead?): give tasks of one size or use vectorize=False"
+        )
+    whole, parts = loss_fn(prediction, y), over_tasks(loss_fn, (0, 0), prediction, y).mean()
+    if not torch.allclose(whole, parts, rtol=1e-3, atol=1e-6, equal_nan=True):
         raise UsageError(
             f"tasks of different sizes need a loss that is a mean over samples, got {float(whole):.6g} for a task "
             f"whose samples have mean {float(parts):.6g}: use vectorize=False"
