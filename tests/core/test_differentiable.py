@@ -264,10 +264,13 @@ def test_a_twin_writes_no_running_statistics():
 
 
 def test_torchs_own_kernels_come_back_after_an_error():
-    assert torch.backends.mha.get_fastpath_enabled()
-    with pytest.raises(ZeroDivisionError), differentiable_kernels():
+    def fail():
         assert not torch.backends.mha.get_fastpath_enabled()
         raise ZeroDivisionError
+
+    assert torch.backends.mha.get_fastpath_enabled()
+    with pytest.raises(ZeroDivisionError), differentiable_kernels():
+        fail()
     assert torch.backends.mha.get_fastpath_enabled()
     assert torch.backends.cuda.flash_sdp_enabled()
     norm = nn.BatchNorm1d(2)

@@ -388,9 +388,11 @@ def _key(name: str) -> str:
 
 def _matching(parameters: Parameters, patterns: Sequence[str]) -> list[str]:
     """Names that match one of the patterns; a pattern that matches none is refused."""
+    if not patterns or not parameters:
+        raise UsageError(
+            "there is nothing to adapt: adapt needs a pattern, and the model a parameter that requires a gradient"
+        )
     for pattern in patterns:
         if not fnmatch.filter(parameters, pattern):
             raise UsageError(f"adapt: no parameter is called '{pattern}'; there are {', '.join(parameters)}")
-    if not patterns or not parameters:
-        raise UsageError("there is nothing to adapt: the model needs a parameter that requires a gradient")
     return [name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
