@@ -132,6 +132,30 @@ def test_the_twin_of_a_recurrent_memory_forgets_as_the_memory_does(method):
             torch.testing.assert_close(plain, wanted, rtol=1e-12, atol=1e-12)
 
 
+CELLS = {
+    "tanh": lambda **options: nn.RNNCell(SIZE, HIDDEN, nonlinearity="tanh", **options),
+    "relu": lambda **options: nn.RNNCell(SIZE, HIDDEN, nonlinearity="relu", **options),
+    "gru": lambda **options: nn.GRUCell(SIZE, HIDDEN, **options),
+    "lstm": lambda **options: nn.LSTMCell(SIZE, HIDDEN, **options),
+}
+
+
+@each_cell
+@pytest.mark.parametrize("bias", [True, False])
+def test_single_cells_have_torchs_values_also_under_vmap(cell, bias):
+    fused = CELLS[cell](bias=bias).double()
+    x, held = normal(ROWS, SIZE), normal(ROWS, HIDDEN)
+    state = (held, 2 * held) if cell == "lstm" else held
+    own = {name: normal(2, *value.shape) for name, value in fused.named_parameters()}
+    with differentiable_kernels():
+        mapped = vmap(lambda params: torch.func.functional_call(fused, params, (x, state)))(own)
+    for task in range(2):
+        alone = torch.func.functional_call(fused, {name: value[task] for name, value in own.items()}, (x, state))
+        pairs = zip(mapped, alone, strict=True) if cell == "lstm" else [(mapped, alone)]
+        for got, wanted in pairs:
+            torch.testing.assert_close(got[task], wanted, rtol=1e-12, atol=1e-12)
+
+
 class DoublingGRU(nn.GRU):
     def forward(self, x, state=None):
         return super().forward(2 * x, state)

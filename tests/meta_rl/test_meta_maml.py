@@ -68,8 +68,23 @@ def attention_case():
     return nn.Sequential(layer, nn.Linear(8, 2)).double(), tuple(normal(TASKS, 4, 3, size) for size in (8, 2, 8, 2))
 
 
+class Unrolled(nn.Module):
+    """A recurrent cell, stepped by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTMCell(INPUTS, OUTPUTS)
+
+    def forward(self, x):
+        state = None
+        for _ in range(3):
+            state = self.cell(x, state)
+        return state[0]
+
+
 CASES = {method: lambda method=method: memory_case(method) for method in METHODS} | {
     "plain": lambda: (plain(), flat_tasks()),
+    "cell": lambda: (Unrolled().double(), flat_tasks()),
     "conv": conv_case,
     "attention": attention_case,
     "batch normalisation": lambda: (

@@ -125,19 +125,20 @@ def differentiable_twin(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 @contextmanager
 def differentiable_kernels() -> Iterator[None]:
-    """Inside, attention and normalisation are computed by elementary operations, in torch's own layers too."""
+    """Inside, attention, normalisation and recurrent cells run by elementary operations, in torch's own layers too."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), _PlainNormalization():
+        with sdpa_kernel(SDPBackend.MATH), _PlainKernels():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _PlainNormalization(TorchFunctionMode):
+class _PlainKernels(TorchFunctionMode):
     """torch's normalisations have wrong second derivatives under vmap where they are affine, and wrong third ones
-    everywhere (pytorch issues 175754 and functorch 534); elementary operations have not."""
+    everywhere (pytorch issues 175754 and functorch 534), and its recurrent cells fail under vmap; elementary operations
+    do neither."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result: Any = _PLAIN.get(func, func)(*args, **(kwargs or {}))
@@ -212,11 +213,28 @@ def _group_norm(
     return _affine(_standardize(grouped, range(2, grouped.ndim), eps).flatten(1, 2), scale, shift)
 
 
-_PLAIN: dict[Any, Callable[..., Tensor]] = {
+def _plain_cell(mode: str) -> Callable[..., Any]:
+    """One step of nn.RNNCell, nn.GRUCell or nn.LSTMCell."""
+
+    def step(x: Tensor, state: Any, w_in: Tensor, w_hidden: Tensor, *biases: Tensor | None) -> Any:
+        b_in, b_hidden = biases or (None, None)
+        parts = _as_parts(state)
+        driven, recurrent = functional.linear(x, w_in, b_in), functional.linear(parts[0], w_hidden, b_hidden)
+        after = _CELLS[mode](driven, recurrent, parts)
+        return after if mode == "LSTM" else after[0]
+
+    return step
+
+
+_PLAIN: dict[Any, Callable[..., Any]] = {
     functional.layer_norm: _layer_norm,
     functional.batch_norm: _batch_norm,
     functional.instance_norm: _instance_norm,
     functional.group_norm: _group_norm,
+    torch.lstm_cell: _plain_cell("LSTM"),
+    torch.gru_cell: _plain_cell("GRU"),
+    torch.rnn_tanh_cell: _plain_cell("RNN_TANH"),
+    torch.rnn_relu_cell: _plain_cell("RNN_RELU"),
 }
 
 
