@@ -32,6 +32,8 @@ from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks import describe_tasks
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+SINGLE_ALGO = "rl2"
+"""The algorithm where --env-name is given without --algo: one environment leaves gradient steps nothing to adapt to."""
 ASKED_TO_STOP = b"\nfinishing this epoch, then saving (Ctrl-C again: stop at once, keep the checkpoint before it)\n"
 
 
@@ -65,9 +67,9 @@ def _run(arguments: list[str]) -> int:
         return _resume([resumed, *without(arguments, "resume")])
     if value_of(arguments, "env-name") is not None and value_of(arguments, "task-dist") is not None:
         raise UsageError("--env-name and --task-dist exclude each other: give one")
-    algorithm = find_algorithm(value_of(arguments, "algo") or RunConfig.algo)
     single = value_of(arguments, "env-name") is not None
-    groups = {"run": RunConfig(), "memory": MemoryConfig(), "algo": algorithm.config(single)}
+    algo = value_of(arguments, "algo") or (SINGLE_ALGO if single else RunConfig.algo)
+    groups = {"run": RunConfig(algo=algo), "memory": MemoryConfig(), "algo": find_algorithm(algo).config(single)}
     flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
     flags.__doc__ = (
         "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"

@@ -32,7 +32,8 @@ class RunConfig:
     max_episode_steps: int | None = None
     """With --env-name: steps after which an episode is cut; none: the limit that Gymnasium has for it."""
     algo: str = "maml"
-    """How it learns to adapt: maml, promp, fomaml, reptile, anil, metasgd (gradient steps), rl2 (memory)."""
+    """How it learns to adapt: maml, promp, fomaml, reptile, anil, metasgd (gradient steps) or rl2 (memory); with
+    --env-name, rl2 unless another is asked for."""
     epochs: Annotated[int, tyro.conf.arg(aliases=[EPOCHS_ALIAS])] = 50
     """Epochs of training; an epoch is 10 outer updates."""
     seed: int = 0
