@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 .PHONY: demo test check clean
 
 demo: $(VENV)/.installed
-	$(BIN)/python main.py --task-dist halfcheetah-vel --method ssm --benchmark-mode --few-shot 1 5 --epochs $(EPOCHS)
+	$(BIN)/python main.py --task-dist halfcheetah-vel --algo rl2 --method ssm --benchmark-mode --few-shot 1 5 --epochs $(EPOCHS)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest

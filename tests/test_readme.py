@@ -22,7 +22,7 @@ def run(arguments, cwd):
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 3
+    assert len(SNIPPETS) == 4
 
 
 @pytest.mark.parametrize("index", range(len(SNIPPETS)))
@@ -39,7 +39,7 @@ def test_the_own_environment_passes_its_checks_and_trains(tmp_path):
     assert len(needed) < 20
     (tmp_path / "thermostat.py").write_text(own)
     assert "all checks hold" in run(["thermostat.py"], tmp_path).stdout
-    small = ["--epochs", "1", "--num-envs", "4", "--update-steps", "20", "--num-minibatches", "2"]
+    small = ["--epochs", "1", "--num-envs", "4", "--trial-rows", "2", "--repeats", "2", "--test-tasks", "100", "101"]
     done = run(["-m", "metarl.cli", "run", "--task-dist", "thermostat.py:tasks", *small], tmp_path)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "runs").glob("*thermostat*/results.json"))

@@ -75,7 +75,7 @@ class MAMLConfig:
     """trpo: iterations of conjugate gradients (Schulman et al. 2015)."""
     curvature_tasks: float = 0.2
     """trpo: fraction of the tasks on which the divergence's Hessian is taken (Schulman et al. 2015: of the data)."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """ppo: Adam's step size at the start; it falls linearly to 5 % over the run."""
     update_epochs: int = 5
     """ppo: outer gradient steps an update."""
