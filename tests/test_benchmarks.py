@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from metarl.env_runner.mujoco_batch import MujocoBatch
+from metarl.meta_rl.registry import ALGOS
 from metarl.tasks.registry import make_tasks
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -192,3 +193,12 @@ def test_clock_counts_time_once_and_for_the_innermost(monkeypatch: pytest.Monkey
     watch.watch(loop, "inner", "learn")
     for _ in range(2):
         assert watch.split(loop.run) == {"act": 3, "learn": 10, "rest": 10}
+
+
+def test_point_goal(tmp_path: Path) -> None:
+    rows = run_benchmark("point_goal.py", tmp_path, "--quick")["rows"]
+    assert [row["algo"] for row in rows] == list(ALGOS)
+    for row in rows:
+        assert {"shot 0", "shot 1", "shot 3", "improves", "success"} <= set(row)
+        assert row["improves"] in {"yes", "no"}
+        assert 0 <= row["success"] <= 1
