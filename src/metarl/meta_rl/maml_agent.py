@@ -93,6 +93,8 @@ class MAMLConfig:
             ("inner_lr", "above 0", self.inner_lr > 0),
             ("inner_steps", "at least 1", self.inner_steps >= 1),
             ("trial_rows", "at least 1", self.trial_rows >= 1),
+            ("outer", "trpo or ppo", self.outer in ("trpo", "ppo")),
+            ("adapt", "all or head", self.adapt in ("all", "head")),
             ("discount", "in [0, 1]", 0 <= self.discount <= 1),
             ("trace", "in [0, 1]", 0 <= self.trace <= 1),
             ("max_divergence", "above 0", self.max_divergence > 0),
@@ -149,22 +151,25 @@ class MetaMAMLAgent(Agent):
 
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
         """As in `Agent`; whole blocks of `trial_rows` are renewed. Experience that no `update` has used is dropped."""
-        self._rows = 1 if num_rows == 1 else self.trial_rows
-        if num_rows % self._rows:
-            raise UsageError(f"rows come in blocks of trial_rows = {self._rows}, got {num_rows} rows")
+        rows = 1 if num_rows == 1 else self.trial_rows
+        if num_rows % rows:
+            raise UsageError(f"rows come in blocks of trial_rows = {rows}, got {num_rows} rows")
         self._params, self._stacked = self._renewed(num_rows, renew)
+        self._rows = rows
         self._rounds: list[Round] = []
         self._begin_round(num_rows)
 
     def _renewed(self, num_rows: int, renew: Array | None) -> tuple[Parameters, bool]:
         """θ for tasks that are renewed, the parameters that they have for the others."""
         fresh = self.maml.parameters()
-        if renew is None or bool(np.all(renew)) or not self._stacked:
+        if renew is None or bool(np.all(renew)):
             return fresh, False
         self._check_rows(num_rows)
         blocks = np.reshape(renew, (-1, self._rows))
         if not np.array_equal(blocks.all(1), blocks.any(1)):
             raise UsageError(f"rows {self._rows} by {self._rows} share a task: renew all of a block or none")
+        if not self._stacked:
+            return fresh, False
         again = self._tensor(blocks[:, 0])
         adapted = {
             name: torch.where(again.view(-1, *[1] * fresh[name].ndim), fresh[name].detach(), self._params[name])
@@ -269,7 +274,8 @@ class MetaMAMLAgent(Agent):
         with torch.no_grad():
             adapted = self.maml.inner_step(self._inner_loss, self._params, self._batch(collected), self._stacked)
         for name in self.maml.adapted:
-            broken = torch.nonzero(~torch.isfinite(adapted[name]).flatten(1).all(1)).flatten().tolist()
+            finite = torch.isfinite(adapted[name])
+            broken = torch.nonzero(~finite.reshape(len(finite), -1).all(1)).flatten().tolist()
             if broken:
                 raise TrainingDiverged(f"not finite: {name} of task {broken[0]} after adapting; try a lower inner_lr")
         if self.training:
@@ -341,7 +347,7 @@ class MetaMAMLAgent(Agent):
         metrics = self._trust_region(batches) if self.config.outer == "trpo" else self._clipped(batches)
         self._keep_variety()
         self.maml.updates += 1
-        self.moments.update(np.concatenate([each["raw"].numpy() for each in rounds]))
+        self.moments.update(np.concatenate([each["raw"][each["active"].cpu()].numpy() for each in rounds]))
         self.begin_trial(len(self._starts))
         before, after = _mean_reward(rounds[0]), _mean_reward(rounds[-1])
         return {**metrics, "reward_before": before, "reward_after": after}
