@@ -270,6 +270,10 @@ class Actor(nn.Module):
     def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Distribution parameters [T, B, output] and the last memory state, for observations [T, B, obs]."""
         if self.body is not None:
-            return self.body(x), self.init_state(x.shape[1]) if state is None else state
+            output = self.body(x)
+            if output.shape[-1] != self.head.output_size:
+                got, needed = output.shape[-1], self.head.output_size
+                raise UsageError(f"the body of an Actor gives {needed} values for {self.action_space}, got {got}")
+            return output, self.init_state(x.shape[1]) if state is None else state
         features, state = self.memory(self.encoder(x), state, starts)
         return self.output(features), state

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +96,8 @@ class Trainer:
         log = self._open_log()
         with closing(self.distribution.make_env(self._first_tasks(), seed=self.seed)) as env:
             while self.epoch < self.epochs and not self.stop():
-                row = self._run_epoch(env) | self._watch()
+                with self._naming_the_epoch():
+                    row = self._run_epoch(env) | self._watch()
                 log.add(row)
                 self._save(row["train_return"])
                 self._report(UPDATES_PER_EPOCH, row["steps_per_second"], row["train_return"], row)
@@ -118,7 +119,7 @@ class Trainer:
             begun = time.perf_counter()
             trial = self._collect(env, tasks, renew, trial, None if trial else env_seed)
             collected = time.perf_counter()
-            metrics = self._learn()
+            metrics = self.agent.update()
             times = {"collect_seconds": collected - begun, "learn_seconds": time.perf_counter() - collected}
             train_return = trial.mean_return(self.agent.trial_rounds - 1)
             rows.append(metrics | {"train_return": train_return, "unstable_rows": trial.unstable_rows} | times)
@@ -148,9 +149,10 @@ class Trainer:
                 seed=seed,
             )
 
-    def _learn(self) -> Metrics:
+    @contextmanager
+    def _naming_the_epoch(self) -> Iterator[None]:
         try:
-            return self.agent.update()
+            yield
         except TrainingDiverged as error:
             kept = f"; the checkpoint of epoch {self.epoch - 1} is intact" if self.epoch > 1 else ""
             raise TrainingDiverged(f"epoch {self.epoch}: {error}{kept}") from error

@@ -75,9 +75,11 @@ def with_advantages(collected: Round, rows: int, *, discount: float, trace: floa
 def in_windows(batch: Round, length: int) -> Round:
     """A round by task [M, T, E, ...] cut into windows of `length` steps that lie side by side: [M, length, W E, ...].
 
-    Steps that fill up the last window are zeros, which "active" marks as not there.
+    Steps that fill up the last window are zeros, which "active" marks as not there. A round that is shorter than a
+    window is one window of its own length.
     """
     steps = batch["active"].shape[1]
+    length = min(length, steps)
     number = -(-steps // length)
 
     def cut(values: Tensor) -> Tensor:
