@@ -7,11 +7,12 @@ import pytest
 import torch
 from gymnasium import spaces
 from scipy.stats import chisquare, kstest
+from torch import nn
 from torch.distributions import Categorical, Independent, Normal, kl_divergence
 
 from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
-from metarl.core.policy import ActorCritic, CategoricalHead, GaussianHead, make_action_head
+from metarl.core.policy import Actor, ActorCritic, CategoricalHead, GaussianHead, make_action_head
 
 OBSERVATION, STEPS, ROWS = 3, 7, 4
 BOX = spaces.Box(np.array([-1.0, -1.0], np.float32), np.array([1.0, 1.0], np.float32))
@@ -217,3 +218,95 @@ def test_every_parameter_learns(space):
     (policy.head.log_prob(output, action + (0.5 if space is BOX else 0)).mean() + value.mean()).backward()
     untouched = [name for name, p in policy.named_parameters() if p.grad is None or not p.grad.any()]
     assert not untouched
+
+
+# --- the actor alone --------------------------------------------------------------------------------------------------
+
+OBSERVATIONS = spaces.Box(-1.0, 1.0, (OBSERVATION,))
+
+
+def make_actor(space, method="mlp"):
+    sizes = {"width": 8, "state_dim": 6, "heads": 2, "context": 5}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        actor = Actor(OBSERVATIONS, space, MemoryConfig(method=method, **sizes))
+        with torch.no_grad():
+            for parameter in actor.output.parameters():
+                parameter.normal_()
+    return actor
+
+
+def observations(steps=STEPS):
+    return torch.randn(steps, ROWS, OBSERVATION, generator=generator(1))
+
+
+@EVERY_SPACE
+@pytest.mark.parametrize("method", METHODS)
+def test_an_actor_stepped_is_the_actor_on_the_sequence(method, space):
+    actor, x = make_actor(space, method), observations()
+    starts = torch.zeros(STEPS, ROWS)
+    starts[3, 1] = starts[5, 2] = 1
+    output, last = actor(x, None, starts)
+    assert output.shape == (STEPS, ROWS, actor.head.output_size)
+    state = actor.init_state(ROWS)
+    for time in range(STEPS):
+        step, state = actor(x[time][None], state, starts[time][None])
+        torch.testing.assert_close(step[0], output[time], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(state, last, atol=1e-5, rtol=1e-5)
+    fresh, _ = actor(x[3:, 1:2])
+    torch.testing.assert_close(output[3:, 1:2], fresh, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_actor_remembers_unless_its_method_is_mlp(method):
+    actor, x = make_actor(BOX, method), observations()
+    changed = x.clone()
+    changed[0] += 1
+    difference = (actor(x)[0][1:] - actor(changed)[0][1:]).abs().max()
+    assert (difference == 0) == (method == "mlp")
+
+
+def test_an_actor_is_feed_forward_unless_told_otherwise():
+    assert Actor(OBSERVATIONS, BOX).init_state(ROWS).shape == (ROWS, 0)
+
+
+@EVERY_SPACE
+def test_first_actions_of_an_actor_are_near_the_middle(space):
+    actor = Actor(OBSERVATIONS, space)
+    assert actor(observations())[0][..., : actor.head.size].abs().max() < 0.05
+
+
+@EVERY_SPACE
+def test_every_parameter_of_an_actor_learns(space):
+    actor = make_actor(space, "ssm")
+    output, _ = actor(observations())
+    action = actor.head.mode(output).detach()
+    actor.head.log_prob(output, action + (0.5 if space is BOX else 0)).mean().backward()
+    assert not [name for name, p in actor.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@EVERY_SPACE
+def test_the_body_of_an_actor_is_any_module(space):
+    size = make_action_head(space).output_size
+    body = nn.Sequential(nn.Linear(OBSERVATION, 4), nn.ReLU(), nn.Linear(4, size))
+    actor, x = Actor(OBSERVATIONS, space, body=body), observations()
+    output, state = actor(x)
+    assert torch.equal(output, body(x))
+    assert state.shape == actor.init_state(ROWS).shape == (ROWS, 0)
+    assert {name for name, _ in actor.named_parameters()} == {f"body.{name}" for name, _ in body.named_parameters()}
+
+
+@EVERY_SPACE
+def test_a_body_of_another_size_is_refused(space):
+    """A mean for each action and no deviation would be read as half as many actions."""
+    size = make_action_head(space).output_size
+    actor = Actor(OBSERVATIONS, space, body=nn.Linear(OBSERVATION, size // 2))
+    with pytest.raises(UsageError, match=rf"body of an Actor gives {size} values for .*, got {size // 2}$") as error:
+        actor(observations())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("space", [spaces.Box(0, 1, (4, 4)), spaces.Discrete(3)], ids=["image", "number"])
+def test_observations_of_an_actor_need_one_axis(space):
+    with pytest.raises(UsageError, match="observations need one axis"):
+        Actor(space, BOX)

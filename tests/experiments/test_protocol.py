@@ -141,6 +141,46 @@ def test_rows_are_all_tasks_repeated() -> None:
     assert [task.id for task in row_tasks(tasks, Protocol(repeats=3))] == [5, 9, 5, 9, 5, 9]
 
 
+def test_rows_of_a_trial_are_neighbours() -> None:
+    tasks = [Task(5, {}), Task(9, {})]
+    ids = [task.id for task in row_tasks(tasks, Protocol(repeats=2), trial_rows=3)]
+    assert ids == [5, 5, 5, 9, 9, 9, 5, 5, 5, 9, 9, 9]
+
+
+def test_scores_are_means_over_the_rows_of_a_trial(bonus_family, scripted_agent) -> None:
+    """Every row draws its own luck; a score is the mean of the rows that share a trial."""
+    family = bonus_family(luck=1.0)
+    protocol = Protocol("few-shot", (2,), episodes=3, repeats=2, seed=6)
+    scripted_agent.trial_rows = 2
+    evaluation = evaluate(scripted_agent, family, family.test, protocol)
+    rows = row_tasks(family.test, protocol, 2)
+    with closing(family.make_env(rows, seed=6)) as env:
+        returns = run_trial(scripted_agent, env, rows, shots=2, episodes=3, seed=6).returns
+    for shot in evaluation.shots:
+        episodes = np.array(returns[shot.shot])
+        assert episodes.shape == (12, 3)
+        expected = [[episodes[row : row + 2].mean() for row in range(first, first + 6, 2)] for first in (0, 6)]
+        np.testing.assert_allclose(shot.returns, expected)
+        np.testing.assert_array_equal(shot.success, [[1.0, 0.0, 1.0]] * 2)
+        np.testing.assert_array_equal(shot.final_success, [[0.0, 0.0, 1.0]] * 2)
+    assert [shot.episodes for shot in evaluation.shots] == [0, 2 * 3 * 2]
+    assert [shot.gradient_steps for shot in evaluation.shots] == [0, 4]
+    # 3 rounds of 3 episodes, 2 repeats of 2 rows, 3 + 1 + 2 steps.
+    assert evaluation.env_steps == 3 * 3 * 2 * 2 * 6
+
+
+@pytest.mark.parametrize("explores", [True, False])
+def test_an_agent_that_explores_to_adapt_explores_while_it_is_measured(
+    bonus_family, scripted_agent, explores: bool
+) -> None:
+    family = bonus_family()
+    scripted_agent.explores_to_adapt = explores
+    scripted_agent.explore = not explores
+    evaluate(scripted_agent, family, family.test, Protocol("standard", repeats=2))
+    assert scripted_agent.flags_seen == {(explores, False)}
+    assert (scripted_agent.explore, scripted_agent.training) == (not explores, True)
+
+
 def test_overlapping_tasks_are_refused() -> None:
     tasks = [Task(id, {}) for id in range(5)]
     check_disjoint(tasks[:3], tasks[3:])

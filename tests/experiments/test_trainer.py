@@ -24,6 +24,7 @@ from metarl.env_runner.trial import run_trial
 from metarl.experiments import protocol, trainer
 from metarl.experiments.checkpoint import load_checkpoint
 from metarl.experiments.trainer import Progress, Trainer
+from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 from metarl.tasks import locomotion, make_tasks
 
@@ -33,14 +34,14 @@ TIMES = {"wall_seconds", "steps_per_second", "collect_seconds", "learn_seconds"}
 
 def make_trainer(folder: Path, family: str = "point-goal", method: str = "gru", **options: Any) -> Trainer:
     """A run of three epochs in all, on new objects every time, as in a new process."""
-    distribution = make_tasks(family)
+    distribution = make_tasks(family, **options.pop("of_family", {}))
     with_defaults = {"epochs": 3, "num_envs": 4, "seed": 0, **options}
     world = distribution.make_env(distribution.train[:1])
     world.close()
     agent = with_defaults.pop("agent", RL2Agent)(
         world.single_observation_space,
         world.single_action_space,
-        SMALL,
+        with_defaults.pop("config", SMALL),
         MemoryConfig(method, width=8, state_dim=8),
         num_updates=30,
         seed=with_defaults["seed"],
@@ -89,6 +90,40 @@ def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     parts_of_state = {name.partition(".")[0] for name in last(whole)[0]}
     assert parts_of_state == {"policy", "optimizer", "moments", "counters"}
     assert [row["epoch"] for row in metrics_of(whole)] == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    "config", [MAMLConfig(trial_rows=2, conjugate_iterations=2), MAMLConfig(trial_rows=2, outer="ppo", update_epochs=2)]
+)
+def test_a_resumed_run_of_a_gradient_agent_is_the_run_that_was_not_interrupted(
+    tmp_path: Path, config: MAMLConfig
+) -> None:
+    short = {"horizon": 10}
+    gradient_agent = {"agent": make_maml_agent, "config": config, "method": "mlp", "of_family": short}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    make_trainer(whole, epochs=2, **gradient_agent).train()
+    for epochs in (1, 2):
+        make_trainer(parts, epochs=epochs, **gradient_agent).train()
+    assert_same_run(whole, parts)
+    assert {name.partition(".")[0] for name in last(whole)[0]} == {"maml", "moments", "generator"}
+    row = metrics_of(whole)[-1]
+    assert int(row["env_steps"]) == 2 * 10 * 4 * 2 * 10  # epochs, updates, rows, rounds, steps
+    assert {"reward_before", "reward_after", "policy_loss", "kl"} <= row.keys()
+
+
+def test_a_task_that_diverges_as_it_adapts_is_named_with_its_epoch(tmp_path: Path) -> None:
+    config = MAMLConfig(trial_rows=2, inner_lr=float("inf"))
+    with pytest.raises(TrainingDiverged, match=r"^epoch 1: not finite: .* of task \d after adapting; try a lower"):
+        make_trainer(tmp_path, agent=make_maml_agent, config=config, method="mlp").train()
+
+
+@pytest.mark.parametrize("num_envs", [0, 1, 7])
+def test_rows_that_are_no_whole_trials_are_refused(bonus_family, tmp_path: Path, num_envs: int) -> None:
+    family = bonus_family()
+    agent = PlannedAgent([1.0])
+    agent.trial_rows = 3
+    with pytest.raises(UsageError, match=rf"^--num-envs is a multiple of --trial-rows \(3\), got {num_envs}$"):
+        Trainer(agent, family, family.train, family.test, tmp_path, epochs=1, num_envs=num_envs, seed=0)
 
 
 @pytest.mark.parametrize("update", [1, 5, 10])
@@ -303,3 +338,32 @@ def test_rows_keep_their_task_until_they_are_renewed(
     going_on = np.mean([~renew for _, renew, anew, _ in trials if not anew])
     assert going_on == pytest.approx(0.5, abs=0.15)  # 126 draws: more than three standard deviations
     assert trials[0][3] != trials[10][3]
+
+
+def test_tasks_come_in_blocks_of_the_rows_that_share_a_trial(
+    bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials are renewed as wholes, each task as often as the other, and their rows are neighbours."""
+    trials: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def watch(agent: Agent, env: Any, tasks: Any, **options: Any) -> Any:
+        trials.append((np.array([task.id for task in tasks]), options["renew"].copy()))
+        return run_trial(agent, env, tasks, **options)
+
+    monkeypatch.setattr(trainer, "run_trial", watch)
+    family, agent = bonus_family(), PlannedAgent([1.0])
+    agent.trial_rows = 3
+    Trainer(agent, family, family.train, family.test, tmp_path, epochs=1, num_envs=12, seed=0).train()
+    assert len(trials) == 10
+    before = None
+    for tasks, renew in trials:
+        blocks, renewed = tasks.reshape(4, 3), renew.reshape(4, 3)
+        assert (blocks == blocks[:, :1]).all()
+        assert (renewed == renewed[:, :1]).all()
+        if before is None:
+            assert renew.all()
+            assert sorted(blocks[:, 0].tolist()) == [0, 0, 1, 1]
+        else:
+            np.testing.assert_array_equal(blocks[~renewed[:, 0]], before[~renewed[:, 0]])
+        before = blocks
+    assert any(not renew.all() for _, renew in trials)

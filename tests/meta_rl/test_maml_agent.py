@@ -17,7 +17,7 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.policy import Actor
-from metarl.meta_rl import trust_region
+from metarl.meta_rl import maml_agent, trust_region
 from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.meta_rl.meta_maml import MetaMAML
 
@@ -29,7 +29,7 @@ ACTIONS = {
 ROWS, TASK_ROWS, STEPS = 4, 2, 6
 TASKS = ROWS // TASK_ROWS
 SMALL = MemoryConfig(method="mlp", width=8, state_dim=8, heads=2, context=5)
-TRPO = MAMLConfig(trial_rows=TASK_ROWS, inner_lr=0.5)
+TRPO = MAMLConfig(trial_rows=TASK_ROWS, inner_lr=0.5, curvature_tasks=1.0)
 PPO = replace(TRPO, outer="ppo", update_epochs=3, learning_rate=1e-2)
 OUTER = {"trpo": TRPO, "ppo": PPO}
 VARIANTS = {
@@ -432,9 +432,11 @@ def test_a_round_begins_without_a_memory(method):
 
 
 @each_policy
-def test_what_collected_is_met_again_in_the_losses(method, kind):
-    """Stepping, with memories emptied row by row, and the whole round give the same policy: every ratio is 1."""
-    agent = make_agent(PPO, kind, method)
+@pytest.mark.parametrize("window", [4, 50])
+def test_what_collected_is_met_again_in_the_losses(window, method, kind):
+    """Stepping, with memories emptied row by row, and the whole round, or its windows from the memory held then, give
+    the same policy: every ratio is 1."""
+    agent = make_agent(replace(PPO, window=window), kind, method)
     learn(agent, 1)  # statistics in use
     trial(agent, [10, 11])
     rounds = agent._held()
@@ -447,9 +449,40 @@ def test_what_collected_is_met_again_in_the_losses(method, kind):
                 for name, value in params[number].items()
             }
             mine = {name: values[task] for name, values in batch.items()}
-            torch.testing.assert_close(agent._output_of(own, mine), mine["output"], atol=1e-5, rtol=1e-4)
-            log_prob = agent.actor.head.log_prob(agent._output_of(own, mine), mine["action"])
-            torch.testing.assert_close(log_prob, mine["log_prob"], atol=1e-4, rtol=1e-4)
+            there = mine["active"] > 0  # not what fills up the last window
+            assert int(there.sum()) == STEPS * TASK_ROWS
+            output = agent._output_of(own, mine)
+            torch.testing.assert_close(output[there], mine["output"][there], atol=1e-5, rtol=1e-4)
+            log_prob = agent.actor.head.log_prob(output, mine["action"])
+            torch.testing.assert_close(log_prob[there], mine["log_prob"][there], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", REMEMBERING)
+def test_another_memory_at_a_windows_start_would_show(method):
+    agent = make_agent(replace(PPO, window=4, update_epochs=1), method=method)
+    metrics = []
+    for factor in (1.0, 0.0):
+        agent.begin_trial(ROWS)
+        agent.seed(0)
+        trial(agent, [0, 1])
+        experience = agent.take_experience()
+        assert experience["0.memory"].shape[0] == 2
+        agent.give_experience(experience | {"0.memory": factor * experience["0.memory"]})
+        batches = [agent._batch(each) for each in agent._held()]
+        divergence = agent.maml.task_losses(agent._divergence, agent.maml.parameters(), batches[0], stacked=False)
+        metrics.append(float(divergence.max().detach()))
+    assert metrics[0] < 1e-6
+    assert metrics[1] > 1e-5
+
+
+def test_without_a_memory_windows_make_no_difference():
+    agents = [make_agent(replace(PPO, window=window)) for window in (1, 4, 50)]
+    for agent in agents:
+        learn(agent, 1)
+    states = [learned(agent) for agent in agents]
+    for name, value in states[0].items():
+        for state in states[1:]:
+            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-5)
 
 
 @each_method
@@ -741,6 +774,25 @@ def test_the_meta_gradient_of_reptile_is_the_sum_of_all_policy_gradients(kind):
         torch.testing.assert_close(found[name], value)
 
 
+def test_the_curvature_may_come_from_some_of_the_tasks(monkeypatch):
+    agent, batches = in_double(replace(TRPO, curvature_tasks=0.3))
+    seen = {}
+
+    def watch(parameters, loss, divergence, sampled, **bounds):
+        seen.update(all=divergence(), some=sampled())
+        return {}
+
+    with torch.no_grad():
+        agent.actor.output.mean.bias.add_(0.5)
+    monkeypatch.setattr(maml_agent, "trust_region_step", watch)
+    agent._trust_region(batches)
+    *_, adapted = agent.maml.inner_loop(agent._inner_loss, batches[:-1])
+    divergences = agent.maml.task_losses(agent._divergence, adapted, batches[-1])
+    torch.testing.assert_close(seen["all"], divergences.mean())
+    torch.testing.assert_close(seen["some"], divergences[0])
+    assert abs(float((seen["all"] - seen["some"]).detach())) > 1e-3
+
+
 @each_method
 def test_the_curvature_of_the_trust_region_is_that_of_the_divergence(method, monkeypatch):
     """What conjugate gradients are given, against finite differences of the gradient of the mean KL after adapting."""
@@ -951,6 +1003,7 @@ CHANGED = {
     "trial_rows": ROWS,
     "outer": "trpo",
     "first_order": True,
+    "window": 2,
     "reptile": True,
     "adapt": "head",
     "learn_rates": True,
@@ -958,6 +1011,7 @@ CHANGED = {
     "trace": 0.2,
     "max_divergence": 1e-3,
     "conjugate_iterations": 1,
+    "curvature_tasks": 0.5,
     "learning_rate": 2e-2,
     "update_epochs": 4,
     "clip": 1e-4,
@@ -970,9 +1024,11 @@ CHANGED = {
 @pytest.mark.parametrize("field", [field.name for field in fields(MAMLConfig)])
 def test_every_field_of_the_config_makes_a_difference(field):
     assert field in CHANGED, "give the new field a value that must make a difference"
-    config = TRPO if field in ("max_divergence", "conjugate_iterations") else PPO
+    config = TRPO if field in ("max_divergence", "conjugate_iterations", "curvature_tasks") else PPO
+    method = "gru" if field == "window" else "mlp"
     assert getattr(config, field) != CHANGED[field]
-    changed, base = make_agent(replace(config, **{field: CHANGED[field]})), make_agent(config)
+    changed = make_agent(replace(config, **{field: CHANGED[field]}), method=method)
+    base = make_agent(config, method=method)
     learn(changed, 1)
     learn(base, 1)
     after, before = learned(changed), learned(base)
@@ -998,6 +1054,9 @@ def test_every_field_of_the_config_makes_a_difference(field):
         ("trace", -0.1),
         ("max_divergence", 0.0),
         ("conjugate_iterations", 0),
+        ("curvature_tasks", 0.0),
+        ("curvature_tasks", 1.1),
+        ("window", 0),
         ("learning_rate", 0.0),
         ("update_epochs", 0),
         ("clip", 0.0),

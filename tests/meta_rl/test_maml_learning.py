@@ -17,8 +17,8 @@ from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.tasks.distribution import TaskDistribution
 
 SEED = 0
-ROWS, EPOCHS = 80, 2
-PROMP = MAMLConfig(outer="ppo", inner_lr=0.3, learning_rate=1e-2, trial_rows=5)
+ROWS, EPOCHS = 80, 3
+PROMP = MAMLConfig(outer="ppo", inner_lr=0.1, learning_rate=1e-2, trial_rows=5)
 PROTOCOL = Protocol("few-shot", (3,), repeats=4, seed=SEED)
 
 

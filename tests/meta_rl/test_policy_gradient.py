@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from metarl.core.policy import CategoricalHead, GaussianHead
-from metarl.meta_rl.policy_gradient import by_task, clipped_loss, masked_mean, ratio_loss, with_advantages
+from metarl.meta_rl.policy_gradient import by_task, clipped_loss, in_windows, masked_mean, ratio_loss, with_advantages
 
 STEPS, ROWS, TASK_ROWS = 6, 4, 2
 DISCOUNT, TRACE = 0.9, 0.8
@@ -201,6 +201,19 @@ def test_a_reward_that_is_not_finite_shows_in_its_own_task_alone():
 def test_rows_of_a_task_are_neighbours():
     values = torch.arange(2 * 6).reshape(2, 6)
     assert by_task(values, 3).tolist() == [[[0, 1, 2], [6, 7, 8]], [[3, 4, 5], [9, 10, 11]]]
+
+
+def test_windows_lie_side_by_side_and_the_last_is_filled_up():
+    values = torch.arange(1, 11).reshape(1, 5, 2)  # one task, five steps of two rows
+    windows = in_windows({"x": values[..., None], "active": torch.ones(1, 5, 2)}, 3)
+    assert windows["x"][..., 0].tolist() == [[[1, 2, 7, 8], [3, 4, 9, 10], [5, 6, 0, 0]]]
+    assert windows["active"].tolist() == [[[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]]]
+
+
+@pytest.mark.parametrize("length", [5, 6, 100])
+def test_a_round_that_fits_is_one_window(length):
+    values = torch.rand(2, 5, 3)
+    assert torch.equal(in_windows({"active": values}, length)["active"], values)
 
 
 def test_the_mean_over_what_is_active():

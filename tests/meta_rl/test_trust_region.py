@@ -32,8 +32,9 @@ def joined(parts):
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def step(parts, loss, divergence, max_divergence=0.01, iterations=SIZE):
-    return trust_region_step(parts, loss, divergence, max_divergence=max_divergence, iterations=iterations)
+def step(parts, loss, divergence, max_divergence=0.01, iterations=SIZE, sampled=None):
+    bounds = {"max_divergence": max_divergence, "iterations": iterations}
+    return trust_region_step(parts, loss, divergence, sampled or divergence, **bounds)
 
 
 def test_conjugate_gradients_solve_a_system_in_as_many_iterations_as_it_has_unknowns():
@@ -119,6 +120,22 @@ def test_the_step_is_shortened_until_the_loss_falls():
     assert metrics["step_fraction"] == pytest.approx(0.8**5)  # 3 · 0.8⁴ is 1.23, 3 · 0.8⁵ is 0.98
     assert reached == pytest.approx(3 * 0.8**5, rel=1e-3)
     assert 0 < reached < 1
+
+
+def test_the_direction_follows_from_the_sample_and_the_bound_from_all():
+    """A sample that is four times as curved along the second axis, and half as curved as all there is."""
+    slope = torch.tensor([1.0, 1.0], dtype=torch.float64)
+    parts = [torch.zeros(2, dtype=torch.float64, requires_grad=True)]
+    curvature = torch.tensor([1.0, 4.0], dtype=torch.float64)
+
+    def sampled():
+        return 0.5 * (curvature * parts[0].square()).sum()
+
+    metrics = step(parts, lambda: slope @ parts[0], lambda: 2 * sampled(), 0.01, 2, sampled)
+    moved = parts[0].detach()
+    assert float(moved[0] / moved[1]) == pytest.approx(4, rel=1e-3)
+    assert metrics["step_fraction"] == pytest.approx(0.8**2)  # twice 0.8² is 1.28, twice 0.8⁴ is 0.82
+    assert metrics["kl"] == pytest.approx(2 * 0.01 * 0.8**4, rel=1e-3)
 
 
 def test_without_an_acceptable_step_nothing_changes():
