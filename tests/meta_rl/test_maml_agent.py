@@ -350,6 +350,30 @@ def test_adapting_changes_the_next_round_and_no_meta_parameter(variant, kind):
     assert (difference.max((0, 2)) > 1e-4).all()
 
 
+@pytest.mark.parametrize("trained", [1, 2])
+def test_steps_beyond_those_of_training_shrink(monkeypatch, trained):
+    agent = make_agent(replace(TRPO, inner_steps=trained))
+    plain, scales = agent.maml.inner_step, []
+
+    def watched(*arguments):
+        scales.append(arguments[-1])
+        return plain(*arguments)
+
+    monkeypatch.setattr(agent.maml, "inner_step", watched)
+    for _ in range(2):
+        trial(agent, range(5))
+    assert scales == 2 * [min(1.0, trained / step) for step in (1, 2, 3, 4)]
+
+
+def test_a_scaled_step_is_so_much_of_a_whole_one():
+    agent = make_agent()
+    trial(agent, [0])
+    start, batch = agent._params, agent._batch(agent._collected())
+    whole, half = (agent.maml.inner_step(agent._inner_loss, start, batch, False, scale) for scale in (1.0, 0.5))
+    for name, value in start.items():
+        torch.testing.assert_close(half[name] - value, 0.5 * (whole[name] - value), atol=1e-6, rtol=1e-4)
+
+
 @each_method
 def test_a_new_trial_remembers_nothing(method):
     agent, fresh = make_agent(method=method), make_agent(method=method)

@@ -156,6 +156,7 @@ class MetaMAMLAgent(Agent):
             raise UsageError(f"rows come in blocks of trial_rows = {rows}, got {num_rows} rows")
         self._params, self._stacked = self._renewed(num_rows, renew)
         self._rows = rows
+        self._steps = 0
         self._rounds: list[Round] = []
         self._begin_round(num_rows)
 
@@ -265,6 +266,9 @@ class MetaMAMLAgent(Agent):
     def adapt(self) -> Metrics:
         """One policy-gradient step of every task on the round that it just went through; then a new round begins.
 
+        Steps beyond the K of training shrink: step k is K / k of a whole one. Normalised advantages do not vanish where
+        a policy is good, so steps of one size would wander about.
+
         Returns: "gradient_steps", and "reward", the mean of a step of the round.
 
         Raises:
@@ -272,7 +276,8 @@ class MetaMAMLAgent(Agent):
         """
         collected = self._collected()
         with torch.no_grad():
-            adapted = self.maml.inner_step(self._inner_loss, self._params, self._batch(collected), self._stacked)
+            scale = self.maml.inner_steps / max(self.maml.inner_steps, self._steps + 1)
+            adapted = self.maml.inner_step(self._inner_loss, self._params, self._batch(collected), self._stacked, scale)
         for name in self.maml.adapted:
             finite = torch.isfinite(adapted[name])
             broken = torch.nonzero(~finite.reshape(len(finite), -1).all(1)).flatten().tolist()
@@ -280,7 +285,7 @@ class MetaMAMLAgent(Agent):
                 raise TrainingDiverged(f"not finite: {name} of task {broken[0]} after adapting; try a lower inner_lr")
         if self.training:
             self._rounds.append(collected)
-        self._params, self._stacked = adapted, True
+        self._params, self._stacked, self._steps = adapted, True, self._steps + 1
         self._begin_round(len(self._starts))
         return {"gradient_steps": 1.0, "reward": _mean_reward(collected)}
 

@@ -167,17 +167,18 @@ class MetaMAML:
 
     # --- adapting -----------------------------------------------------------------------------------------------------
 
-    def inner_step(self, loss: Loss, params: Parameters, batch: Batch, stacked: bool) -> Parameters:
+    def inner_step(self, loss: Loss, params: Parameters, batch: Batch, stacked: bool, scale: float = 1.0) -> Parameters:
         """`params` after a gradient step of every task on its part of `batch` {name: [M, ...]}.
 
-        Adapted parameters come stacked [M, ...], the others carry no task axis; `stacked`: whether they do already.
+        Adapted parameters come stacked [M, ...], the others carry no task axis; `stacked`: whether they do already. The
+        step is that of the inner rates times `scale`.
         """
         shared, adapted = self.split(params)
         adapted = inner_step(
             loss,
             shared,
             adapted,
-            self.rates(),
+            {name: scale * rate for name, rate in self.rates().items()},
             batch,
             stacked=stacked,
             first_order=self.first_order,
