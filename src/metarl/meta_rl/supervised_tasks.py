@@ -26,6 +26,9 @@ def support_and_query(tasks: Tasks, *, apart: bool = False) -> list[tuple[Batch,
     Where first axes differ by task (samples, or steps of a sequence), tasks repeat their last entry up to the longest,
     and "mask" [M, N] is set on what is real.
     """
+    if _is_stacked(tasks) and not apart:
+        support_x, support_y, query_x, query_y = _checked_batch(tasks)
+        return [({"x": support_x, "y": support_y}, {"x": query_x, "y": query_y})]
     each = [_checked(number, task) for number, task in enumerate(_listed(tasks))]
     groups = [[task] for task in each] if apart else [each]
     batches = []
@@ -36,14 +39,20 @@ def support_and_query(tasks: Tasks, *, apart: bool = False) -> list[tuple[Batch,
 
 
 def _listed(tasks: Tasks) -> Sequence[SupervisedTask]:
-    if not _is_stacked(tasks):
-        if not tasks:
-            raise UsageError("a meta-update needs at least one task: (support_x, support_y, query_x, query_y)")
-        return cast("Sequence[SupervisedTask]", tasks)
+    if _is_stacked(tasks):
+        return list(zip(*_checked_batch(tasks), strict=True))
+    if not tasks:
+        raise UsageError("a meta-update needs at least one task: (support_x, support_y, query_x, query_y)")
+    return cast("Sequence[SupervisedTask]", tasks)
+
+
+def _checked_batch(tasks: SupervisedTask) -> SupervisedTask:
     sizes = [len(part) for part in tasks]
     if len(set(sizes)) > 1 or not sizes[0]:
         raise UsageError(f"a stacked batch has at least one task, and as many in each of its four parts; got {sizes}")
-    return list(zip(*tasks, strict=True))
+    support_x, support_y, query_x, query_y = tasks
+    _checked(0, (support_x[0], support_y[0], query_x[0], query_y[0]))  # the others are of the same size
+    return tasks
 
 
 def _is_stacked(tasks: Tasks) -> TypeGuard[SupervisedTask]:
