@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="MAML and Meta-SGD on sine curves")
     parser.add_argument("--shots", type=int, nargs="+", default=[5, 10], help="points that are given of a curve")
     parser.add_argument("--frequencies", type=float, nargs=2, default=[1, 1], help="lowest and highest ω")
-    parser.add_argument("--updates", type=int, default=3000, help="meta-updates of every method")
+    parser.add_argument("--updates", type=int, default=2500, help="meta-updates of every method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/maml_sinusoid.png"), help="where the figure goes")
     flags = parser.parse_args()
