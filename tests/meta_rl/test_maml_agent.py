@@ -400,6 +400,20 @@ def test_a_partly_renewed_trial_renews_whole_blocks_and_keeps_the_others(method)
     assert (np.abs(adapted - new).max((0, 2)) > 1e-3).all()
 
 
+@pytest.mark.parametrize("method", ["ssm", "gru", "lstm", "transformer"])
+def test_rows_that_are_not_renewed_keep_their_memory(method):
+    """Their worlds go on where they stand, and so does the episode in memory."""
+    agent, whole = make_agent(method=method), make_agent(method=method)
+    stream = Stream.draw(0).changed(np.s_[:, :TASK_ROWS], terminated=False, truncated=False)
+    whole.begin_trial(ROWS)
+    expected = outputs(whole, stream)
+    agent.begin_trial(ROWS)
+    outputs(agent, Stream({name: values[:2] for name, values in stream.items()}))
+    agent.begin_trial(ROWS, np.repeat([False, True], TASK_ROWS))
+    rest = outputs(agent, Stream({name: values[2:] for name, values in stream.items()}))
+    np.testing.assert_allclose(rest[:, :TASK_ROWS], expected[2:, :TASK_ROWS], atol=1e-5)
+
+
 def test_a_kept_block_goes_on_from_where_it_was():
     """Two inner steps, with and without a partial renewal of the other block between them."""
     agent, whole = make_agent(), make_agent()

@@ -158,7 +158,13 @@ class MetaMAMLAgent(Agent):
         self._rows = rows
         self._steps = 0
         self._rounds: list[Round] = []
+        if renew is None or bool(np.all(renew)):
+            self._begin_round(num_rows)
+            return
+        again, memory, starts, time = self._tensor(renew), self._memory, self._starts, self._time
         self._begin_round(num_rows)
+        self._memory = torch.where(again.view(-1, *[1] * (memory.ndim - 1)), self._memory, memory)
+        self._starts, self._time = torch.where(again, self._starts, starts), torch.where(again, self._time, time)
 
     def _renewed(self, num_rows: int, renew: Array | None) -> tuple[Parameters, bool]:
         """θ for tasks that are renewed, the parameters that they have for the others."""
