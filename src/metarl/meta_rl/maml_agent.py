@@ -186,9 +186,9 @@ class MetaMAMLAgent(Agent):
 
     def _begin_round(self, num_rows: int) -> None:
         """The worlds of all rows are reset."""
-        self._memory = self.actor.init_state(num_rows).to(self.device)
-        self._starts = torch.ones(num_rows, device=self.device)
-        self._time = torch.zeros(num_rows, device=self.device)
+        self._memory: Tensor = self.actor.init_state(num_rows).to(self.device)
+        self._starts: Tensor = torch.ones(num_rows, device=self.device)
+        self._time: Tensor = torch.zeros(num_rows, device=self.device)
         self._noise: Tensor | None = None
         self._trajectory = Trajectory()
         self._raw: list[Array] = []
