@@ -126,6 +126,9 @@ class MetaMAMLAgent(Agent):
     """
 
     explores_to_adapt = True
+    _memory: Tensor
+    _starts: Tensor
+    _time: Tensor
 
     def __init__(
         self, maml: MetaMAML, config: MAMLConfig | None = None, *, num_updates: int | None = None, seed: int = 0
@@ -186,9 +189,9 @@ class MetaMAMLAgent(Agent):
 
     def _begin_round(self, num_rows: int) -> None:
         """The worlds of all rows are reset."""
-        self._memory: Tensor = self.actor.init_state(num_rows).to(self.device)
-        self._starts: Tensor = torch.ones(num_rows, device=self.device)
-        self._time: Tensor = torch.zeros(num_rows, device=self.device)
+        self._memory = self.actor.init_state(num_rows).to(self.device)
+        self._starts = torch.ones(num_rows, device=self.device)
+        self._time = torch.zeros(num_rows, device=self.device)
         self._noise: Tensor | None = None
         self._trajectory = Trajectory()
         self._raw: list[Array] = []
