@@ -21,10 +21,10 @@ from metarl.env_runner.mujoco_family import ModelFields, MujocoFamily, task_fiel
 from metarl.env_runner.rows import check_actions, check_row_tasks, check_seed, read_reset_mask, row_seed
 from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
 
-_UNSTABLE = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
+UNSTABLE_WARNINGS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
 
 
-def _configure_mujoco_log(**settings: bool) -> None:
+def configure_mujoco_log(**settings: bool) -> None:
     """Change MuJoCo's process-wide log settings; installing an own handler would disable mjbatch's error trap."""
     config = mujoco.MjLogConfig.get()
     for name, value in settings.items():
@@ -33,7 +33,7 @@ def _configure_mujoco_log(**settings: bool) -> None:
 
 
 # MuJoCo would append its warnings to a MUJOCO_LOG.TXT in whatever folder the program runs in.
-_configure_mujoco_log(logto_file=False)
+configure_mujoco_log(logto_file=False)
 
 
 class MujocoBatch(TaskVectorEnv):
@@ -66,7 +66,7 @@ class MujocoBatch(TaskVectorEnv):
         num_threads: int = 0,
     ) -> None:
         # Blow-ups are counted and reported in infos, so the console copy of MuJoCo's warnings is noise.
-        _configure_mujoco_log(logto_console=False)
+        configure_mujoco_log(logto_console=False)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.family = family
         self.num_envs = len(tasks)
@@ -238,7 +238,7 @@ class MujocoBatch(TaskVectorEnv):
         finite = math.isfinite(np.vdot(observation, observation) + np.vdot(reward, reward))
         if finite and not np.count_nonzero(self._warnings):
             return None
-        unstable = self._warnings[:, _UNSTABLE, 1].any(axis=1)
+        unstable = self._warnings[:, UNSTABLE_WARNINGS, 1].any(axis=1)
         unstable |= ~np.isfinite(observation).all(axis=1) | ~np.isfinite(reward)
         self._warnings[:] = 0
         self.unstable_count += int(unstable.sum())

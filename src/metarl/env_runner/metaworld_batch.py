@@ -1,0 +1,174 @@
+"""`MetaworldBatch`: rows of Meta-World environments, of different classes, at the speed of their physics."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+
+from metarl.core.errors import UsageError, unknown_name
+from metarl.core.task import Task
+from metarl.env_runner.metaworld_official import action_space, observation_space
+from metarl.env_runner.metaworld_room import Outcome, Room
+from metarl.env_runner.metaworld_scene import Description
+from metarl.env_runner.mujoco_batch import configure_mujoco_log
+from metarl.env_runner.rows import check_actions, check_finite, check_row_tasks, check_seed, read_reset_mask
+from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
+
+
+class MetaworldBatch(TaskVectorEnv):
+    """Rows whose tasks may be of different environment classes, each class in one mjbatch batch.
+
+    A row follows the trajectory of the official environment: the same simulator steps from the start that the
+    official reset gives, which depends on the task alone. The observation is two frames and a hidden goal of zeros.
+
+    Where there are at least as many classes as threads, classes are stepped side by side, a thread each; while one
+    thread's simulator runs, another reads out its class. Otherwise one class after the other has all threads.
+
+    A row in which MuJoCo meets a bad position, velocity or acceleration (it then resets that simulation itself) ends
+    its episode as terminated and is marked in `infos["unstable"]`; the official environment would go on.
+
+    Args:
+        descriptions: what each environment class shows and pays for.
+        tasks: one task a row, with the parameters `env` and `rand_vec`.
+        max_episode_steps: an episode is truncated after so many steps.
+        seed: taken for the sake of the other worlds; nothing here is random.
+        num_threads: simulator threads; 0: every core.
+    """
+
+    def __init__(
+        self,
+        descriptions: Mapping[str, Description],
+        tasks: Sequence[Task],
+        *,
+        max_episode_steps: int,
+        seed: int = 0,
+        num_threads: int = 0,
+    ) -> None:
+        configure_mujoco_log(logto_console=False)
+        check_seed(seed)
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.num_envs = len(tasks)
+        self.max_episode_steps = max_episode_steps
+        self.num_threads = num_threads or os.cpu_count() or 1
+        space = observation_space()
+        self._low, self._high = space.low[:36], space.high[:36]
+        self.single_observation_space = spaces.Box(
+            space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
+        )
+        self.single_action_space = action_space()
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._descriptions = descriptions
+        self._rooms: dict[str, Room] = {}
+        self._helpers: ThreadPoolExecutor | None = None
+        self._plan: list[tuple[Room, NDArray[np.intp]]] = []
+        self._running: list[Task] = list(tasks)
+        self._observation = np.zeros((self.num_envs, 39), dtype=np.float32)
+        self._previous = Outcome.empty(self.num_envs).frame
+        self._steps = np.zeros(self.num_envs, dtype=np.int64)
+        self._started = np.zeros(self.num_envs, dtype=bool)
+        self.set_tasks(tasks)
+
+    def set_tasks(self, tasks: Sequence[Task]) -> None:
+        tasks = check_row_tasks(tasks, self.num_envs)
+        names = {str(task["env"]) for task in tasks if "env" in task and "rand_vec" in task}
+        if not all("env" in task and "rand_vec" in task for task in tasks):
+            raise UsageError("Meta-World tasks have the parameters 'env' and 'rand_vec': give tasks of its families")
+        for name in sorted(names - self._descriptions.keys()):
+            raise unknown_name("Meta-World environment", name, self._descriptions)
+        self.tasks = tasks
+        self._make_rooms(names)
+
+    def _make_rooms(self, names: set[str]) -> None:
+        side_by_side = len(names | self._rooms.keys()) >= self.num_threads
+        for name in sorted(names - self._rooms.keys()):
+            threads = 1 if side_by_side else self.num_threads
+            self._rooms[name] = Room(name, self._descriptions[name], self.num_envs, threads)
+        if side_by_side and self.num_threads > 1 and self._helpers is None:
+            self._helpers = ThreadPoolExecutor(self.num_threads - 1, "metaworld")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
+        """Reset all rows, or those marked in `options["reset_mask"]`; returns observations [B, obs] and no infos."""
+        mask = read_reset_mask(options, self._started)
+        if seed is not None:
+            check_seed(seed)
+        observation = self._observation.copy()
+        self._begin(mask, observation)
+        self._started[:] = True
+        self._observation = observation
+        return observation, {}
+
+    def _begin(self, mask: NDArray[np.bool_], observation: Array) -> None:
+        """Put the rows of the mask into the start of their tasks, and write their observations."""
+        moved = False
+        for row in np.flatnonzero(mask).tolist():
+            task = self.tasks[row]
+            frame = self._rooms[str(task["env"])].begin(row, task)
+            moved |= task["env"] != self._running[row]["env"]
+            self._running[row] = task
+            self._previous[row] = frame
+            observation[row, :36] = np.concatenate([frame, frame])
+        self._steps[mask] = 0
+        if moved or not self._plan:
+            self._plan_rooms()
+
+    def _plan_rooms(self) -> None:
+        """Which room steps which rows; the rooms with most rows first, so that no thread is left with a long one."""
+        rows: dict[str, list[int]] = {}
+        for row, task in enumerate(self._running):
+            rows.setdefault(str(task["env"]), []).append(row)
+        largest_first = sorted(rows.items(), key=lambda item: -len(item[1]))
+        self._plan = [(self._rooms[name], np.array(members)) for name, members in largest_first]
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
+        """Advance all rows by one step; a row whose episode ends starts its next one."""
+        actions = check_actions(actions, (self.num_envs, 4), self._started).astype(np.float32)
+        check_finite("action", actions, self._running)
+        outcome = Outcome.empty(self.num_envs)
+        self._step_rooms(actions, outcome)
+        self._steps += 1
+        observation = np.zeros((self.num_envs, 39), dtype=np.float32)
+        observation[:, :36] = np.clip(np.concatenate([outcome.frame, self._previous], axis=1), self._low, self._high)
+        self._previous = outcome.frame
+        reward = outcome.reward.astype(np.float32)
+        infos: Infos = {"success": outcome.success}
+        terminated = outcome.unstable
+        if terminated.any():
+            infos["unstable"] = terminated.copy()
+        check_finite("reward", reward, self._running)
+        check_finite("observation", observation, self._running)
+        truncated = self._steps >= self.max_episode_steps
+        done = terminated | truncated
+        if done.any():
+            infos["final_obs"], infos["_final_obs"] = observation, done
+            observation = observation.copy()
+            self._begin(done, observation)
+        self._observation = observation
+        return observation, reward, terminated, truncated, infos
+
+    def _step_rooms(self, actions: Array, outcome: Outcome) -> None:
+        # All threads draw from one iterator; the simulator runs without the interpreter's lock.
+        work = iter(self._plan)
+
+        def go(work: Iterator[tuple[Room, NDArray[np.intp]]]) -> None:
+            for room, rows in work:
+                room.step(rows, actions, outcome)
+
+        helpers = [] if self._helpers is None else range(min(self.num_threads, len(self._plan)) - 1)
+        running = [self._helpers.submit(go, work) for _ in helpers if self._helpers is not None]
+        go(work)
+        for each in running:
+            each.result()
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """End the helper threads."""
+        if self._helpers is not None:
+            self._helpers.shutdown()
