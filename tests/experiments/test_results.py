@@ -38,7 +38,7 @@ def measure(family, agent, tasks=None, train=None) -> dict[str, Any]:
 def test_results_have_exactly_the_documented_fields(bonus_family, scripted_agent) -> None:
     run = measure(bonus_family(), scripted_agent)
     assert set(run) == {
-        *("task_dist", "algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split"),
+        *("task_dist", "details", "algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split"),
         *("env_steps", "wall_seconds", "versions", "command"),
     }
     assert list(run["shots"]) == ["0", "1", "3"]
@@ -132,6 +132,20 @@ def test_reference_on_other_tasks_is_refused(bonus_family, scripted_agent, tmp_p
     write_json(tmp_path / "results.json", {**run, "task_dist": "ant-dir"})
     with pytest.raises(UsageError, match="is a run on 'ant-dir': give one on 'bonus'"):
         reference_from_run(tmp_path, family, family.test)
+
+
+def test_results_with_other_details_are_not_drawn_together(bonus_family, scripted_agent, tmp_path: Path) -> None:
+    family = bonus_family()
+    family.details = {"reward_version": "v2", "horizon": 500}
+    run = measure(family, scripted_agent)
+    assert run["details"] == {"reward_version": "v2", "horizon": 500}
+    write_json(tmp_path / "results.json", run)
+    assert reference_from_run(tmp_path, family, family.test) == run["shots"]["0"]["return"]
+    family.details = {"reward_version": "v1", "horizon": 500}
+    with pytest.raises(UsageError, match="measured with reward_version v2, horizon 500, not reward_version v1"):
+        reference_from_run(tmp_path, family, family.test)
+    with pytest.raises(UsageError, match="not no details: give a run with the same"):
+        reference_from_run(tmp_path, bonus_family(), family.test)
 
 
 @pytest.mark.parametrize(

@@ -182,6 +182,20 @@ def test_families_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.register_tasks("heavy", heavy)
 
 
+def test_a_name_in_capitals_stands_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_FACTORIES", {})
+    registry.register_tasks("poles-WEIGHT", lambda weight, seed=0: poles(name=f"poles-{weight}", seed=seed))
+    registry.register_tasks("poles", poles)
+    assert registry.list_tasks() == ["poles", "poles-WEIGHT"]
+    assert registry.make_tasks("poles-very-heavy", seed=3).name == "poles-very-heavy"
+    assert registry.make_tasks("poles-light", seed=3).seed == 3
+    for name in ("poles-WEIGHT", "pole-light"):
+        with pytest.raises(UsageError, match=f"unknown task family '{name}': choose from poles, poles-WEIGHT"):
+            registry.make_tasks(name)
+    with pytest.raises(UsageError, match="option of 'poles-light' 'sed'"):
+        registry.make_tasks("poles-light", sed=3)
+
+
 def test_an_own_family_is_named_by_file_and_function(tmp_path):
     path = tmp_path / "own.py"
     path.write_text(

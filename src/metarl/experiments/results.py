@@ -42,6 +42,8 @@ def results(
     other statistic can be drawn from the file). `task_split.same_as_train` names the test tasks whose parameters were
     also trained on, under another id: in a family of two directions nothing is left to hold out.
 
+    `details` is what else decides the numbers, as the distribution says: results that differ in it are not compared.
+
     Args:
         train_tasks: what the agent was trained on; an overlap with the evaluated tasks is refused.
         seeds: training seeds.
@@ -51,6 +53,7 @@ def results(
     trained = {task.items_ for task in train_tasks}
     return {
         "task_dist": distribution.name,
+        "details": distribution.details,
         "algo": algo,
         "method": method,
         "seeds": list(seeds),
@@ -103,6 +106,12 @@ def reference_from_run(path: str | Path, distribution: TaskDistribution, tasks: 
         raise UsageError(
             f"--reference {path} is a run on '{run['task_dist']}': give one on '{distribution.name}' and the same tasks"
         )
+    details = run.get("details", {})
+    if details != distribution.details:
+        raise UsageError(
+            f"--reference {path} was measured with {_listed(details)}, not {_listed(distribution.details)}: "
+            "give a run with the same"
+        )
     there = {task["id"]: task["params"] for task in run["tasks"]}
     if there != {task.id: _plain(task) for task in tasks}:
         raise UsageError(
@@ -139,6 +148,10 @@ def _of_success(shot: ShotScores, measure: Any) -> dict[str, Any] | None:
     if shot.success is None or shot.final_success is None:
         return None
     return {"any_step": measure(shot.success), "final_step": measure(shot.final_success)}
+
+
+def _listed(details: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in details.items()) or "no details"
 
 
 def _plain(task: Task) -> dict[str, TaskValue | list[float]]:

@@ -114,7 +114,10 @@ class Run:
     def write_config(self) -> None:
         """Write config.json, from which the run is resumed."""
         parts = {"run": asdict(self.config), "algorithm": asdict(self.algorithm), "memory": asdict(self.memory)}
-        write_json(self.folder / CONFIG_FILE, {**parts, "command": self.command, "versions": versions()})
+        details = self.distribution.details
+        write_json(
+            self.folder / CONFIG_FILE, {**parts, "details": details, "command": self.command, "versions": versions()}
+        )
 
     @property
     def checkpoints(self) -> Path:

@@ -29,6 +29,10 @@ class RunConfig:
     """Task family, `metarl list` shows them; or file.py:function, which returns an own TaskDistribution."""
     env_name: str | None = None
     """A single Gymnasium environment instead of a family."""
+    backend: str | None = None
+    """Of Meta-World: batched, or official for the package's own environments; none: batched."""
+    reward_version: str | None = None
+    """Of Meta-World: v2, or with the official backend v1; none: v2."""
     max_episode_steps: int | None = None
     """With --env-name: steps after which an episode is cut; none: the limit that Gymnasium has for it."""
     algo: str = "maml"
@@ -69,6 +73,8 @@ class RunConfig:
             raise UsageError("--few-shot and --zero-shot exclude each other: give one")
         if self.max_episode_steps is not None and self.env_name is None:
             raise UsageError("--max-episode-steps goes with --env-name: a task family has a fixed horizon")
+        if self.env_name is not None and (self.backend or self.reward_version):
+            raise UsageError("--backend and --reward-version go with a task family, not with --env-name")
         if self.device not in DEVICES:
             raise unknown_name("device", self.device, DEVICES)
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -85,7 +91,9 @@ class RunConfig:
     def make_distribution(self) -> TaskDistribution:
         """What there is to adapt to: a family, or a single environment."""
         if self.env_name is None:
-            distribution = make_tasks(self.task_dist)
+            options = {"backend": self.backend, "reward_version": self.reward_version}
+            given = {name: value for name, value in options.items() if value is not None}
+            distribution = make_tasks(self.task_dist, **given)
         else:
             distribution = single_environment(self.env_name, max_episode_steps=self.max_episode_steps)
         return distribution.showing_tasks() if self.show_task else distribution

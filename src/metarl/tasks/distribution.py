@@ -97,6 +97,8 @@ class TaskDistribution:
         one
             is known; it draws the task-conditioned reference line.
         num_workers: worker processes that share the rows; 0 keeps them in this process.
+        details: what else decides the numbers, by name, as a version of the rewards: recorded with every result, and
+            results that differ in it are not drawn together.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class TaskDistribution:
         make_worlds: MakeWorlds | None = None,
         oracle: Callable[[Sequence[Task], np.ndarray], np.ndarray] | None = None,
         num_workers: int = 0,
+        details: Mapping[str, str | int | float] | None = None,
     ) -> None:
         if (make_env is None) == (make_worlds is None):
             raise UsageError(f"task distribution '{name}' needs either make_env or make_worlds")
@@ -124,6 +127,7 @@ class TaskDistribution:
         self.name = name
         self.seed = seed
         self.max_episode_steps = max_episode_steps
+        self.details = dict(details or {})
         self.oracle = oracle
         self._make_env = make_env
         self._apply = apply

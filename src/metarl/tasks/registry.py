@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,11 @@ _FACTORIES: dict[str, Callable[..., TaskDistribution]] = {}
 
 
 def register_tasks(name: str, factory: Callable[..., TaskDistribution]) -> None:
-    """Make `make_tasks(name, **options)` call `factory(**options)`. A name can be registered once."""
+    """Make `make_tasks(name, **options)` call `factory(**options)`. A name can be registered once.
+
+    A name that ends in a word in capitals stands for many: under `metaworld-ml1-ENV`,
+    `make_tasks("metaworld-ml1-reach")` calls `factory(env="reach")`.
+    """
     if name in _FACTORIES:
         raise UsageError(f"task family '{name}' is registered already; choose another name")
     _FACTORIES[name] = factory
@@ -35,9 +40,10 @@ def make_tasks(name: str, **options: Any) -> TaskDistribution:
     """The task distribution `name`, with the options that its family takes (`seed`, `num_train`, `num_test`, ...).
 
     Args:
-        name: a registered family, or 'file.py:function' for an own one: a function that returns a `TaskDistribution`.
+        name: a registered family, or one that a registered name stands for; or 'file.py:function' for an own one: a
+            function that returns a `TaskDistribution`.
     """
-    factory = _from_file(name) if ".py:" in name else _FACTORIES.get(name)
+    factory = _from_file(name) if ".py:" in name else _find(name)
     if factory is None:
         raise unknown_name("task family", name, _FACTORIES)
     known = inspect.signature(factory).parameters
@@ -48,6 +54,17 @@ def make_tasks(name: str, **options: Any) -> TaskDistribution:
     if not isinstance(distribution, TaskDistribution):
         raise UsageError(f"{name} must return a metarl.TaskDistribution, got {type(distribution).__name__}")
     return distribution
+
+
+def _find(name: str) -> Callable[..., TaskDistribution] | None:
+    """The factory of a registered name, or of one that stands for it."""
+    for pattern, factory in _FACTORIES.items():
+        prefix, _, word = pattern.rpartition("-")
+        if word.isupper() and name == pattern:
+            return None
+        if word.isupper() and name.startswith(f"{prefix}-"):
+            return partial(factory, **{word.lower(): name.removeprefix(f"{prefix}-")})
+    return _FACTORIES.get(name)
 
 
 def _from_file(name: str) -> Callable[..., TaskDistribution]:
