@@ -12,16 +12,8 @@ from statistics import median
 from typing import Any
 
 PACKAGES = (
-    "torch",
-    "numpy",
-    "mujoco",
-    "mjbatch",
-    "gymnasium",
-    "envpool",
-    "stable-baselines3",
-    "sb3-contrib",
-    "higher",
-    "torchopt",
+    *("torch", "numpy", "mujoco", "mjbatch", "gymnasium", "metaworld"),
+    *("envpool", "stable-baselines3", "sb3-contrib", "higher", "torchopt"),
 )
 
 

@@ -164,6 +164,15 @@ def test_peer_world_pays_what_ours_pays(monkeypatch: pytest.MonkeyPatch) -> None
         assert (terminated, truncated) == (False, step == 2)
 
 
+@pytest.mark.skipif(find_spec("metaworld") is None, reason="needs metaworld")
+def test_meta_world(tmp_path: Path) -> None:
+    flags = ("--tasks", "metaworld-ml1-reach", "--rows", "2", "--steps", "3", "--repeats", "1")
+    (row,) = run_benchmark("meta_world.py", tmp_path, *flags)["rows"]
+    sides = ("official, workers", "official, one process", "limit")
+    assert all(row[side] > 0 for side in sides)
+    assert [row[f"ours / {side}"] for side in sides] == pytest.approx([row["ours"] / row[side] for side in sides])
+
+
 def test_clock_counts_time_once_and_for_the_innermost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     clock = importlib.import_module("clock")

@@ -22,6 +22,12 @@ from metarl.env_runner.mujoco_batch import configure_mujoco_log
 from metarl.env_runner.rows import check_actions, check_finite, check_row_tasks, check_seed, read_reset_mask
 from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
 
+REACH = np.float32(0.01)
+"""How far an action of 1 pulls the hand along its axis, in m."""
+
+FINGERS = np.array([1.0, -1.0], dtype=np.float32)
+"""Both fingers close where the fourth action is positive."""
+
 
 class MetaworldBatch(TaskVectorEnv):
     """Rows whose tasks may be of different environment classes, each class in one mjbatch batch.
@@ -73,6 +79,8 @@ class MetaworldBatch(TaskVectorEnv):
         self._running: list[Task] = list(tasks)
         self._observation = np.zeros((self.num_envs, 39), dtype=np.float32)
         self._previous = Outcome.empty(self.num_envs).frame
+        self._pull = np.zeros((self.num_envs, 3))
+        self._bounds = np.zeros((2, self.num_envs, 3))
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._started = np.zeros(self.num_envs, dtype=bool)
         self.set_tasks(tasks)
@@ -111,7 +119,9 @@ class MetaworldBatch(TaskVectorEnv):
         moved = False
         for row in np.flatnonzero(mask).tolist():
             task = self.tasks[row]
-            frame = self._rooms[str(task["env"])].begin(row, task)
+            room = self._rooms[str(task["env"])]
+            frame, self._pull[row] = room.begin(row, task)
+            self._bounds[:, row] = room.hand_bounds
             moved |= task["env"] != self._running[row]["env"]
             self._running[row] = task
             self._previous[row] = frame
@@ -132,8 +142,11 @@ class MetaworldBatch(TaskVectorEnv):
         """Advance all rows by one step; a row whose episode ends starts its next one."""
         actions = check_actions(actions, (self.num_envs, 4), self._started).astype(np.float32)
         check_finite("action", actions, self._running)
+        # In float32, as the official environments do it.
+        displacement = np.clip(actions[:, :3], -1.0, 1.0) * REACH
+        self._pull = np.clip(self._pull + displacement, *self._bounds)
         outcome = Outcome.empty(self.num_envs)
-        self._step_rooms(actions, outcome)
+        self._step_rooms(actions[:, 3:] * FINGERS, outcome)
         self._steps += 1
         observation = np.zeros((self.num_envs, 39), dtype=np.float32)
         observation[:, :36] = np.clip(np.concatenate([outcome.frame, self._previous], axis=1), self._low, self._high)
@@ -154,13 +167,13 @@ class MetaworldBatch(TaskVectorEnv):
         self._observation = observation
         return observation, reward, terminated, truncated, infos
 
-    def _step_rooms(self, actions: Array, outcome: Outcome) -> None:
+    def _step_rooms(self, grip: Array, outcome: Outcome) -> None:
         # All threads draw from one iterator; the simulator runs without the interpreter's lock.
         work = iter(self._plan)
 
         def go(work: Iterator[tuple[Room, NDArray[np.intp]]]) -> None:
             for room, rows in work:
-                room.step(rows, actions, outcome)
+                room.step(rows, self._pull, grip, outcome)
 
         helpers = [] if self._helpers is None else range(min(self.num_threads, len(self._plan)) - 1)
         running = [self._helpers.submit(go, work) for _ in helpers if self._helpers is not None]

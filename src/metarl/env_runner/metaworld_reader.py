@@ -170,10 +170,15 @@ class SceneReader:
     def scene(self, numbers: Numbers, frame: list[float], grip: float, first: Vector, start: Start) -> Scene:
         """What the reward sees of a row; the hand in its frame is clipped, as the official rewards see it."""
         right, left = self._right(numbers), self._left(numbers)
-        hand = [min(max(x, low), high) for x, (low, high) in zip(frame, self._hand_bounds, strict=False)]
+        (x_low, x_high), (y_low, y_high), (z_low, z_high) = self._hand_bounds
+        hand = (min(max(frame[0], x_low), x_high), min(max(frame[1], y_low), y_high), min(max(frame[2], z_low), z_high))
         return Scene(
-            frame=hand + frame[3:],
-            tcp=[(a + b) / 2.0 for a, b in zip(right, left, strict=True)],
+            hand=hand,
+            opened=frame[3],
+            object=frame[4:7],
+            quaternion=frame[7:11],
+            second=frame[11:14],
+            tcp=((right[0] + left[0]) / 2.0, (right[1] + left[1]) / 2.0, (right[2] + left[2]) / 2.0),
             left_pad=self._left_pad(numbers),
             right_pad=self._right_pad(numbers),
             grip=grip,

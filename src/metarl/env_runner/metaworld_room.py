@@ -55,8 +55,7 @@ class Room:
     def __init__(self, name: str, description: Description, num_rows: int, num_threads: int) -> None:
         self._description = description
         env = reference(name)
-        self.hand_low, self.hand_high = env.mocap_low, env.mocap_high
-        self._centimetre = np.float32(env.action_scale)
+        self.hand_bounds = np.array([env.mocap_low, env.mocap_high])
         model = _with_touch_sensors(env, description.touch) if description.touch else env.model
         # The official step ends with mj_forward, from which the solver's next start is taken.
         self._batch = Batch(model, num_rows, num_threads, forward=True)
@@ -70,39 +69,42 @@ class Room:
         self._starts: list[Start | None] = [None] * num_rows
         self._first: list[Vector | None] = [None] * num_rows
 
-    def begin(self, row: int, task: Task) -> NDArray[np.float64]:
-        """Put a row into the start of a task's episode; returns its first frame [FRAME]."""
+    def begin(self, row: int, task: Task) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Put a row into the start of a task's episode; returns its first frame [FRAME] and the mocap body's place."""
         begin = start(task, self._description)
         self._state[row] = begin.state
         self._body_pos[row] = begin.body_pos
         self._starts[row], self._first[row] = begin, None
-        return begin.frame
+        return begin.frame, self._mocap[row].copy()
 
-    def step(self, rows: NDArray[np.intp], actions: Array, outcome: Outcome) -> None:
-        """Move these rows on by one step with the actions [B, 4] of the whole batch.
+    def step(self, rows: NDArray[np.intp], pull: Array, grip: Array, outcome: Outcome) -> None:
+        """Move these rows on by one step.
 
-        The hand is pulled by a mocap body that an action displaces by up to 1 cm along each axis.
+        Args:
+            pull: [B, 3] where the mocap body that pulls the hand goes, of the whole batch.
+            grip: [B, 2] how hard the right and the left finger close.
         """
-        chosen = actions[rows]
-        displacement = np.clip(chosen[:, :3], -1.0, 1.0) * self._centimetre
-        self._mocap[rows] = np.clip(self._mocap[rows] + displacement, self.hand_low, self.hand_high)
-        self._ctrl[rows, 0], self._ctrl[rows, 1] = chosen[:, 3], -chosen[:, 3]
+        self._mocap[rows] = pull[rows]
+        self._ctrl[rows] = grip[rows]
         self._batch.step(rows, FRAME_SKIP)
-        self._score(rows.tolist(), chosen[:, 3].tolist(), self._reader.read(rows), outcome)
+        self._score(rows, grip[rows, 0].tolist(), self._reader.read(rows), outcome)
         if np.count_nonzero(self._warnings):
             outcome.unstable[rows] = self._warnings[rows][:, UNSTABLE_WARNINGS, 1].any(axis=1)
             self._warnings[:] = 0
 
-    def _score(self, rows: list[int], grips: list[float], numbers: list[list[float]], outcome: Outcome) -> None:
+    def _score(self, rows: NDArray[np.intp], grips: list[float], numbers: list[list[float]], outcome: Outcome) -> None:
         reader, reward = self._reader, self._description.reward
-        for row, grip, read in zip(rows, grips, numbers, strict=True):
+        frames, scores = [], []
+        for row, grip, read in zip(rows.tolist(), grips, numbers, strict=True):
             frame = reader.frame(read)
             begin, first = self._starts[row], self._first[row]
             assert begin is not None
             if first is None:
                 first = self._first[row] = frame[4:7]
-            outcome.frame[row] = frame
-            outcome.reward[row], outcome.success[row] = reward(reader.scene(read, frame, grip, first, begin))
+            frames.append(frame)
+            scores.append(reward(reader.scene(read, frame, grip, first, begin)))
+        outcome.frame[rows] = frames
+        outcome.reward[rows], outcome.success[rows] = zip(*scores, strict=True)
 
 
 def _with_touch_sensors(env: object, geom: str) -> mujoco.MjModel:

@@ -118,8 +118,16 @@ class Start:
 class Scene:
     """What the reward of one row sees after a step. Positions in m."""
 
-    frame: list[float]
-    """The first 18 numbers of the observation."""
+    hand: Vector
+    """The hand as observed: within the observation space."""
+    opened: float
+    """How far the gripper is open, from 0 to 1."""
+    object: Vector
+    """The first object."""
+    quaternion: Vector
+    """How the first object is turned."""
+    second: Vector
+    """The second object."""
     tcp: Vector
     """Tool centre point, half way between the finger tips."""
     left_pad: Vector
@@ -135,31 +143,6 @@ class Scene:
     touched: bool
     """Whether both finger pads press on `Description.touch`."""
     start: Start
-
-    @property
-    def hand(self) -> Vector:
-        """The hand as observed: within the observation space."""
-        return self.frame[0:3]
-
-    @property
-    def opened(self) -> float:
-        """How far the gripper is open, from 0 to 1."""
-        return self.frame[3]
-
-    @property
-    def object(self) -> Vector:
-        """The first object."""
-        return self.frame[4:7]
-
-    @property
-    def quaternion(self) -> Vector:
-        """How the first object is turned."""
-        return self.frame[7:11]
-
-    @property
-    def second(self) -> Vector:
-        """The second object."""
-        return self.frame[11:14]
 
 
 RewardFunction: TypeAlias = Callable[[Scene], tuple[float, bool]]
