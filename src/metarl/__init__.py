@@ -15,6 +15,8 @@ _HOMES = {
     "Uniform": "metarl.tasks.distribution",
     "MorphologyDistribution": "metarl.tasks.morphology",
     "Task": "metarl.core.task",
+    "AdaptationConfig": "metarl.adaptation.test_time_adaptation",
+    "Adapter": "metarl.adaptation.test_time_adaptation",
     "Environment": "metarl.env_runner.environment",
     "Actor": "metarl.core.policy",
     "MetaMAML": "metarl.meta_rl.meta_maml",

@@ -1,0 +1,1 @@
+from metarl.adaptation.test_time_adaptation import *
