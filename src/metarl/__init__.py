@@ -15,6 +15,7 @@ _HOMES = {
     "Uniform": "metarl.tasks.distribution",
     "MorphologyDistribution": "metarl.tasks.morphology",
     "Task": "metarl.core.task",
+    "AgentCoordinator": "metarl.core.coordinator",
     "AdaptationConfig": "metarl.adaptation.test_time_adaptation",
     "Adapter": "metarl.adaptation.test_time_adaptation",
     "Environment": "metarl.env_runner.environment",

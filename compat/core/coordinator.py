@@ -1,0 +1,1 @@
+from metarl.core.coordinator import *
