@@ -114,6 +114,33 @@ def test_peak_memory_counts_what_is_given_back(monkeypatch: pytest.MonkeyPatch) 
     assert common.peak_memory(twice) == pytest.approx(100_000_000, rel=0.05)
 
 
+def test_adaptation(tmp_path: Path) -> None:
+    rows = run_benchmark("adaptation.py", tmp_path, "--quick")["rows"]
+    by_model: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_model.setdefault(row["model"], {})[row["side"]] = row
+    assert len(by_model) == 6
+    for sides in by_model.values():
+        assert {side: row["limit"] for side, row in sides.items()} == {
+            "forward": None,
+            "plain step": None,
+            "update_step": 1.3,
+            "observe between updates": 1.2,
+            "observe, all": None,
+            "predict": None,
+        }
+        for row in sides.values():
+            assert row["ratio"] == pytest.approx(row["µs"] / sides[row["against"]]["µs"])
+
+
+def test_coordinator(tmp_path: Path) -> None:
+    flags = ("--rows", "2", "--steps", "4", "--repeats", "1")
+    rows = run_benchmark("coordinator.py", tmp_path, *flags)["rows"]
+    assert [(row["worlds"], row["agents"], row["rows"]) for row in rows] == [("apart", 2, 2), ("shared", 2, 2)]
+    for row in rows:
+        assert row["sequential / parallel"] == pytest.approx(row["sequential s"] / row["parallel s"])
+
+
 def test_end_to_end(tmp_path: Path) -> None:
     report = run_benchmark("end_to_end.py", tmp_path, "--quick")
     sides = [(row["side"], row["rows"]) for row in report["rows"]]
