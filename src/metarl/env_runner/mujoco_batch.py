@@ -22,6 +22,8 @@ from metarl.env_runner.rows import check_actions, check_row_tasks, check_seed, r
 from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
 
 UNSTABLE_WARNINGS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
+CHANGE_AT = "change_at"
+"""The task parameter that says at which step of an episode its `late_edit` comes into force."""
 
 
 def configure_mujoco_log(**settings: bool) -> None:
@@ -40,7 +42,8 @@ class MujocoBatch(TaskVectorEnv):
     """All rows in one mjbatch `Batch`; observations and rewards are computed for all rows at once.
 
     A row follows the same trajectory, bit for bit, as its task's MjModel stepped alone. Tasks change rewards through
-    `family.progress` and the simulated world through `family.edit` and `family.reshape`.
+    `family.progress` and the simulated world through `family.edit` and `family.reshape`; with `family.late_edit` the
+    world changes at step `task["change_at"]` of an episode.
 
     Every row has a random stream of its own, made from the seed as `GymWorkers` and Gymnasium make it, and draws its
     start states from it as Gymnasium's environments do; so a row's trajectory does not depend on the other rows.
@@ -72,6 +75,7 @@ class MujocoBatch(TaskVectorEnv):
         self.num_envs = len(tasks)
         self.max_episode_steps = max_episode_steps
         self.unstable_count = 0
+        self._later = family.later
         self._template = template_model(family)
         self._dt = family.frame_skip * self._template.opt.timestep
         self._define_spaces()
@@ -83,6 +87,8 @@ class MujocoBatch(TaskVectorEnv):
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
         self._started = np.zeros(self.num_envs, dtype=bool)
         self._awaits_task = np.zeros(self.num_envs, dtype=bool)
+        self._running = list(tasks)
+        self._change_at = np.zeros(self.num_envs, dtype=np.int64)
         self._seed(seed)
         self.set_tasks(tasks)
         self._columns = {name: column.copy() for name, column in self._next_columns.items()}
@@ -115,8 +121,9 @@ class MujocoBatch(TaskVectorEnv):
     def set_tasks(self, tasks: Sequence[Task]) -> None:
         """Give row i the task tasks[i], from its next reset on."""
         tasks = check_row_tasks(tasks, self.num_envs)
+        needed = (*self.family.reward_params, *(() if self._later is None else (CHANGE_AT,)))
         for task in tasks:
-            for name in self.family.reward_params:
+            for name in needed:
                 if name not in task:
                     raise UsageError(f"{task!r} has no parameter '{name}': give a task of this environment's family")
         self._next_columns = {
@@ -130,7 +137,10 @@ class MujocoBatch(TaskVectorEnv):
 
     def _expand_fields(self, task: Task) -> None:
         """Give every row its own values of the model fields that the task changes."""
-        for name in task_fields(self.family, task).keys() - self._row_fields.keys():
+        names = set(task_fields(self.family, task))
+        if self._later is not None:
+            names |= set(task_fields(self._later, task))
+        for name in names - self._row_fields.keys():
             try:
                 self._row_fields[name] = self._batch.expand(name)
             except (TypeError, ValueError) as error:
@@ -158,6 +168,8 @@ class MujocoBatch(TaskVectorEnv):
         for row in np.flatnonzero(mask).tolist():
             if self._awaits_task[row]:
                 self._begin_task(row)
+            elif self._later is not None:
+                self._load_fields(row, self.family)
             if start is not None:
                 self.qpos[row] = start[row]
             generator = self._generators[row]
@@ -172,15 +184,25 @@ class MujocoBatch(TaskVectorEnv):
     def _begin_task(self, row: int) -> None:
         for name, column in self._next_columns.items():
             self._columns[name][row] = column[row]
+        self._running[row] = self.tasks[row]
         if not self.family.shares_model:
-            fields = task_fields(self.family, self.tasks[row])
-            for name, values in self._row_fields.items():
-                values[row] = fields.get(name, self._template_fields[name])
+            self._load_fields(row, self.family)
+        if self._later is not None:
+            self._change_at[row] = self._running[row][CHANGE_AT]
         self._awaits_task[row] = False
+
+    def _load_fields(self, row: int, family: MujocoFamily) -> None:
+        """Give a row the model that its task has in `family`."""
+        fields = task_fields(family, self._running[row])
+        for name, values in self._row_fields.items():
+            values[row] = fields.get(name, self._template_fields[name])
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         """Advance all rows by frame_skip simulator steps; a row whose episode ends starts its next one."""
         effort = self._take_action(actions)
+        if self._later is not None:
+            for row in np.flatnonzero(self._steps == self._change_at).tolist():
+                self._load_fields(row, self._later)
         self._batch.step(nstep=self.family.frame_skip)
         self._steps += 1
         position = self.qpos[:, : self.family.torso_axes].copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
@@ -81,10 +81,19 @@ class MujocoFamily:
     """Turns the model's description into the task's, before it is compiled (and before `edit`): for what many fields
     of a compiled model follow from, as they do from a length. It may add nothing and remove nothing."""
 
+    late_edit: Callable[[mujoco.MjModel, Task], None] | None = None
+    """In place of `edit`, from step `task["change_at"]` of every episode on (0: from its first): for a world that
+    changes while the agent is in it. Nothing tells the agent. None: a task's model stays as it is."""
+
     @property
     def shares_model(self) -> bool:
-        """Whether all tasks have the same model."""
-        return self.edit is None and self.reshape is None
+        """Whether all tasks have the same model, and keep it."""
+        return self.edit is None and self.reshape is None and self.late_edit is None
+
+    @property
+    def later(self) -> MujocoFamily | None:
+        """The family of the models that tasks have after their change; None: they do not change."""
+        return None if self.late_edit is None else replace(self, edit=self.late_edit, late_edit=None)
 
     def load_spec(self) -> mujoco.MjSpec:
         """The description that `load_model` compiles."""

@@ -1,6 +1,7 @@
 """What there is to adapt to. Importing this package registers the families that ship with it."""
 
 from metarl.tasks import classic as classic
+from metarl.tasks import drift as drift
 from metarl.tasks import imujoco as imujoco
 from metarl.tasks import locomotion as locomotion
 from metarl.tasks import metaworld as metaworld

@@ -16,6 +16,7 @@ from metarl.core.task import Task
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.shown_task import ShownTask
 from metarl.env_runner.task_env import TaskVectorEnv
+from metarl.tasks.reward_model import RewardModel
 
 TEST_ID_START = 100
 """Ids of test tasks start here, or after the last train task where there are more."""
@@ -99,6 +100,8 @@ class TaskDistribution:
         num_workers: worker processes that share the rows; 0 keeps them in this process.
         details: what else decides the numbers, by name, as a version of the rewards: recorded with every result, and
             results that differ in it are not drawn together.
+        reward_model: the reward as a function of observations, where it is the same in all tasks: agents that plan
+            with a learned model of the dynamics need it.
     """
 
     def __init__(
@@ -117,6 +120,7 @@ class TaskDistribution:
         oracle: Callable[[Sequence[Task], np.ndarray], np.ndarray] | None = None,
         num_workers: int = 0,
         details: Mapping[str, str | int | float] | None = None,
+        reward_model: RewardModel | None = None,
     ) -> None:
         if (make_env is None) == (make_worlds is None):
             raise UsageError(f"task distribution '{name}' needs either make_env or make_worlds")
@@ -129,6 +133,7 @@ class TaskDistribution:
         self.max_episode_steps = max_episode_steps
         self.details = dict(details or {})
         self.oracle = oracle
+        self.reward_model = reward_model
         self._make_env = make_env
         self._apply = apply
         self._make_worlds = make_worlds

@@ -6,16 +6,21 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import mujoco  # type: ignore[import-untyped]
 import numpy as np
 
 from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import MujocoBatch
-from metarl.env_runner.mujoco_family import MujocoFamily, TaskColumns
+from metarl.env_runner.mujoco_family import MujocoFamily, TaskColumns, template_model
 from metarl.env_runner.task_env import Array
 from metarl.tasks.distribution import LogUniform, TaskDistribution, TaskSource, Uniform
 from metarl.tasks.registry import register_tasks
+from metarl.tasks.reward_model import RewardModel
+
+if TYPE_CHECKING:  # task families import without torch
+    from torch import Tensor
 
 HORIZON = 200
 """Steps of an episode."""
@@ -61,11 +66,13 @@ def _hopper_healthy(qpos: Array, qvel: Array) -> Array:
     return upright & (np.abs(qpos[:, 2:]) < 100.0).all(axis=1) & (np.abs(qvel) < 100.0).all(axis=1)
 
 
-def _scale_gravity(model: mujoco.MjModel, task: Task) -> None:
+def scale_gravity(model: mujoco.MjModel, task: Task) -> None:
+    """Gravity times task["gravity_scale"]."""
     model.opt.gravity[:] *= task["gravity_scale"]
 
 
-def _scale_mass(model: mujoco.MjModel, task: Task) -> None:
+def scale_mass(model: mujoco.MjModel, task: Task) -> None:
+    """All masses and inertias times task["mass_scale"]."""
     model.body_mass[:] *= task["mass_scale"]
     model.body_inertia[:] *= task["mass_scale"]
 
@@ -141,8 +148,8 @@ _SPEED_ANT = replace(ANT, progress=_target_speed, reward_params=("velocity",))
 _SPEED_WALKER = replace(WALKER, progress=_target_speed, reward_params=("velocity",))
 _DIRECTED_CHEETAH = replace(HALF_CHEETAH, progress=_signed_direction, reward_params=("direction",))
 _DIRECTED_ANT = replace(ANT, progress=_compass_direction, reward_params=("angle",))
-_HEAVY_ANT = replace(ANT, edit=_scale_mass)
-_GRAVITY_CHEETAH = replace(HALF_CHEETAH, edit=_scale_gravity)
+_HEAVY_ANT = replace(ANT, edit=scale_mass)
+_GRAVITY_CHEETAH = replace(HALF_CHEETAH, edit=scale_gravity)
 _RANDOM_WALKER = replace(WALKER, edit=_scale_elements)
 _RANDOM_HOPPER = replace(HOPPER, edit=_scale_elements)
 _GOAL_ANT = replace(
@@ -209,6 +216,31 @@ def make_worlds(
     return MujocoBatch(family, tasks, max_episode_steps=max_episode_steps, seed=seed, num_threads=num_threads)
 
 
+def forward_reward(family: MujocoFamily) -> RewardModel | None:
+    """The reward of a body that is to run forward whatever its task, from observations; None for other families.
+
+    Observations hold no displacement: the speed is taken as the mean of that before and that after the step. Health is
+    known of ant, whose torso's height is what it observes first.
+    """
+    if family.progress is not forward or family.healthy not in (None, _ant_healthy):
+        return None
+    speed = template_model(family).nq - family.hidden_positions
+    reward = partial(_observed_reward, speed, family.alive_bonus, family.control_cost)
+    return RewardModel(reward, None if family.healthy is None else _ant_ended)
+
+
+def _observed_reward(
+    speed: int, alive_bonus: float, control_cost: float, observation: Tensor, action: Tensor, next_observation: Tensor
+) -> Tensor:
+    velocity = (observation[..., speed] + next_observation[..., speed]) / 2
+    return velocity + alive_bonus - control_cost * action.square().sum(-1)
+
+
+def _ant_ended(next_observation: Tensor) -> Tensor:
+    height = next_observation[..., 0]
+    return (height < 0.2) | (height > 1.0)
+
+
 def _factory(name: str) -> Callable[..., TaskDistribution]:
     summary, family, source = FAMILIES[name]
 
@@ -220,6 +252,7 @@ def _factory(name: str) -> Callable[..., TaskDistribution]:
         control_cost: float = family.control_cost,
     ) -> TaskDistribution:
         tasks = source(family) if callable(source) else source
+        charged = replace(family, control_cost=control_cost)
         return TaskDistribution(
             train=tasks,
             test=tasks,
@@ -228,7 +261,8 @@ def _factory(name: str) -> Callable[..., TaskDistribution]:
             seed=seed,
             num_train=num_train,
             num_test=num_test,
-            make_worlds=partial(make_worlds, replace(family, control_cost=control_cost), HORIZON, num_threads),
+            make_worlds=partial(make_worlds, charged, HORIZON, num_threads),
+            reward_model=forward_reward(charged),
         )
 
     make.__doc__ = f"""{summary}
