@@ -13,6 +13,7 @@ _HOMES = {
     "LogUniform": "metarl.tasks.distribution",
     "TaskDistribution": "metarl.tasks.distribution",
     "Uniform": "metarl.tasks.distribution",
+    "RewardModel": "metarl.tasks.reward_model",
     "MorphologyDistribution": "metarl.tasks.morphology",
     "Task": "metarl.core.task",
     "AgentCoordinator": "metarl.core.coordinator",

@@ -17,7 +17,6 @@ import tyro
 from rich.table import Table
 
 from metarl.core.errors import UsageError, unknown_name
-from metarl.core.memory import MemoryConfig
 from metarl.core.optimization import TrainingDiverged
 from metarl.env_runner.rows import WorldError
 from metarl.experiments import doctor
@@ -69,7 +68,8 @@ def _run(arguments: list[str]) -> int:
         raise UsageError("--env-name and --task-dist exclude each other: give one")
     single = value_of(arguments, "env-name") is not None
     algo = value_of(arguments, "algo") or (SINGLE_ALGO if single else RunConfig.algo)
-    groups = {"run": RunConfig(algo=algo), "memory": MemoryConfig(), "algo": find_algorithm(algo).config(single)}
+    algorithm = find_algorithm(algo)
+    groups = {"run": RunConfig(algo=algo), "memory": algorithm.memory, "algo": algorithm.config(single)}
     flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
     flags.__doc__ = (
         "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"

@@ -7,8 +7,8 @@ import pytest
 
 from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
-from metarl.core.memory import MemoryConfig
 from metarl.meta_rl.registry import ALGOS, find_algorithm
+from metarl.tasks.reward_model import RewardModel
 
 
 @pytest.mark.parametrize("name", ALGOS)
@@ -17,7 +17,10 @@ def test_every_algorithm_makes_an_agent_from_its_config(name: str) -> None:
     assert is_dataclass(algorithm.config_class)
     assert fields(algorithm.config_class)
     space = gymnasium.spaces.Box(-1.0, 1.0, (3,))
-    agent = algorithm.make(space, space, algorithm.config(), MemoryConfig(), num_updates=10, seed=1, device="cpu")
+    known = {"reward_model": RewardModel(lambda *step: step[0].sum(-1))} if algorithm.plans else {}
+    agent = algorithm.make(
+        space, space, algorithm.config(), algorithm.memory, num_updates=10, seed=1, device="cpu", **known
+    )
     assert isinstance(agent, Agent)
     assert algorithm.num_envs % agent.trial_rows == 0
 

@@ -126,8 +126,10 @@ class Run:
 
     def make_agent(self) -> Agent:
         """A new agent for the run's worlds."""
+        algorithm = find_algorithm(self.config.algo)
+        known = {"reward_model": self.distribution.reward_model} if algorithm.plans else {}
         with closing(self.distribution.make_env(self.train_tasks[:1])) as env:
-            return find_algorithm(self.config.algo).make(
+            return algorithm.make(
                 env.single_observation_space,
                 env.single_action_space,
                 self.algorithm,
@@ -135,6 +137,7 @@ class Run:
                 num_updates=self.config.epochs * UPDATES_PER_EPOCH,
                 seed=self.config.seed,
                 device=self.config.device,
+                **known,
             )
 
     def train(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:

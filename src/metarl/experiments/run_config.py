@@ -36,14 +36,14 @@ class RunConfig:
     max_episode_steps: int | None = None
     """With --env-name: steps after which an episode is cut; none: the limit that Gymnasium has for it."""
     algo: str = "maml"
-    """How it learns to adapt: maml, promp, fomaml, reptile, anil, metasgd (gradient steps) or rl2 (memory); with
-    --env-name, rl2 unless another is asked for."""
+    """How it learns to adapt: maml, promp, fomaml, reptile, anil, metasgd (gradient steps), rl2 (memory) or grbal
+    (plans with a model that adapts); with --env-name, rl2 unless another is asked for."""
     epochs: Annotated[int, tyro.conf.arg(aliases=[EPOCHS_ALIAS])] = 50
     """Epochs of training; an epoch is 10 outer updates."""
     seed: int = 0
     """Seed of networks, worlds and actions."""
     num_envs: int | None = None
-    """Rows: worlds that are stepped together; none: 64 for rl2, 200 for the gradient agents."""
+    """Rows: worlds that are stepped together; none: 64 for rl2, 16 for grbal, 200 for the gradient agents."""
     device: str = "cpu"
     """cpu or cuda."""
     output_dir: str = "runs"

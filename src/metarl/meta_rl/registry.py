@@ -8,6 +8,8 @@ from typing import Any
 
 from metarl.core.agent import Agent
 from metarl.core.errors import unknown_name
+from metarl.core.memory import MemoryConfig
+from metarl.meta_rl.grbal_agent import GrBALAgent, GrBALConfig
 from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 
@@ -22,6 +24,8 @@ class Algorithm:
         num_envs: rows that it is trained in where nobody asks for another number.
         variant: values of the config that make this algorithm out of the class's defaults.
         single: values that change where there is only one environment, nothing to adapt to.
+        memory: the default network.
+        plans: whether its agents plan by a known reward: `make` then also takes `reward_model`.
     """
 
     make: Callable[..., Agent]
@@ -29,6 +33,8 @@ class Algorithm:
     num_envs: int
     variant: Mapping[str, Any] = field(default_factory=dict)
     single: Mapping[str, Any] = field(default_factory=dict)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    plans: bool = False
 
     def config(self, single: bool = False) -> Any:
         """The default hyper-parameters."""
@@ -48,6 +54,7 @@ _ALGORITHMS = {
     "metasgd": _maml(learn_rates=True),
     # With one environment nothing is carried from episode to episode, so short updates do.
     "rl2": Algorithm(RL2Agent, RL2Config, num_envs=64, single={"update_steps": 128}),
+    "grbal": Algorithm(GrBALAgent, GrBALConfig, num_envs=16, memory=MemoryConfig("mlp", width=128), plans=True),
 }
 ALGOS = tuple(_ALGORITHMS)
 

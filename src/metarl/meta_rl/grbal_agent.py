@@ -1,0 +1,355 @@
+"""GrBAL: plan with a dynamics model that adapts, at every step, to the last few transitions.
+
+Nagabandi et al. 2019 (arXiv 1803.11347). The model is meta-learned so that one gradient step on the past M transitions
+makes it predict the next K; the action is the first of a plan by MPPI with the adapted model. Different from the paper:
+the inner rates are learned, one an element (Meta-SGD, Li et al. 2017, 1707.09835), and many rows act at once, each with
+its own parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig
+from metarl.core.normalization import RunningMoments
+from metarl.core.optimization import clipped_step, part_of
+from metarl.core.trajectory import Trajectory
+from metarl.meta_rl.dynamics import DynamicsModel
+from metarl.meta_rl.inner_loop import Parameters
+from metarl.meta_rl.meta_maml import MetaMAML
+from metarl.meta_rl.planning import mppi, next_plan, predicted_return
+from metarl.meta_rl.replay import Replay
+from metarl.tasks.reward_model import RewardModel
+
+FINAL_RATE = 0.05
+"""Adam's step size falls to this fraction of its start."""
+
+
+@dataclass(frozen=True)
+class GrBALConfig:
+    """A dynamics model that adapts, and a planner. Values without a source were measured on halfcheetah-cripple."""
+
+    past: int = 16
+    """M: transitions that the model adapts to (Nagabandi et al. 2019)."""
+    future: int = 16
+    """K: transitions after them on which the adapted model is scored in meta-learning."""
+    meta: bool = True
+    """Meta-learn the model; no: fit it to all transitions alike, without inner steps."""
+    online_adaptation: bool = True
+    """Act with parameters adapted to the last `past` transitions; no: with those that all tasks share."""
+    inner_lr: float = 0.02
+    """Inner rate at the start of meta-learning, which learns it."""
+    inner_steps: int = 1
+    """Gradient steps on the past transitions."""
+    learning_rate: float = 1e-3
+    """Adam's step size at the start; it falls linearly to 5 % over the run."""
+    model_updates: int = 100
+    """Steps of Adam an update."""
+    batch_windows: int = 64
+    """Windows of `past` + `future` transitions in one step of Adam."""
+    grad_clip_norm: float = 10.0
+    """Largest norm of a gradient."""
+    replay_size: int = 100_000
+    """Latest transitions that are learned from."""
+    horizon: int = 10
+    """Steps of a plan."""
+    candidates: int = 256
+    """Plans that are compared at every step, in every row."""
+    noise: float = 0.6
+    """Standard deviation of the candidates' actions, in units of half the range of an action."""
+    temperature: float = 0.2
+    """λ: candidates whose return is less than the best one's by λ standard deviations weigh 1/e of it."""
+
+    def __post_init__(self) -> None:
+        for name in ("past", "future", "inner_steps", "model_updates", "batch_windows", "horizon", "replay_size"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
+        for name in ("inner_lr", "learning_rate", "grad_clip_norm", "noise", "temperature"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name.replace('_', '-')} is above 0, got {getattr(self, name)}")
+        if self.candidates < 2:
+            raise UsageError(f"--candidates is at least 2, got {self.candidates}")
+
+
+class GrBALAgent(Agent):
+    """An agent that plans with a dynamics model of its own for every row.
+
+    It acts at random until its first `update`. A plan varies by itself: `explore` changes nothing. What it remembers of
+    a trial are the last `past` transitions of each row; `adapt` has nothing to do.
+
+    Args:
+        memory: width of the model, and depth of what follows its first layer; its method is mlp.
+        reward_model: the reward that plans are scored by (`TaskDistribution.reward_model`).
+        num_updates: of the whole run, over which Adam's step size falls to 5 %; None: it stays.
+        device: where the model lives.
+
+    Raises:
+        UsageError: no reward model, a method with memory, or spaces that are not vectors with bounded actions.
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        config: GrBALConfig | None = None,
+        memory: MemoryConfig | None = None,
+        *,
+        reward_model: RewardModel | None,
+        num_updates: int | None = None,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(observation_space, action_space)
+        memory = MemoryConfig(method="mlp", width=128) if memory is None else memory
+        _check(observation_space, action_space, memory)
+        if reward_model is None:
+            raise UsageError(
+                "grbal plans with the reward as a function of what it observes, which this task family does not offer: "
+                "choose one whose tasks differ by dynamics only, such as halfcheetah-cripple, or give reward_model= "
+                "to your TaskDistribution"
+            )
+        self.config = GrBALConfig() if config is None else config
+        self.reward_model, self.num_updates, self.device = reward_model, num_updates, torch.device(device)
+        self._low, self._high = (
+            torch.from_numpy(np.array(bound, dtype=np.float32)).to(device)
+            for bound in (action_space.low, action_space.high)  # type: ignore[attr-defined]
+        )
+        self._rest, self._half_range = (self._low + self._high) / 2, (self._high - self._low) / 2
+        (observation_size,), (action_size,) = observation_space.shape or (), action_space.shape or ()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # initialisers take no generator
+            self.model = DynamicsModel(observation_size, action_size, memory.width, memory.depth + 1)
+        self.maml = MetaMAML(
+            self.model,
+            self.config.inner_lr,
+            self.config.learning_rate,
+            inner_steps=self.config.inner_steps,
+            learn_rates=True,
+            grad_clip_norm=self.config.grad_clip_norm,
+        ).to(device)
+        self.inputs, self.changes = RunningMoments(observation_size + action_size), RunningMoments(observation_size)
+        self.replay = Replay(observation_size + action_size, observation_size, self.config.replay_size)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.updates = 0
+        self._trajectory = Trajectory()
+        self.begin_trial(0)
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
+        """As in `Agent`; experience that no `update` has used is dropped."""
+        if renew is None or bool(np.all(renew)):
+            self._plan = self._rest.repeat(num_rows, self.config.horizon, 1)
+            self._past_x = torch.zeros(num_rows, self.config.past, len(self.inputs.mean), device=self.device)
+            self._past_change = torch.zeros(num_rows, self.config.past, len(self.changes.mean), device=self.device)
+            self._seen = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
+        else:
+            self._check_rows(num_rows)
+            forget = torch.from_numpy(np.array(renew)).to(self.device)
+            self._plan[forget] = self._rest
+            self._seen[forget] = 0
+        self._noise: Tensor | None = None
+        self._trajectory = Trajectory()
+
+    @torch.no_grad()
+    def _act(self, observation: Array) -> Array:
+        self._check_rows(len(observation))
+        noise = self._draw_noise()
+        if not self.updates:
+            self._planned = self._plan
+            return self._to_environment(self._rest + self._half_range * noise)
+        params = self.row_parameters()
+        present = torch.from_numpy(np.asarray(observation, dtype=np.float32)).to(self.device)
+
+        def score(actions: Tensor) -> Tensor:
+            return predicted_return(
+                lambda before, action: self.model.predict_rows(params, before, action),
+                self.reward_model,
+                present,
+                actions,
+            )
+
+        scaled = self._half_range * self.config.noise * noise
+        self._planned = mppi(score, self._plan, scaled, self._low, self._high, self.config.temperature)
+        return self._to_environment(self._planned[:, 0])
+
+    def _draw_noise(self) -> Tensor:
+        """Drawn once a step: standard normal [R, C, H, act]; before the first update, uniform in [−1, 1) [R, act]."""
+        if self._noise is None:
+            rows, horizon, size = self._plan.shape
+            if self.updates:
+                noise = torch.randn(rows, self.config.candidates, horizon, size, generator=self.generator)
+            else:
+                noise = 2 * torch.rand(rows, size, generator=self.generator) - 1
+            self._noise = noise.to(self.device)
+        return self._noise
+
+    def _to_environment(self, action: Tensor) -> Array:
+        array: Array = torch.clamp(action, self._low, self._high).cpu().numpy().astype(self.action_space.dtype)
+        return array
+
+    @torch.no_grad()
+    def row_parameters(self) -> Parameters:
+        """The model's parameters {name: [R, ...]} of every row: the shared ones after gradient steps on its last `past`
+        transitions; those of a row that has not seen so many, and all without `online_adaptation`, are the shared."""
+        rows = len(self._seen)
+        shared = {name: value.expand(rows, *value.shape) for name, value in self.maml.parameters().items()}
+        ready = self._seen >= self.config.past
+        if not self.config.online_adaptation or not bool(ready.any()):
+            return shared
+        adapted = self.maml.adapt_tasks(self._past_x, self.model.target(self._past_change))
+        if bool(ready.all()):
+            return adapted
+        return {
+            name: torch.where(ready.view(-1, *[1] * (value.ndim - 1)), adapted[name], value)
+            for name, value in shared.items()
+        }
+
+    @torch.no_grad()
+    def _observe(
+        self,
+        observation: Array,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        truncated: Array,
+        next_observation: Array,
+        active: Array,
+    ) -> None:
+        before, after = observation.astype(np.float32), next_observation.astype(np.float32)
+        x = torch.from_numpy(np.concatenate([before, action.astype(np.float32)], 1))
+        change = torch.from_numpy(after - before)
+        if self.training:
+            if not active.all():
+                raise UsageError("training needs every row in every step: run trials that are measured in steps")
+            self._trajectory.append(x=x, change=change)
+        rows = torch.from_numpy(active).to(self.device)
+        self._past_x = _appended(self._past_x, x.to(self.device), rows)
+        self._past_change = _appended(self._past_change, change.to(self.device), rows)
+        self._seen = self._seen + rows
+        over = torch.from_numpy(terminated | truncated).to(self.device)
+        following = torch.where(over[:, None, None], self._rest, next_plan(self._planned, self._rest))
+        self._plan = torch.where(rows[:, None, None], following, self._plan)
+        self._noise = None
+
+    def _check_rows(self, num_rows: int) -> None:
+        if num_rows != len(self._seen):
+            running = len(self._seen)
+            raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
+
+    def adapt(self) -> Metrics:
+        """Nothing is left to do: every action adapts."""
+        return {}
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def take_experience(self) -> dict[str, Tensor]:
+        if not len(self._trajectory):
+            raise UsageError("the agent holds no experience: run a trial with agent.training = True first")
+        experience, self._trajectory = self._trajectory.stack(), Trajectory()
+        return experience
+
+    def give_experience(self, experience: Mapping[str, Tensor]) -> None:
+        self._trajectory = Trajectory.unstack(experience)
+
+    def update(self) -> Metrics:
+        """Add the experience held to the replay, and take `model_updates` steps of Adam on windows from it.
+
+        Returns: "model_loss", mean over the steps; and errors on the new experience before anything was learned from
+        it, of the shared parameters ("error_frozen") and of those adapted to the transitions before ("error_adapted").
+        All are mean squared errors of the standardised change.
+        """
+        experience = self.take_experience()
+        x, change = experience["x"], experience["change"]
+        self.inputs.update(x.numpy())
+        self.changes.update(change.numpy())
+        self.replay.append(x, change)
+        self.model.standardize_by(self.inputs, self.changes)
+        frozen, adapted = self._errors(x, change)
+        if self.num_updates is not None:
+            remaining = max(FINAL_RATE, 1 - self.updates / self.num_updates)
+            self.maml.optimizer.param_groups[0]["lr"] = self.config.learning_rate * remaining
+        losses = [self._learn(*self._windows()) for _ in range(self.config.model_updates)]
+        self.updates += 1
+        self._noise = None
+        return {"model_loss": float(np.mean(losses)), "error_frozen": frozen, "error_adapted": adapted}
+
+    def _windows(self) -> tuple[Tensor, Tensor]:
+        length = self.config.past + self.config.future
+        x, change = self.replay.sample(self.config.batch_windows, length, self.generator)
+        return x.to(self.device), self.model.target(change.to(self.device))
+
+    def _learn(self, x: Tensor, y: Tensor) -> float:
+        """One step of Adam on windows x [N, M + K, obs + act], y [N, M + K, obs]; the loss before it."""
+        if self.config.meta:
+            past = self.config.past
+            return self.maml.meta_update((x[:, :past], y[:, :past], x[:, past:], y[:, past:]))
+        loss = mse_loss(self.model(x), y)
+        clipped_step(self.maml.optimizer, self.maml.learned, {"model": loss}, self.config.grad_clip_norm)
+        return loss.item()
+
+    @torch.no_grad()
+    def _errors(self, x: Tensor, change: Tensor) -> tuple[float, float]:
+        """Errors of the shared and of adapted parameters in the later part of windows of x [T, B, ...] side by side."""
+        past, length = self.config.past, self.config.past + self.config.future
+        whole = len(x) - len(x) % length
+        windows, targets = (
+            values[:whole].unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1).to(self.device)
+            for values in (x, self.model.target(change.to(self.device)))
+        )
+        if not whole:
+            return float("nan"), float("nan")
+        frozen = mse_loss(self.model(windows[:, past:]), targets[:, past:])
+        params = self.maml.adapt_tasks(windows[:, :past], targets[:, :past])
+        adapted = mse_loss(self.model.forward_rows(params, windows[:, past:]), targets[:, past:])
+        return frozen.item(), adapted.item()
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+
+    def seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        parts = {
+            "maml": self.maml.state_dict(),
+            "inputs": self.inputs.state_dict(),
+            "changes": self.changes.state_dict(),
+            "replay": self.replay.state_dict(),
+            "counters": {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()},
+        }
+        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.maml.load_state_dict(part_of(state, "maml"))
+        self.inputs.load_state_dict(part_of(state, "inputs"))
+        self.changes.load_state_dict(part_of(state, "changes"))
+        self.replay.load_state_dict(part_of(state, "replay"))
+        counters = part_of(state, "counters")
+        self.updates = int(counters["updates"])
+        self.generator.set_state(counters["generator"])
+        self._noise = None
+
+
+def _appended(past: Tensor, new: Tensor, rows: Tensor) -> Tensor:
+    """past [R, M, ...] with the oldest entry gone and `new` [R, ...] at its end, in the rows marked [R]."""
+    return torch.where(rows[:, None, None], torch.cat([past[:, 1:], new[:, None]], 1), past)
+
+
+def _check(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], memory: MemoryConfig) -> None:
+    if len(observation_space.shape or ()) != 1:
+        raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
+    bounded = isinstance(action_space, gymnasium.spaces.Box) and action_space.is_bounded()
+    if not bounded or len(action_space.shape or ()) != 1:
+        raise UsageError(f"grbal plans actions that are a vector within bounds, got {action_space}; choose rl2 or maml")
+    if memory.method != "mlp":
+        raise UsageError(f"grbal's dynamics model is feed-forward: --method mlp, got {memory.method}")
