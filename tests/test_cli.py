@@ -25,6 +25,7 @@ import gymnasium
 import pytest
 import torch
 from gymnasium.envs.registration import EnvSpec
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl.cli import main
@@ -80,7 +81,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("trian", "unknown command 'trian': choose from doctor, evaluate, list, resume, run"),
+        ("trian", "unknown command 'trian': choose from doctor, evaluate, list, resume, run, video"),
         ("run --task-dist halfcheeta-vel", "unknown task family 'halfcheeta-vel'.*did you mean 'halfcheetah-vel'"),
         ("--task-dist nowhere.py:tasks", "no file nowhere.py"),
         ("--method grue", "unknown method 'grue': choose from gru, lstm, mlp, ssm, transformer; did you mean 'gru'"),
@@ -120,6 +121,10 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("evaluate nowhere --seed a", "--seed takes an integer, got 'a'; see metarl evaluate --help"),
         ("evaluate one two", "unexpected argument 'two'"),
         ("list all", "unexpected argument 'all'"),
+        ("video", "Missing from metarl video: RUN Folder of the run"),
+        ("video nowhere", "nowhere is not the folder of a run: it has no readable config.json"),
+        ("video nowhere --task a", "--task takes an integer, got 'a'; see metarl video --help"),
+        ("video nowhere --shots", "--shots needs at least one integer, such as 1"),
         ("doctor --verbose", "unknown flag '--verbose'"),
     ],
 )
@@ -171,10 +176,10 @@ def test_help_shows_every_field_with_its_docstring(capsys: pytest.CaptureFixture
         "Rate of an inner gradient step",
     ):
         assert docstring in text
-    assert "list (task families), evaluate RUN, resume RUN, doctor" in text
+    assert "list (task families), evaluate RUN, resume RUN, video RUN, doctor" in text
 
 
-@pytest.mark.parametrize("command", ["run", "list", "evaluate", "resume", "doctor"])
+@pytest.mark.parametrize("command", ["run", "list", "evaluate", "resume", "video", "doctor"])
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -258,7 +263,7 @@ def test_a_run_from_start_to_end(folder: Path, capsys: pytest.CaptureFixture[str
     assert [line[:11] for line in lines if line.startswith("epoch ")] == ["epoch   1/2", "epoch   2/2"]
     assert "IQM" in shown.out
     paths = [line.removeprefix("wrote ") for line in lines if line.startswith("wrote ")]
-    names = ["results.json", "adaptation_curve.png", "metrics.csv", "checkpoints/last.safetensors"]
+    names = ["results.json", "adaptation_curve.png", "metrics.csv", "checkpoints/last.safetensors", "before_after.gif"]
     assert paths == [str(run / name) for name in names]
 
     kept = (run / "results.json").read_bytes()
@@ -323,6 +328,40 @@ def test_an_evaluation_refuses_what_the_run_was_trained_on(finished: Path, refus
     assert "takes integers >= 1" in refused("evaluate finished --few-shot -1")
     assert "exclude each other" in refused("evaluate finished --few-shot 1 --zero-shot")
     assert "unknown device 'tpu'" in refused("evaluate finished --device tpu")
+
+
+def test_a_video_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str], refused) -> None:
+    assert main(["video", str(finished), "--task", "101", "--shots", "0", "1", "--out", "x.gif"]) == 0
+    assert capsys.readouterr().out == "wrote x.gif\n"
+    with Image.open("x.gif") as opened:
+        assert opened.n_frames == 51
+    assert "task 103 was not measured in finished: choose from 100..101" in refused("video finished --task 103")
+    assert "shot 4 was not measured in finished: choose from 0, 1" in refused("video finished --shots 0 4")
+    assert "a video is a .gif or a .mp4 file, got x.mov" in refused("video finished --out x.mov")
+    assert "cannot write nowhere/x.gif" in refused("video finished --out nowhere/x.gif")
+    (finished / "checkpoints" / "last.safetensors").unlink()
+    assert "no checkpoint at finished/checkpoints/last.safetensors" in refused("video finished")
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("bandit", "BanditWorlds have no picture: videos show MuJoCo families, point-goal, CartPole and Pendulum"),
+        ("halfcheetah-dir", "nothing can be drawn without EGL nor OSMesa, and none works here; on Debian and Ubuntu"),
+    ],
+)
+@pytest.mark.skipif(sys.platform != "linux", reason="names Linux's graphics libraries")
+def test_a_run_whose_picture_cannot_be_drawn_ends_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, family: str, reason: str
+) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setattr("metarl.experiments.graphics.PROBE", "raise SystemExit(1)")
+    small = [*SMALL, "--epochs", "1", "--update-steps", "5", "--task-dist", family, "--benchmark-mode", "--zero-shot"]
+    assert main(small) == 0
+    *before, last = capsys.readouterr().out.splitlines()
+    assert last.startswith(f"no before_after.gif: {reason}")
+    assert sum(line.startswith("wrote ") for line in before) == 4
+    assert (only_run() / "results.json").is_file()
 
 
 def test_a_loss_that_turns_nan_ends_with_its_name(

@@ -1,4 +1,4 @@
-"""The command line: `metarl run | list | evaluate | resume | doctor`. Without a command, `run`."""
+"""The command line: `metarl run | list | evaluate | resume | video | doctor`. Without a command, `run`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ from rich.table import Table
 
 from metarl.core.errors import UsageError, unknown_name
 from metarl.core.optimization import TrainingDiverged
+from metarl.env_runner.recording import Recorder
 from metarl.env_runner.rows import WorldError
 from metarl.experiments import doctor
 from metarl.experiments.checkpoint import LAST
 from metarl.experiments.display import Display, console, unstable_note
+from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, film, write_before_after
 from metarl.experiments.flags import parse, value_of, without
 from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.plots import adaptation_table
+from metarl.experiments.results import Results
 from metarl.experiments.run import Run, write_results
 from metarl.experiments.run_config import EPOCHS_ALIAS, RunConfig
 from metarl.meta_rl.registry import find_algorithm
@@ -73,7 +76,7 @@ def _run(arguments: list[str]) -> int:
     flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
     flags.__doc__ = (
         "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
-        "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, doctor."
+        "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, video RUN, doctor."
     )
     parsed: Any = parse(flags, arguments, "run")
     run = Run.plan(parsed.run, parsed.algo, parsed.memory, shlex.join(["metarl", "run", *arguments]))
@@ -116,9 +119,12 @@ def _train_and_measure(run: Run) -> int:
     if not finished:
         console.print(f"stopped after a whole epoch, which is saved; go on with:  {go_on}")
         return INTERRUPTED
-    paths = _measure(run, run.folder)
+    recorder = before_after_recorder(run) if run.config.benchmark_mode else None
+    measured, paths = _measure(run, run.folder, recorder=recorder)
     for path in (*paths, run.folder / METRICS_FILE, run.checkpoints / LAST):
         console.print(f"wrote {path}")
+    if recorder is not None:
+        _show(run, recorder, measured)
     return 0
 
 
@@ -141,16 +147,29 @@ def _first_interrupt_asks() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _measure(run: Run, folder: Path, seed: int | None = None) -> list[Path]:
-    """Measure on the held-out tasks, print the table, write the results; their paths."""
+def _show(run: Run, recorder: Recorder, measured: Results) -> None:
+    """Write before_after.gif. All results are there by now, so what keeps it from being drawn is no failure."""
+    try:
+        with console.status(f"drawing {BEFORE_AFTER_FILE}"):
+            path = write_before_after(run, recorder, measured)
+    except UsageError as error:
+        console.print(f"no {BEFORE_AFTER_FILE}: {error}")
+    else:
+        console.print(f"wrote {path}")
+
+
+def _measure(
+    run: Run, folder: Path, seed: int | None = None, recorder: Recorder | None = None
+) -> tuple[Results, list[Path]]:
+    """Measure on the held-out tasks, print the table, write the results; they and their paths."""
     with console.status("measuring on held-out tasks") as status:
         measured = run.measure(
-            lambda done, rounds: status.update(f"measuring on held-out tasks: round {done}/{rounds}"), seed
+            lambda done, rounds: status.update(f"measuring on held-out tasks: round {done}/{rounds}"), seed, recorder
         )
     console.print(adaptation_table([measured]))
     if measured["unstable_rows"]:
         console.print(f"In this measurement {unstable_note(measured['unstable_rows'])}.")
-    return write_results(folder, measured)
+    return measured, write_results(folder, measured)
 
 
 # --- the other commands -----------------------------------------------------------------------------------------------
@@ -189,8 +208,37 @@ def _evaluate(arguments: list[str]) -> int:
     run = replace(run, command=shlex.join(["metarl", "evaluate", *arguments]))
     protocol = run.config.protocol(len(run.test_tasks))
     parts = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot))
-    for path in _measure(run, run.folder / "evaluations" / "-".join(parts), parsed.seed):
+    for path in _measure(run, run.folder / "evaluations" / "-".join(parts), parsed.seed)[1]:
         console.print(f"wrote {path}")
+    return 0
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Film an agent in one task, shot beside shot: the same trial that the run was measured in."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    task: int | None = None
+    """Id of a task that it was measured on; none: the one with the median gain."""
+    shots: tuple[int, ...] = ()
+    """Shots that it was measured at, side by side; none: the first and the last."""
+    out: Path | None = None
+    """A .gif or .mp4; none: task<id>.gif in the folder of the run."""
+
+
+def _video(arguments: list[str]) -> int:
+    parsed = parse(VideoConfig, arguments, "video")
+    run = Run.load(parsed.run, reference=None)
+    with console.status("running the trials again") as status:
+        path = film(
+            run,
+            parsed.task,
+            parsed.shots,
+            parsed.out,
+            lambda done, rounds: status.update(f"running the trials again: round {done}/{rounds}"),
+        )
+    console.print(f"wrote {path}")
     return 0
 
 
@@ -220,6 +268,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "evaluate": _evaluate,
     "resume": _resume,
+    "video": _video,
     "doctor": _doctor,
 }
 

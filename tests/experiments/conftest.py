@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.experiments.graphics import find_backend
 from metarl.tasks.distribution import TaskDistribution
 
 TEST_PARAMS = ({"bonus": 1.0, "length": 3}, {"bonus": -2.0, "length": 1}, {"bonus": 5.0, "length": 2})
@@ -124,3 +126,12 @@ def bonus_family() -> Callable[..., BonusFamily]:
 @pytest.fixture
 def scripted_agent() -> ScriptedAgent:
     return ScriptedAgent()
+
+
+@pytest.fixture(scope="session")
+def graphics_backend() -> str:
+    """The backend that draws here; where there is none, what needs one is skipped with the line that brings it."""
+    try:
+        return find_backend()
+    except UsageError as error:
+        pytest.skip(str(error))

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.experiments import doctor
+from metarl.experiments import doctor, graphics
 
 
 def quick_probe(monkeypatch: pytest.MonkeyPatch, **scripts: str) -> None:
     """Let one backend a keyword be probed, by a script in place of a frame."""
-    monkeypatch.setattr(doctor, "RENDERING_BACKENDS", {sys.platform: tuple(scripts)})
-    monkeypatch.setattr(doctor, "RENDERING_NAMES", {name: name for name in scripts})
+    monkeypatch.setattr(graphics, "RENDERING_BACKENDS", {sys.platform: tuple(scripts)})
+    monkeypatch.setattr(graphics, "RENDERING_NAMES", {name: name for name in scripts})
     choose = "\n".join(f"if os.environ['MUJOCO_GL'] == {name!r}:\n    {script}" for name, script in scripts.items())
-    monkeypatch.setattr(doctor, "PROBE", f"import os, time\n{choose}")
+    monkeypatch.setattr(graphics, "PROBE", f"import os, time\n{choose}")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts processors by Linux's means")
@@ -42,7 +42,7 @@ def test_report_agrees_with_this_machine(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_probe_draws_a_frame_of_a_valid_model(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = MagicMock(spec=mujoco.Renderer)
     monkeypatch.setattr(mujoco, "Renderer", lambda model, height, width: renderer)
-    exec(doctor.PROBE, {})
+    exec(graphics.PROBE, {})
     drawn = renderer.__enter__.return_value
     (data,) = drawn.update_scene.call_args.args
     assert isinstance(data, mujoco.MjData)
@@ -50,20 +50,20 @@ def test_the_probe_draws_a_frame_of_a_valid_model(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_backend_that_mujoco_does_not_know_is_no_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "RENDERING_BACKENDS", {sys.platform: ("no-such-backend",)})
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 60.0)
+    monkeypatch.setattr(graphics, "RENDERING_BACKENDS", {sys.platform: ("no-such-backend",)})
+    monkeypatch.setattr(graphics, "PROBE_SECONDS", 60.0)
     assert dict(doctor.report())["rendering"].startswith("none, so no videos; ")
 
 
 def test_working_backends_are_named_beside_one_that_aborts_and_one_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "PROBE_SECONDS", 1.0)
+    monkeypatch.setattr(graphics, "PROBE_SECONDS", 1.0)
     quick_probe(monkeypatch, aborts="os.abort()", hangs="time.sleep(60)", draws="pass")
     assert dict(doctor.report())["rendering"] == "draws (MUJOCO_GL=draws)"
 
 
 def test_probes_end_with_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     quick_probe(monkeypatch, hangs="time.sleep(60)")
-    with doctor._rendering_probes() as probes:
+    with graphics.rendering_probes() as probes:
         assert probes["hangs"].poll() is None
     assert probes["hangs"].returncode is not None
 

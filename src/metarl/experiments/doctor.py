@@ -7,9 +7,6 @@ import platform
 import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -17,23 +14,9 @@ import numba
 import torch
 from packaging.requirements import Requirement
 
+from metarl.experiments import graphics
+
 DISTRIBUTION = "metarl-agent-framework"
-
-RENDERING_NAMES = {"egl": "EGL", "osmesa": "OSMesa", "cgl": "CGL", "wgl": "WGL"}
-"""What MuJoCo takes in the variable MUJOCO_GL for rendering without a window, and how each is usually written."""
-
-RENDERING_BACKENDS = {"linux": ("egl", "osmesa"), "darwin": ("cgl",), "win32": ("wgl",)}
-
-PROBE_SECONDS = 10.0
-"""A backend that has not drawn a frame by then counts as broken; a working one takes about one second."""
-
-PROBE = """
-import mujoco
-model = mujoco.MjModel.from_xml_string("<mujoco/>")
-with mujoco.Renderer(model, height=8, width=8) as renderer:
-    renderer.update_scene(mujoco.MjData(model))
-    renderer.render()
-"""
 
 
 def report() -> list[tuple[str, str]]:
@@ -42,7 +25,7 @@ def report() -> list[tuple[str, str]]:
     Takes one to three seconds, most of it the first frame that a rendering backend draws. What is missing is a finding,
     never an error.
     """
-    with _rendering_probes() as probes:
+    with graphics.rendering_probes() as probes:
         required, extras = _requirements()
         rows = [
             ("python", f"{platform.python_version()} at {sys.executable}"),
@@ -125,44 +108,6 @@ def _threads() -> str:
     return f"{counts} (OMP_NUM_THREADS={limit})" if limit else counts
 
 
-@contextmanager
-def _rendering_probes() -> Iterator[dict[str, subprocess.Popen[bytes]]]:
-    """One process a backend that draws a frame: a broken graphics library may abort the process that tries it."""
-    with tempfile.TemporaryDirectory() as folder:
-        probes = {
-            backend: subprocess.Popen(
-                [sys.executable, "-c", PROBE],
-                cwd=folder,
-                env={**os.environ, "MUJOCO_GL": backend},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            for backend in RENDERING_BACKENDS.get(sys.platform, ())
-        }
-        try:
-            yield probes
-        finally:
-            for probe in probes.values():
-                probe.kill()
-                probe.wait()
-
-
 def _rendering(probes: dict[str, subprocess.Popen[bytes]]) -> str:
-    working = [backend for backend, probe in probes.items() if _succeeds(probe)]
-    if not working:
-        return f"none, so no videos; {_rendering_advice()}"
-    return ", ".join(f"{RENDERING_NAMES[backend]} (MUJOCO_GL={backend})" for backend in working)
-
-
-def _rendering_advice() -> str:
-    if sys.platform == "linux":
-        return "on Debian and Ubuntu this brings EGL:  apt-get install libegl1 libopengl0 libgl1-mesa-dri"
-    return "a session with a display is needed"
-
-
-def _succeeds(probe: subprocess.Popen[bytes]) -> bool:
-    try:
-        return probe.wait(timeout=PROBE_SECONDS) == 0
-    except subprocess.TimeoutExpired:
-        return False
+    found = [f"{graphics.RENDERING_NAMES[backend]} (MUJOCO_GL={backend})" for backend in graphics.working(probes)]
+    return ", ".join(found) or f"none, so no videos; {graphics.rendering_advice()}"

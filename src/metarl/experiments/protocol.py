@@ -13,6 +13,7 @@ from metarl.core.agent import Agent
 from metarl.core.errors import UsageError, unknown_name
 from metarl.core.task import Task
 from metarl.core.threads import torch_threads
+from metarl.env_runner.recording import Recorder
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.trial import Trial, run_trial
 from metarl.experiments.reference import OracleAgent, RandomAgent
@@ -99,6 +100,7 @@ def evaluate(
     tasks: Sequence[Task],
     protocol: Protocol,
     progress: Progress | None = None,
+    recorder: Recorder | None = None,
 ) -> Evaluation:
     """Measure how `agent` adapts to `tasks`: trials of max(protocol.shots) adaptations, `repeats` a task.
 
@@ -108,13 +110,16 @@ def evaluate(
 
     Args:
         progress: called with (rounds begun, rounds in all).
+        recorder: keeps the first row of every task.
 
     Raises:
         UsageError: no task, or a task twice.
     """
     check_unique(tasks)
     with closing(distribution.make_env(row_tasks(tasks, protocol, agent.trial_rows), seed=protocol.seed)) as env:
-        return _evaluate_in(env, agent, tasks, protocol, progress)
+        rows = {task: index * agent.trial_rows for index, task in enumerate(tasks)}
+        worlds = env if recorder is None else recorder.wrap(env, rows)
+        return _evaluate_in(worlds, agent, tasks, protocol, progress)
 
 
 def reference_lines(

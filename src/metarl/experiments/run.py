@@ -16,6 +16,7 @@ from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig, make_memory
 from metarl.core.task import Task
+from metarl.env_runner.recording import Recorder
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
 from metarl.experiments.files import write_json
 from metarl.experiments.plots import adaptation_curve
@@ -159,7 +160,12 @@ class Run:
         trainer.train()
         return trainer.epoch >= self.config.epochs
 
-    def measure(self, progress: Callable[[int, int], None] | None = None, seed: int | None = None) -> Results:
+    def measure(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        seed: int | None = None,
+        recorder: Recorder | None = None,
+    ) -> Results:
         """Measure the last checkpoint on the held-out tasks.
 
         The results also count `unstable_rows`: worlds that the simulator had to give up.
@@ -167,12 +173,13 @@ class Run:
         Args:
             progress: called with (rounds begun, rounds in all).
             seed: of the worlds; None: that of the run.
+            recorder: keeps the first row of every task.
         """
         agent = self.make_agent()
         meta = restore(agent, self.checkpoints / LAST)
         protocol = self.config.protocol(len(self.test_tasks))
         protocol = protocol if seed is None else replace(protocol, seed=seed)
-        evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress)
+        evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress, recorder)
         references = reference_lines(self.distribution, self.test_tasks, protocol) if self.config.benchmark_mode else {}
         if self.config.reference is not None:
             line = reference_from_run(self.config.reference, self.distribution, self.test_tasks)

@@ -182,7 +182,7 @@ class TaskDistribution:
                 raise UsageError(f"{flag} needs at least one id")
             for id in ids or ():
                 if id not in known:
-                    raise UsageError(f"{flag}: '{self.name}' has no task {id}; allowed ids: {_ranges(list(known))}")
+                    raise UsageError(f"{flag}: '{self.name}' has no task {id}; allowed ids: {id_ranges(list(known))}")
             chosen.append([known[id] for id in ids] if ids is not None else list(default))
         overlap = sorted({task.id for task in chosen[0]} & {task.id for task in chosen[1]})
         if overlap:
@@ -221,8 +221,8 @@ def split_tasks(params: Sequence[Params], seed: int, test_fraction: float = 0.2)
     return [task for task in tasks if task.id not in held_out], [task for task in tasks if task.id in held_out]
 
 
-def _ranges(ids: Sequence[int]) -> str:
-    """0, 1, 2, 100 -> '0..2, 100'."""
+def id_ranges(ids: Sequence[int]) -> str:
+    """Ids as text: 0, 1, 2, 100 -> '0..2, 100'."""
     ordered, parts, start = sorted(ids), [], math.inf
     for index, id in enumerate(ordered):
         start = min(start, id)

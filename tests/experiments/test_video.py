@@ -1,0 +1,326 @@
+"""What is shown of which step, in which words, and files that open as they should."""
+
+from __future__ import annotations
+
+import builtins
+import io
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+
+from metarl.core.errors import UsageError
+from metarl.core.task import Task
+from metarl.env_runner.recording import Episode, Recorder
+from metarl.env_runner.toy_worlds import PointWorlds
+from metarl.experiments import scenes, sketches, video
+from metarl.experiments.graphics import Camera, Marker
+from metarl.experiments.scenes import draw_scenes, explanation, gauge
+from metarl.experiments.video import Caption, Video, in_words, make_video, median_task, shown_steps, write_video
+from metarl.tasks import make_tasks
+
+CAPTION = Caption("point-goal · rl2 · gru", "held-out task", {0: "before any experience", 1: "after 1 episode"})
+GOAL = Task(103, {"goal": (0.6, 0.8)})
+
+
+def straight(task: Task, speed: float, steps: int, *, terminated: bool = False) -> Episode:
+    """A point that goes right at `speed` a step; each step pays -1."""
+    states = np.zeros((steps, 2))
+    states[:, 0] = speed * np.arange(steps)
+    return Episode(states, np.full(steps, -1.0), terminated)
+
+
+def recorded(*episodes: Episode, task: Task = GOAL) -> Recorder:
+    recorder = Recorder(range(len(episodes)))
+    recorder.world = PointWorlds([task], sparse=False, max_episode_steps=50)
+    recorder.tasks = {task.id: task}
+    recorder.episodes = {(task.id, shot): episode for shot, episode in enumerate(episodes)}
+    return recorder
+
+
+@pytest.mark.parametrize(
+    ("longest", "count", "stride"), [(1, 1, 1), (50, 50, 1), (72, 72, 1), (73, 37, 2), (200, 67, 3), (1000, 72, 4)]
+)
+def test_steps_are_shown_in_even_strides(longest: int, count: int, stride: int) -> None:
+    steps, found = shown_steps(longest)
+    assert (len(steps), found) == (count, stride)
+    assert steps == [index * stride for index in range(count)]
+    assert steps[-1] < longest
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({}, "the environment as it is"),
+        ({"velocity": 2.314}, "target speed 2.31 m/s"),
+        ({"direction": -1.0}, "run backward"),
+        ({"direction": 1.0}, "run forward"),
+        ({"angle": np.pi / 2}, "run towards 90°"),
+        ({"goal": (-0.5, 0.25)}, "goal (−0.50, 0.25)"),
+        ({"gravity_scale": 0.5}, "gravity × 0.50"),
+        (
+            {"body_mass_scale": (1.0,) * 8, "speed": 1, "dof_damping_scale": (2.0,) * 4},
+            "speed 1.00, own body mass, dof damping",
+        ),
+        ({"variant": "halfcheetah-jointdec_25_bfoot"}, "halfcheetah-jointdec_25_bfoot"),
+        ({"length": 0.5, "force": 8.0}, "length 0.50, force 8.00"),
+    ],
+)
+def test_a_task_is_said_in_words(params: dict[str, Any], words: str) -> None:
+    assert in_words(Task(0, params)) == words
+
+
+def test_the_task_with_the_median_gain_is_shown() -> None:
+    recorder = Recorder((0, 5))
+    recorder.tasks = {id: Task(id, {}) for id in (100, 101, 102)}
+    for id, gain in ((100, 9.0), (101, -3.0), (102, 2.0)):
+        for shot, total in ((0, 1.0), (5, 1.0 + gain)):
+            recorder.episodes[id, shot] = Episode(np.zeros((1, 2)), np.array([total]), False)
+    assert median_task(recorder, 0, 5).id == 102
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every text that is written into a frame."""
+    texts: list[str] = []
+    plain = video.ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        video.ImageDraw.ImageDraw,
+        "text",
+        lambda pen, place, text, *style, **more: (texts.append(text), plain(pen, place, text, *style, **more)),
+    )
+    return texts
+
+
+def test_captions_name_agent_task_shot_and_running_return(written: list[str]) -> None:
+    film = make_video(recorded(straight(GOAL, 0.0, 3), straight(GOAL, 0.1, 3)), GOAL, (0, 1), CAPTION)
+    assert len(film.frames) == 4
+    assert film.frames[0].size == (664, 358)
+    assert written[0] == "point-goal · rl2 · gru · held-out task 103: goal (0.60, 0.80)"
+    assert "the disc is the goal, which the agent does not see" in written
+    for text in ("shot 0", "before any experience", "shot 1", "after 1 episode"):
+        assert written.count(text) == 4
+    assert [text for text in written if text.startswith(("return", "total"))] == [
+        *["return −1.0"] * 2,
+        *["return −2.0"] * 2,
+        *["return −3.0"] * 2,
+        *["total −3.0"] * 2,
+    ]
+    assert [text for text in written if text.startswith("distance")][:2] == ["distance to the goal: 1.00"] * 2
+
+
+def test_panels_differ_where_the_shots_did() -> None:
+    film = make_video(recorded(straight(GOAL, 0.0, 5), straight(GOAL, 0.1, 5)), GOAL, (0, 1), CAPTION)
+    pixels = np.asarray(film.frames[-1]).astype(int)
+    top, bottom = video.TITLE + video.HEADER, video.TITLE + video.HEADER + video.PICTURE[1]
+    left, right = (
+        pixels[top:bottom, start : start + video.PICTURE[0]] for start in (video.GAP, 2 * video.GAP + video.PICTURE[0])
+    )
+    assert (left != right).any()
+    np.testing.assert_array_equal(left[:20], right[:20])
+    assert (np.asarray(film.frames[0]) != np.asarray(film.frames[-1])).any()
+
+
+def test_an_episode_that_ended_early_waits_and_says_so(written: list[str]) -> None:
+    make_video(recorded(straight(GOAL, 0.1, 2, terminated=True), straight(GOAL, 0.1, 4)), GOAL, (0, 1), CAPTION)
+    assert written.count("ended after 2 steps") == 4  # steps 1, 2 and 3, and the end
+    assert [text for text in written if text.startswith("total")] == ["total −2.0", "total −4.0"]
+
+
+def test_of_a_long_episode_the_beginning_is_shown_and_the_whole_return_told(written: list[str]) -> None:
+    film = make_video(recorded(straight(GOAL, 0.001, 1000)), GOAL, (0,), CAPTION)
+    assert len(film.frames) == video.MAX_FRAMES + 1
+    assert "the disc is the goal, which the agent does not see   the first 285 of 1000 steps" in written
+    assert [text for text in written if text.startswith(("return", "total"))][-2:] == ["return −285.0", "total −1000.0"]
+
+
+def test_too_many_shots_are_refused() -> None:
+    with pytest.raises(UsageError, match="a video shows 4 shots at most, got 5"):
+        make_video(recorded(*[straight(GOAL, 0.1, 2)] * 5), GOAL, range(5), CAPTION)
+
+
+def test_worlds_without_a_picture_are_one_line() -> None:
+    bandit = make_tasks("bandit")
+    recorder = recorded(straight(GOAL, 0.1, 2))
+    recorder.world = bandit.make_env(bandit.test[:1])
+    with pytest.raises(UsageError, match="BanditWorlds have no picture: videos show MuJoCo families, point-goal"):
+        make_video(recorder, GOAL, (0,), CAPTION)
+    with pytest.raises(UsageError, match="BanditWorlds have no picture"):
+        gauge(recorder.world, GOAL, recorder.episodes[103, 0])
+    assert explanation(recorder.world) == ""
+
+
+# --- scenes -----------------------------------------------------------------------------------------------------------
+
+
+def body(family: str) -> tuple[Any, Task]:
+    distribution = make_tasks(family)
+    return distribution.make_env(distribution.test[:1]), distribution.test[0]
+
+
+def moving(world: Any, speed: float, steps: int = 200) -> Episode:
+    """A body that glides along x at `speed` m/s, 0.05 s a step."""
+    qpos = np.repeat(world.qpos[:1].copy(), steps, axis=0)
+    qpos[:, 0] = speed * 0.05 * np.arange(steps)
+    return Episode(qpos, np.zeros(steps), False)
+
+
+@pytest.mark.parametrize(
+    ("family", "params", "label", "value", "target"),
+    [
+        ("halfcheetah-vel", {"velocity": 1.5}, "speed, m/s", 2.0, 1.5),
+        ("halfcheetah-dir", {"direction": -1.0}, "speed the right way, m/s", -2.0, 0.0),
+        ("halfcheetah-gravity", {"gravity_scale": 0.5}, "speed, m/s", 2.0, 0.0),
+        ("ant-dir", {"angle": np.pi / 3}, "speed the right way, m/s", 1.0, 0.0),
+        ("ant-goal", {"goal": (1.0, 0.0)}, "distance to the goal, m", 18.9, 0.0),
+    ],
+)
+def test_gauges_of_robots_by_hand(family: str, params: dict[str, Any], label: str, value: float, target: float) -> None:
+    world, _ = body(family)
+    shown = gauge(world, Task(0, params), moving(world, 2.0))
+    assert (shown.label, shown.target) == (label, target)
+    assert shown.values[-1] == pytest.approx(value)
+
+
+def test_gauges_of_small_worlds_by_hand() -> None:
+    cartpole, _ = body("cartpole-dynamics")
+    pendulum, _ = body("pendulum-dynamics")
+    tilted = Episode(np.array([[0.0, 0.0, np.radians(3), 0.0]], np.float32), np.ones(1), True)
+    hanging = Episode(np.array([[np.cos(2.0), np.sin(2.0), 0.0]], np.float32), np.ones(1), False)
+    assert gauge(cartpole, GOAL, tilted).values == pytest.approx([3.0])
+    assert gauge(pendulum, GOAL, hanging).values == pytest.approx([np.degrees(2.0)])
+    point, _ = body("point-goal")
+    assert gauge(point, GOAL, straight(GOAL, 0.6, 2)).values == pytest.approx([1.0, 0.8])
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What `draw_states` is asked for; it draws nothing."""
+    asked: dict[str, Any] = {}
+
+    def draw(model: Any, qpos: np.ndarray, camera: Camera, markers: list[Marker], size: tuple[int, int]) -> np.ndarray:
+        asked.update(model=model, qpos=qpos, camera=camera, markers=markers)
+        return np.zeros((len(qpos), size[1], size[0], 3), np.uint8)
+
+    monkeypatch.setattr(scenes, "draw_states", draw)
+    return asked
+
+
+def test_the_flag_runs_at_the_target_speed_and_is_announced_where_it_is_out_of_sight(drawn: dict[str, Any]) -> None:
+    world, _ = body("halfcheetah-vel")
+    task = Task(0, {"velocity": 2.0})
+    episodes = [moving(world, 0.0), moving(world, 2.0), moving(world, 3.0)]
+    slow, fitting, fast = draw_scenes(world, task, episodes, [0, 100, 180], (320, 240))
+    post = drawn["markers"][0]
+    assert post.position[:, 0] == pytest.approx([0.0, 10.0, 18.0] * 3)
+    assert list(slow.notes) == ["", "flag 10.0 m ahead ▶", "flag 18.0 m ahead ▶"]
+    assert list(fitting.notes) == [""] * 3
+    assert list(fast.notes) == ["", "◀ flag 5.0 m behind", "◀ flag 9.0 m behind"]
+    np.testing.assert_array_equal(drawn["qpos"][3:6], episodes[1].states[[0, 100, 180]])
+
+
+@pytest.mark.parametrize(
+    ("family", "params", "heading"),
+    [("halfcheetah-dir", {"direction": -1.0}, [-1.0, 0.0, 0.0]), ("ant-dir", {"angle": np.pi / 2}, [0.0, 1.0, 0.0])],
+)
+def test_an_arrow_points_where_the_task_asks(drawn, family: str, params: dict[str, Any], heading: list[float]) -> None:
+    world, _ = body(family)
+    draw_scenes(world, Task(0, params), [moving(world, 1.0)], [0, 40], (320, 240))
+    (arrow,) = drawn["markers"]
+    assert arrow.rotation @ [0.0, 0.0, 1.0] == pytest.approx(heading)
+    assert np.linalg.det(arrow.rotation) == pytest.approx(1.0)
+    assert arrow.position[1] - arrow.position[0] == pytest.approx([2.0, 0.0, 0.0])
+    assert "arrow" in explanation(world)
+
+
+def test_a_goal_has_a_flag_and_other_tasks_need_no_marker(drawn: dict[str, Any]) -> None:
+    world, _ = body("ant-goal")
+    draw_scenes(world, Task(0, {"goal": (1.0, -2.0)}), [moving(world, 1.0)], [0], (320, 240))
+    assert drawn["markers"][0].position[0, :2] == pytest.approx([1.0, -2.0])
+    world, task = body("halfcheetah-gravity")
+    draw_scenes(world, task, [moving(world, 1.0)], [0], (320, 240))
+    assert drawn["markers"] == []
+    assert explanation(world) == ""
+
+
+def test_the_robot_is_drawn_with_the_tasks_own_body_and_the_shared_model_is_not_repainted(drawn) -> None:
+    world, _ = body("imujoco-halfcheetah")
+    family = make_tasks("imujoco-halfcheetah")
+    long = next(task for task in (*family.train, *family.test) if "lengthinc_150_torso" in str(task["variant"]))
+    template = scenes.template_model(world.family)
+    before = template.geom_size.copy(), template.mat_reflectance.copy(), template.tex_data.copy()
+    draw_scenes(world, long, [moving(world, 1.0)], [0], (320, 240))
+    assert (drawn["model"].geom_size != template.geom_size).any()
+    for field, values in zip(("geom_size", "mat_reflectance", "tex_data"), before, strict=True):
+        np.testing.assert_array_equal(getattr(template, field), values)
+
+
+def blue_column(picture: np.ndarray) -> float:
+    """The mean column of what moves."""
+    moves = picture[..., 2].astype(int) - picture[..., 0] > 60
+    return float(np.argwhere(moves).mean(axis=0)[1])
+
+
+def test_sketches_show_what_moves() -> None:
+    size = (96, 64)
+    angles = np.array([[0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.2, 0.0]])
+    upright, tilted = sketches.cartpole(Task(0, {"length": 1.0}), angles, size)
+    assert upright.shape == (64, 96, 3)
+    assert blue_column(upright) == pytest.approx(48, abs=1)
+    assert blue_column(tilted) > 49
+    turned = np.array([[np.cos(angle), np.sin(angle)] for angle in (1.0, -1.0)])
+    left, right = sketches.pendulum(Task(0, {}), turned, size)
+    assert blue_column(left) < 44
+    assert blue_column(right) > 52  # a positive angle falls to the left
+    (point,) = sketches.point(GOAL, np.array([[1.0, 0.0]]), 1.0, size)
+    assert blue_column(point) > 60
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def plain_video(size: tuple[int, int] = (64, 48)) -> Video:
+    frames = []
+    for index in range(5):
+        frames.append(Image.new("RGB", size, (0, 100, 200)))
+        frames[-1].paste("white", (10 * index, 0, 10 * index + 8, 8))
+    return Video(frames, [0.1] * 4 + [0.5])
+
+
+def test_a_gif_opens_with_its_frames_size_and_times(tmp_path: Path) -> None:
+    write_video(tmp_path / "x.gif", plain_video())
+    with Image.open(tmp_path / "x.gif") as opened:
+        assert (opened.n_frames, opened.size, opened.info["loop"]) == (5, (64, 48), 0)
+        times = []
+        for index in range(opened.n_frames):
+            opened.seek(index)
+            times.append(opened.info["duration"])
+        assert times == [100] * 4 + [500]
+        np.testing.assert_allclose(np.asarray(opened.convert("RGB"))[0, 0], (0, 100, 200), atol=8)
+
+
+def test_an_mp4_opens_with_its_frames_and_size(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg is not installed: pip install '.[video]'")
+    write_video(tmp_path / "x.mp4", plain_video())
+    pixels = iio.imread(io.BytesIO((tmp_path / "x.mp4").read_bytes()), extension=".mp4", plugin="FFMPEG")
+    assert pixels.shape == (4 + 5, 48, 64, 3)  # the last stands for five
+    np.testing.assert_allclose(pixels[0, 24, 32], (0, 100, 200), atol=12)
+
+
+def test_only_known_formats_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match=r"a video is a .gif or a .mp4 file, got .*x.avi"):
+        write_video(tmp_path / "x.avi", plain_video())
+    plain = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "imageio_ffmpeg":
+            raise ImportError(name)
+        return plain(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UsageError, match=r"imageio-ffmpeg is not installed: run  pip install '.*\[video\]'"):
+        write_video(tmp_path / "x.mp4", plain_video())
+    assert list(tmp_path.iterdir()) == []
