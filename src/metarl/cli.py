@@ -1,4 +1,4 @@
-"""The command line: `metarl run | list | evaluate | resume | video | doctor`. Without a command, `run`."""
+"""The command line: `metarl run | list | evaluate | resume | watch | report | video | doctor`. Without one, `run`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 from rich.table import Table
 
-from metarl.core.errors import UsageError, unknown_name
+from metarl.core.errors import UsageError, missing_extra, unknown_name
 from metarl.core.optimization import TrainingDiverged
 from metarl.env_runner.recording import Recorder
 from metarl.env_runner.rows import WorldError
@@ -27,9 +27,11 @@ from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, fi
 from metarl.experiments.flags import parse, value_of, without
 from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.plots import adaptation_table
+from metarl.experiments.report import load_entries
 from metarl.experiments.results import Results
-from metarl.experiments.run import Run, write_results
+from metarl.experiments.run import EVALUATIONS, Run, write_results
 from metarl.experiments.run_config import EPOCHS_ALIAS, RunConfig
+from metarl.experiments.watch import watch
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks import describe_tasks
 
@@ -76,7 +78,8 @@ def _run(arguments: list[str]) -> int:
     flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
     flags.__doc__ = (
         "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
-        "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, video RUN, doctor."
+        "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, watch RUN, "
+        "report RUN ..., video RUN, doctor."
     )
     parsed: Any = parse(flags, arguments, "run")
     run = Run.plan(parsed.run, parsed.algo, parsed.memory, shlex.join(["metarl", "run", *arguments]))
@@ -208,7 +211,7 @@ def _evaluate(arguments: list[str]) -> int:
     run = replace(run, command=shlex.join(["metarl", "evaluate", *arguments]))
     protocol = run.config.protocol(len(run.test_tasks))
     parts = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot))
-    for path in _measure(run, run.folder / "evaluations" / "-".join(parts), parsed.seed)[1]:
+    for path in _measure(run, run.folder / EVALUATIONS / "-".join(parts), parsed.seed)[1]:
         console.print(f"wrote {path}")
     return 0
 
@@ -243,6 +246,44 @@ def _video(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """Follow a run in the terminal until it is finished; Ctrl-C ends the watching, never the run."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    once: bool = False
+    """Print where the run stands, and end."""
+
+
+def _watch(arguments: list[str]) -> int:
+    parsed = parse(WatchConfig, arguments, "watch")
+    watch(parsed.run, parsed.once, console)
+    return 0
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Put finished runs on the same tasks into one HTML page: figures, tables, settings; it opens without a network."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """Folders of finished runs, or of their evaluations; those that differ in the seed alone become one line."""
+    out: Path = Path("report.html")
+    """Where to write the page."""
+
+
+def _report(arguments: list[str]) -> int:
+    parsed = parse(ReportConfig, arguments, "report")
+    entries = load_entries(parsed.runs)
+    try:
+        from metarl.experiments.report_page import write_report
+    except ModuleNotFoundError as error:
+        raise missing_extra(str(error.name), "report") from error
+    write_report(parsed.out, entries)
+    console.print(f"wrote {parsed.out}")
+    return 0
+
+
+@dataclass(frozen=True)
 class NoFlags:
     """This command takes no flags."""
 
@@ -269,6 +310,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "resume": _resume,
     "video": _video,
+    "watch": _watch,
+    "report": _report,
     "doctor": _doctor,
 }
 

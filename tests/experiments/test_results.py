@@ -39,7 +39,7 @@ def test_results_have_exactly_the_documented_fields(bonus_family, scripted_agent
     run = measure(bonus_family(), scripted_agent)
     assert set(run) == {
         *("task_dist", "details", "algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split"),
-        *("env_steps", "wall_seconds", "versions", "command"),
+        *("env_steps", "wall_seconds", "versions", "hardware", "command"),
     }
     assert list(run["shots"]) == ["0", "1", "3"]
     for shot in run["shots"].values():
@@ -84,6 +84,7 @@ def test_results_by_hand(bonus_family, scripted_agent) -> None:
     }
     assert run["versions"]["torch"] == version("torch")
     assert run["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert {"processor", "cores", "memory", "GPU"} <= set(run["hardware"])
 
 
 def test_results_are_json_as_they_stand(bonus_family, scripted_agent) -> None:

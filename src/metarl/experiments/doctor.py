@@ -31,15 +31,22 @@ def report() -> list[tuple[str, str]]:
             ("python", f"{platform.python_version()} at {sys.executable}"),
             ("metarl", _version(DISTRIBUTION) or f"{DISTRIBUTION} is not installed here: run  pip install -e ."),
             *((name, _version(name) or "not installed") for name in required),
-            ("system", platform.platform()),
-            ("processor", _processor()),
-            ("cores", _cores()),
-            ("memory", _memory()),
-            ("GPU", _gpu()),
-            ("threads", _threads()),
+            *hardware().items(),
             *((f"extra {extra}", _extra(extra, packages)) for extra, packages in extras.items()),
         ]
         return [*rows, ("rendering", _rendering(probes))]
+
+
+def hardware() -> dict[str, str]:
+    """The machine and what of it is open to this process, by part: what a wall time depends on."""
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "memory": _memory(),
+        "GPU": _gpu(),
+        "threads": _threads(),
+    }
 
 
 def _version(distribution: str) -> str | None:

@@ -13,6 +13,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignore[import-untyped]
 
+from metarl.core.agent import Metrics
 from metarl.core.errors import UsageError
 from metarl.experiments.files import atomic_write
 
@@ -64,14 +65,28 @@ class MetricsLog:
             raise UsageError(f"cannot write {self._events}: {error.strerror or error}; free space there") from error
 
 
-def _rows_until(path: Path, epoch: int) -> list[dict[str, str]]:
-    """The rows of metrics.csv up to `epoch`; none where the file is gone."""
+def read_metrics(folder: str | Path) -> list[Metrics]:
+    """The rows of a folder's metrics.csv, without cells that are empty; none where there is no such file."""
+    path = Path(folder) / METRICS_FILE
+    rows = _rows_until(path, None)
+    try:
+        return [{name: float(value) for name, value in row.items() if value} for row in rows]
+    except ValueError as error:
+        raise _unreadable(path, error) from error
+
+
+def _rows_until(path: Path, epoch: int | None) -> list[dict[str, str]]:
+    """The rows of metrics.csv up to `epoch`, or all; none where the file is gone."""
     try:
         with path.open(newline="") as file:
             header, *rows = csv.reader(file)
         table = [dict(zip(header, row, strict=True)) for row in rows]
-        return [row for row in table if int(row["epoch"]) <= epoch]
+        return [row for row in table if epoch is None or int(row["epoch"]) <= epoch]
     except FileNotFoundError:
         return []
     except (OSError, KeyError, ValueError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read ({error}): move it away to go on without its rows") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UsageError:
+    return UsageError(f"{path} cannot be read ({error}): move it away to go on without its rows")

@@ -26,6 +26,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 REFERENCES = {"random": ("random policy", (0, (1, 2))), "task_conditioned": ("policy told the task", (0, (6, 2)))}
 INK, GREY = "#333333", "#767676"
 
+INTERVAL = "mean with 95 % CI over repeats"
+
 FAR = 0.5
 """A reference further from all scores than this fraction of their spread is named at the border, not drawn to scale."""
 
@@ -72,7 +74,7 @@ def adaptation_table(results: Sequence[Results]) -> Table:
     _check_comparable(results)
     several = len(results) > 1
     succeeds = any(shot["success"] for result in results for shot in result["shots"].values())
-    caption = f"return per episode; {_measured_on(results)}"
+    caption = f"return per episode; {measured_on(results[0])}; {INTERVAL}"
     table = Table(title=_title(results), caption=caption, box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
     for column in (*(["agent"] if several else []), "shot"):
         table.add_column(column, no_wrap=True)
@@ -161,7 +163,7 @@ def _draw_references(axes: Axes, references: Mapping[str, Any], drawn: tuple[flo
     heights = [(values[name] - low + margin) / (high - low + 2 * margin) for name in ascending]
     for name, height in zip(ascending, _spread_out(heights), strict=True):
         arrow = "" if name in near else "↓ " if values[name] < low else "↑ "
-        text = f"{arrow}{REFERENCES[name][0]}\n{_minus(_number(values[name]))}"
+        text = f"{arrow}{REFERENCES[name][0]}\n{with_minus(number(values[name]))}"
         axes.text(1.015, height, text, transform=axes.transAxes, va="center", fontsize=8.5, color=GREY)
 
 
@@ -187,7 +189,7 @@ def _drawn_range(results: Sequence[Results]) -> tuple[float, float]:
 
 def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Sequence[int]) -> None:
     axes.set_title(_title(results), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22)
-    axes.text(0, 1.025, _measured_on(results), transform=axes.transAxes, fontsize=9, color=GREY)
+    axes.text(0, 1.025, f"{measured_on(results[0])}; {INTERVAL}", transform=axes.transAxes, fontsize=9, color=GREY)
     axes.set_xlim(-0.35, len(shots) - 0.65)
     axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
     axes.set_xlabel("shot (rounds of experience in the task before this one)", color=INK)
@@ -211,15 +213,14 @@ def _title(results: Sequence[Results]) -> str:
     return " · ".join(names[0] for names in shared if len(names) == 1)
 
 
-def _measured_on(results: Sequence[Results]) -> str:
+def measured_on(results: Results) -> str:
     """Number of tasks, whether they are new, and repeats."""
-    first = results[0]
-    num_tasks, seen = len(first["tasks"]), len(first["task_split"]["same_as_train"])
-    repeats = len(next(iter(first["tasks"][0]["shots"].values()))["return"])
+    num_tasks, seen = len(results["tasks"]), len(results["task_split"]["same_as_train"])
+    repeats = len(next(iter(results["tasks"][0]["shots"].values()))["return"])
     kind = f"{num_tasks} {'test' if seen else 'held-out'} task{'' if num_tasks == 1 else 's'}"
     if seen:
         kind += " (also trained on)" if seen == num_tasks else f" ({seen} also trained on)"
-    return f"{kind}, {repeats} repeats each; mean with 95 % CI over repeats"
+    return f"{kind}, {repeats} repeats each"
 
 
 def _labels(results: Sequence[Results]) -> list[str]:
@@ -237,17 +238,17 @@ def _task_means(task: dict[str, Any]) -> list[float]:
 
 def _cells(summary: dict[str, Any]) -> list[str]:
     low, high = summary["ci95"]
-    interval = f"[{_number(low)}, {_number(high)}]"
-    return [_number(summary["mean"]), interval, _number(summary["iqm"]), _number(summary["cvar05"])]
+    interval = f"[{number(low)}, {number(high)}]"
+    return [number(summary["mean"]), interval, number(summary["iqm"]), number(summary["cvar05"])]
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Two decimals below 10, one below 1,000, none above."""
     decimals = 2 if abs(value) < 10 else 1 if abs(value) < 1000 else 0
     return f"{value:,.{decimals}f}"
 
 
-def _minus(text: str) -> str:
+def with_minus(text: str) -> str:
     """With the minus sign that the axis uses."""
     return text.replace("-", "\N{MINUS SIGN}")
 

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task, TaskValue
-from metarl.experiments.doctor import DISTRIBUTION
+from metarl.experiments.doctor import DISTRIBUTION, hardware
 from metarl.experiments.protocol import Evaluation, References, ShotScores, check_disjoint
 from metarl.experiments.statistics import Scores, Summary, summary
 from metarl.tasks.distribution import TaskDistribution
@@ -40,7 +40,8 @@ def results(
 
     Scores are summarised by shot (`shots`) and given whole by task (`tasks`: per shot one number a repeat, so that any
     other statistic can be drawn from the file). `task_split.same_as_train` names the test tasks whose parameters were
-    also trained on, under another id: in a family of two directions nothing is left to hold out.
+    also trained on, under another id: in a family of two directions nothing is left to hold out. `versions` and
+    `hardware` are those of the measurement; config.json holds those of the training.
 
     `details` is what else decides the numbers, as the distribution says: results that differ in it are not compared.
 
@@ -81,6 +82,7 @@ def results(
         "env_steps": env_steps,
         "wall_seconds": wall_seconds,
         "versions": versions(),
+        "hardware": hardware(),
         "command": command,
     }
 

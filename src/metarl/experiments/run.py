@@ -18,6 +18,7 @@ from metarl.core.memory import MemoryConfig, make_memory
 from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
+from metarl.experiments.doctor import hardware
 from metarl.experiments.files import write_json
 from metarl.experiments.plots import adaptation_curve
 from metarl.experiments.protocol import check_unique, evaluate, reference_lines
@@ -27,7 +28,7 @@ from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress,
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.distribution import TaskDistribution
 
-CONFIG_FILE, CURVE_FILE = "config.json", "adaptation_curve.png"
+CONFIG_FILE, CURVE_FILE, EVALUATIONS = "config.json", "adaptation_curve.png", "evaluations"
 FREE_BYTES = 50 * 2**20
 """Nothing is trained on a disk with less space than this: two checkpoints, logs and figures take a few MB."""
 
@@ -115,10 +116,8 @@ class Run:
     def write_config(self) -> None:
         """Write config.json, from which the run is resumed."""
         parts = {"run": asdict(self.config), "algorithm": asdict(self.algorithm), "memory": asdict(self.memory)}
-        details = self.distribution.details
-        write_json(
-            self.folder / CONFIG_FILE, {**parts, "details": details, "command": self.command, "versions": versions()}
-        )
+        made_by = {"command": self.command, "versions": versions(), "hardware": hardware()}
+        write_json(self.folder / CONFIG_FILE, {**parts, "details": self.distribution.details, **made_by})
 
     @property
     def checkpoints(self) -> Path:

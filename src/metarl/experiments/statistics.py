@@ -88,22 +88,65 @@ def stratified_bootstrap_ci(
     Resampling Inference with Complex Survey Data. With R draws the variance of the mean comes out (R - 1) / R of its
     value, and the 95 % interval of four repeats a task covers only 91 %; with R - 1 draws it comes out right.
     """
-    scores = score_matrix(scores)
-    num_repeats, num_tasks = scores.shape
-    if num_repeats < 2:
-        raise UsageError(
-            f"a confidence interval needs at least 2 repeats a task, got {num_repeats}: measure more repeats"
-        )
-    if not 0 < level < 1:
-        raise UsageError(f"the level of a confidence interval lies between 0 and 1, got {level}")
-    if resamples < 1:
-        raise UsageError(f"the bootstrap needs at least 1 resample, got {resamples}")
-    draws = np.random.default_rng(seed).integers(num_repeats, size=(resamples, num_repeats - 1, num_tasks))
-    values = np.asarray(statistic(scores[draws, np.arange(num_tasks)]))
+    values = np.asarray(statistic(_resampled(scores, level, resamples, seed)))
     if values.shape != (resamples,):
         raise UsageError(f"statistic must map [resamples, repeats, tasks] to [{resamples}], got shape {values.shape}")
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = _limits(values, level)
     return float(low), float(high)
+
+
+def performance_profile(
+    scores: ArrayLike, thresholds: ArrayLike, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Scores, Scores, Scores]:
+    """Fraction of all scores above each threshold, and its pointwise interval: three arrays [thresholds].
+
+    F(tau) = 1 / (R N) * sum over the R repeats and N tasks of 1[score > tau]: the whole distribution of the scores,
+    tails included, where a mean is one number. The interval is that of `stratified_bootstrap_ci`, threshold by threshold.
+
+    Args:
+        scores: [repeats, tasks], as in `stratified_bootstrap_ci`.
+
+    Source: Agarwal et al. (2021), arXiv 2108.13264, run-score distributions.
+    """
+
+    def above(scores: Scores) -> Scores:
+        return np.stack([(scores > tau).mean(axis=(-2, -1)) for tau in np.asarray(thresholds)], axis=-1)
+
+    low, high = _limits(above(_resampled(scores, level, resamples, seed)), level)
+    return above(score_matrix(scores)), low, high
+
+
+def probability_of_improvement(
+    x: ArrayLike, y: ArrayLike, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float]:
+    """How likely a score of X is above one of Y on the same task, task drawn at random, and its interval.
+
+    P(X > Y) = 1 / N * sum over tasks of the fraction of all pairs (x_i, y_j) with x_i > y_j; a tie counts one half, so
+    that P(X > Y) + P(Y > X) = 1. The interval resamples the repeats of X and of Y within each task, each on its own,
+    as `stratified_bootstrap_ci` does.
+
+    Args:
+        x, y: [repeats, tasks], each at least two repeats, the same tasks.
+
+    Returns:
+        P(X > Y), and the lower and upper limit of its interval.
+
+    Source: Agarwal et al. (2021), arXiv 2108.13264.
+    """
+    x, y = score_matrix(x), score_matrix(y)
+    _check_bootstrap(min(len(x), len(y)), level, resamples)
+    if x.shape[1] != y.shape[1]:
+        raise UsageError(f"an improvement is judged on the same tasks, got {x.shape[1]} and {y.shape[1]} of them")
+    wins = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])  # [repeats of X, repeats of Y, tasks]
+    generator = np.random.default_rng(seed)
+    # How often each repeat is drawn, as a fraction [resamples, tasks, repeats]: the same law as drawing indices.
+    drawn_x, drawn_y = (
+        generator.multinomial(count - 1, np.full(count, 1 / count), size=(resamples, x.shape[1])) / (count - 1)
+        for count in (len(x), len(y))
+    )
+    values = np.einsum("stx,xyt,sty->s", drawn_x, wins, drawn_y, optimize=True) / x.shape[1]
+    low, high = _limits(values, level)
+    return float(wins.mean()), float(low), float(high)
 
 
 def summary(scores: ArrayLike) -> Summary:
@@ -115,6 +158,32 @@ def summary(scores: ArrayLike) -> Summary:
         "ci95": list(stratified_bootstrap_ci(scores, mean)),
         "cvar05": cvar(scores.mean(axis=0)),
     }
+
+
+def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int) -> Scores:
+    """Resamples of [repeats, tasks] within each task: [resamples, repeats - 1, tasks]."""
+    scores = score_matrix(scores)
+    num_repeats, num_tasks = scores.shape
+    _check_bootstrap(num_repeats, level, resamples)
+    draws = np.random.default_rng(seed).integers(num_repeats, size=(resamples, num_repeats - 1, num_tasks))
+    resampled: Scores = scores[draws, np.arange(num_tasks)]
+    return resampled
+
+
+def _check_bootstrap(num_repeats: int, level: float, resamples: int) -> None:
+    if num_repeats < 2:
+        raise UsageError(
+            f"a confidence interval needs at least 2 repeats a task, got {num_repeats}: measure more repeats"
+        )
+    if not 0 < level < 1:
+        raise UsageError(f"the level of a confidence interval lies between 0 and 1, got {level}")
+    if resamples < 1:
+        raise UsageError(f"the bootstrap needs at least 1 resample, got {resamples}")
+
+
+def _limits(values: Scores, level: float) -> Any:
+    """Percentile limits over the resamples: [resamples, ...] -> (low [...], high [...])."""
+    return np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
 
 
 def score_matrix(scores: ArrayLike) -> Scores:

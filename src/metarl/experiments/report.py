@@ -1,0 +1,337 @@
+"""What a report says of finished runs: which of them belong together, and every figure and table as plain rows."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+
+from metarl.core.agent import Metrics
+from metarl.core.errors import UsageError
+from metarl.experiments.metrics_log import read_metrics
+from metarl.experiments.plots import FAR, REFERENCES
+from metarl.experiments.results import RESULTS_FILE, Results, load_results
+from metarl.experiments.run import CONFIG_FILE, EVALUATIONS
+from metarl.experiments.statistics import (
+    Scores,
+    iqm,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap_ci,
+    summary,
+)
+
+Row: TypeAlias = dict[str, Any]
+
+NEEDED = {"algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split", "versions", "command"}
+NOT_THE_METHOD = {"run.seed", "run.output_dir", "run.device", "run.reference", "run.benchmark_mode"}
+"""Settings in which two runs of one method may differ: all others make it another method."""
+
+LABELLED_SETTINGS = 2
+"""So many settings that differ are named in a label; more, and the run's folder is."""
+
+THRESHOLDS = 161
+"""Points of a performance profile, evenly spaced over all scores."""
+
+TEST_RETURN = "test_return_shot"
+MEASURE_AGAIN = "measure one again with  metarl evaluate, or report them apart"
+APART = "report them apart"
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A folder with results.json; config.json and metrics.csv are empty where they are not beside it."""
+
+    folder: Path
+    results: Results
+    config: Mapping[str, Any]
+    metrics: Sequence[Metrics]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All hyper-parameters, as 'group.name'."""
+        groups = {group: self.config.get(group, {}) for group in ("run", "algorithm", "memory")}
+        return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+
+    @property
+    def hardware(self) -> Mapping[str, str]:
+        """What the run was trained on; where only its measurement recorded that, what it was measured on."""
+        return cast(Mapping[str, str], self.config.get("hardware") or self.results.get("hardware") or {})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What has a line in every figure: one run, or the runs of one method that differ in nothing but the seed."""
+
+    label: str
+    runs: tuple[FinishedRun, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Training seeds."""
+        return [seed for run in self.runs for seed in run.results["seeds"]]
+
+    def scores(self, shot: int, measure: str = "return") -> Scores:
+        """Matrix [repeats, tasks]. Of one run: its rows. Of several: a repeat a seed, the mean of that seed's rows."""
+        each = [_scores(run.results, shot, measure) for run in self.runs]
+        return each[0] if len(each) == 1 else np.stack([scores.mean(axis=0) for scores in each])
+
+
+def load_entries(paths: Sequence[str | Path]) -> list[Entry]:
+    """The runs of some folders, checked to belong in one figure and put together by method.
+
+    Raises:
+        UsageError: a folder that is no finished run or is given twice; runs that differ in protocol, rewards or tasks.
+    """
+    if not paths:
+        raise UsageError("a report needs at least one RUN: give the folder of a finished run")
+    runs = [load_run(path) for path in paths]
+    twice = [str(folder) for folder, count in Counter(run.folder for run in runs).items() if count > 1]
+    if twice:
+        raise UsageError(f"{twice[0]} is given twice: give each run once")
+    check_comparable(runs)
+    return group(runs)
+
+
+def load_run(path: str | Path) -> FinishedRun:
+    """A finished run from its folder or results.json; an evaluation's settings are those of the run that it is in."""
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    results = load_results(path)
+    if lacking := sorted(NEEDED - results.keys()):
+        raise UsageError(f"{folder / RESULTS_FILE} lacks {', '.join(lacking)}: {MEASURE_AGAIN}")
+    home = folder.parent.parent if folder.parent.name == EVALUATIONS else folder
+    return FinishedRun(folder, results, _read_config(home / CONFIG_FILE), read_metrics(home))
+
+
+def check_comparable(runs: Sequence[FinishedRun]) -> None:
+    """Refuse runs that do not belong in one figure, naming the field in which they differ."""
+    first, others = runs[0], runs[1:]
+    for other in others:
+        for field, advice in (
+            ("task_dist", APART),
+            ("protocol", MEASURE_AGAIN),
+            ("shots", MEASURE_AGAIN),
+            *((name, APART) for name in sorted({*_details(first), *_details(other)})),
+            ("distribution_seed", APART),
+            ("train tasks", APART),
+            ("test tasks", MEASURE_AGAIN),
+            ("parameters of the test tasks", APART),
+        ):
+            here, there = (_identity(run).get(field) for run in (first, other))
+            if here != there:
+                raise UsageError(
+                    f"runs that differ in {field} do not go into one figure: {first.folder} has {_short(here)}, "
+                    f"{other.folder} has {_short(there)}; {advice}"
+                )
+
+
+def group(runs: Sequence[FinishedRun]) -> list[Entry]:
+    """Runs put together by method where they differ in nothing but the seed, in the order in which they were given."""
+    methods: dict[Hashable, list[FinishedRun]] = {}
+    for run in runs:
+        settings = {name: value for name, value in run.settings.items() if name not in NOT_THE_METHOD}
+        method = json.dumps([run.results["algo"], run.results["method"], settings], sort_keys=True)
+        # Without its settings a run cannot be known to be of another's method.
+        methods.setdefault(method if settings else run.folder, []).append(run)
+    grouped: list[tuple[FinishedRun, ...]] = []
+    for members in methods.values():
+        seeds = [seed for run in members for seed in run.results["seeds"]]
+        alone = len(set(seeds)) < len(seeds)
+        grouped += [(run,) for run in members] if alone else [tuple(members)]
+    return [Entry(label, members) for label, members in zip(_labels(grouped), grouped, strict=True)]
+
+
+# --- rows of figures and tables ---------------------------------------------------------------------------------------
+
+
+def shots_of(entries: Sequence[Entry]) -> list[int]:
+    """The shots that were measured, ascending; all entries have the same."""
+    return sorted(int(shot) for shot in entries[0].runs[0].results["shots"])
+
+
+def has_success(entries: Sequence[Entry]) -> bool:
+    """Whether success is defined for all entries."""
+    return all(shot["success"] for entry in entries for run in entry.runs for shot in run.results["shots"].values())
+
+
+def summary_rows(entries: Sequence[Entry], measure: str = "return") -> list[Row]:
+    """Mean and IQM with 95 % intervals and CVaR 5 %, by entry and shot, with what had been used by then."""
+    rows = []
+    for entry in entries:
+        for shot in shots_of(entries):
+            scores = entry.scores(shot, measure)
+            of_shot, found = entry.runs[0].results["shots"][str(shot)], summary(scores)
+            (low, high), (iqm_low, iqm_high) = found["ci95"], stratified_bootstrap_ci(scores, iqm)
+            rows.append(
+                {"agent": entry.label, "shot": shot, "mean": found["mean"], "low": low, "high": high}
+                | {"iqm": found["iqm"], "iqm_low": iqm_low, "iqm_high": iqm_high, "cvar05": found["cvar05"]}
+                | {"episodes": of_shot["episodes"], "gradient_steps": of_shot["gradient_steps"]}
+                | {"seeds": len(entry.seeds), "repeats": len(scores), "tasks": scores.shape[1]}
+            )
+    return rows
+
+
+def learning_rows(entries: Sequence[Entry]) -> list[Row]:
+    """Return on held-out tasks by epoch: a row for each run, epoch and shot in metrics.csv."""
+    return [
+        {"agent": entry.label, "seed": run.results["seeds"][0], "run": str(run.folder), "epoch": int(row["epoch"])}
+        | {"env_steps": int(row["env_steps"]), "wall_minutes": row["wall_seconds"] / 60}
+        | {"shot": int(name.removeprefix(TEST_RETURN)), "return": value}
+        for entry in entries
+        for run in entry.runs
+        for row in run.metrics
+        for name, value in row.items()
+        if name.startswith(TEST_RETURN)
+    ]
+
+
+def profile_rows(entries: Sequence[Entry], shot: int) -> list[Row]:
+    """Fraction of scores (repeats and tasks) above each threshold, with its 95 % interval."""
+    scores = {entry.label: entry.scores(shot) for entry in entries}
+    values = np.concatenate([matrix.ravel() for matrix in scores.values()])
+    thresholds = np.linspace(values.min(), values.max(), THRESHOLDS)
+    return [
+        {"agent": label, "threshold": float(tau), "fraction": float(f), "low": float(low), "high": float(high)}
+        for label, matrix in scores.items()
+        for tau, f, low, high in zip(thresholds, *performance_profile(matrix, thresholds), strict=True)
+    ]
+
+
+def improvement_rows(entries: Sequence[Entry], shot: int) -> list[Row]:
+    """P(first > second) of every pair, the better one first, with its 95 % interval; the clearest pair at the top."""
+    rows = []
+    for index, one in enumerate(entries):
+        for other in entries[index + 1 :]:
+            p, low, high = probability_of_improvement(one.scores(shot), other.scores(shot))
+            first, second = one.label, other.label
+            if p < 0.5:
+                first, second, p, low, high = second, first, 1 - p, 1 - high, 1 - low
+            rows.append({"first": first, "second": second, "probability": p, "low": low, "high": high})
+    return sorted(rows, key=lambda row: -row["probability"])
+
+
+def task_rows(entries: Sequence[Entry], measure: str = "return") -> list[Row]:
+    """Mean of each entry on each task, by shot."""
+    tasks = entries[0].runs[0].results["tasks"]
+    return [
+        {"task": task["id"], "params": task["params"], "agent": entry.label, "shot": shot, "mean": float(mean)}
+        for entry in entries
+        for shot in shots_of(entries)
+        for task, mean in zip(tasks, entry.scores(shot, measure).mean(axis=0), strict=True)
+    ]
+
+
+def reference_rows(entries: Sequence[Entry]) -> list[Row]:
+    """Reference lines, each from the first run that has it."""
+    rows = []
+    for name, (label, _) in REFERENCES.items():
+        found = [run.results["references"].get(name) for entry in entries for run in entry.runs]
+        rows += [{"agent": label, **reference} for reference in found if reference][:1]
+    return rows
+
+
+def is_near(value: float, rows: Sequence[Row]) -> bool:
+    """Whether a reference lies so near to what is drawn that drawing it to scale leaves the curves their resolution."""
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    reach = FAR * (high - low)
+    return low - reach <= value <= high + reach or low == high
+
+
+def setting_rows(entries: Sequence[Entry]) -> tuple[list[Row], dict[str, Any]]:
+    """Settings that differ between entries, a row each with a column an entry; and those that all share."""
+    settings = {entry.label: entry.runs[0].settings for entry in entries}
+    names = [name for name in dict.fromkeys(name for each in settings.values() for name in each)]
+    names = [name for name in names if name not in NOT_THE_METHOD]
+    rows = [{"setting": name} | {label: each.get(name, "–") for label, each in settings.items()} for name in names]
+    differ = [row for row in rows if len({json.dumps(row[label]) for label in settings}) > 1]
+    shared = {row["setting"]: row[entries[0].label] for row in rows if row not in differ}
+    return differ, shared
+
+
+def origin_rows(entries: Sequence[Entry], what: Callable[[FinishedRun], Mapping[str, str]]) -> list[Row]:
+    """Versions or hardware: a row a name, what was found, and in how many runs where they do not agree."""
+    runs = [run for entry in entries for run in entry.runs]
+    names = dict.fromkeys(name for run in runs for name in what(run))
+    rows = []
+    for name in names:
+        found = Counter(what(run).get(name, "not recorded") for run in runs)
+        several = len(found) > 1
+        value = "; ".join(f"{value} ({count} of {len(runs)} runs)" if several else value for value, count in found.items())
+        rows.append({"name": name, "value": value})
+    return rows
+
+
+# --- details ----------------------------------------------------------------------------------------------------------
+
+
+def _scores(results: Results, shot: int, measure: str) -> Scores:
+    """[repeats, tasks] of one run; success counts where any step of an episode succeeded."""
+    per_task = [task["shots"][str(shot)][measure] for task in results["tasks"]]
+    if measure == "success":
+        per_task = [success["any_step"] for success in per_task]
+    return np.array(per_task, dtype=np.float64).T
+
+
+def _identity(run: FinishedRun) -> dict[str, Any]:
+    """What has to be equal for scores to be comparable, by the name under which it is refused."""
+    results, split = run.results, run.results["task_split"]
+    return {
+        "task_dist": results["task_dist"],
+        "protocol": results["protocol"],
+        "shots": sorted(map(int, results["shots"])),
+        **_details(run),
+        "distribution_seed": split["distribution_seed"],
+        "train tasks": split["train"],
+        "test tasks": split["test"],
+        "parameters of the test tasks": [task["params"] for task in results["tasks"]],
+    }
+
+
+def _details(run: FinishedRun) -> dict[str, Any]:
+    """What else decides the numbers of a family, such as `reward_version`."""
+    return dict(run.results.get("details", {}))
+
+
+def _short(value: Any) -> str:
+    """A value in one line of an error: a long list by its first items and its length."""
+    if not isinstance(value, list):
+        return str(value)
+    text = " ".join(map(str, value[:4]))
+    return text if len(value) <= 4 else f"{text} ... ({len(value)})"
+
+
+def _labels(grouped: Sequence[tuple[FinishedRun, ...]]) -> list[str]:
+    """What tells entries apart, as short as can be: method, algo, up to two settings; where those fail, the folder."""
+    firsts = [members[0] for members in grouped]
+    one_algo = len({run.results["algo"] for run in firsts}) == 1
+    labels = [run.results["method"] if one_algo else f"{run.results['algo']} {run.results['method']}" for run in firsts]
+    named = [
+        _with_settings(label, run, [other for other, there in zip(firsts, labels, strict=True) if there == label])
+        for label, run in zip(labels, firsts, strict=True)
+    ]
+    names = Counter(run.folder.name for run in firsts)
+    folders = [run.folder.name if names[run.folder.name] == 1 else str(run.folder) for run in firsts]
+    return [label if named.count(label) == 1 else folder for label, folder in zip(named, folders, strict=True)]
+
+
+def _with_settings(label: str, run: FinishedRun, alike: Sequence[FinishedRun]) -> str:
+    """The label with the settings in which the run differs from others that have the same label."""
+    names = [name for name in run.settings if name not in NOT_THE_METHOD]
+    differ = [name for name in names if len({json.dumps(other.settings.get(name)) for other in alike}) > 1]
+    if not 1 <= len(differ) <= LABELLED_SETTINGS:
+        return label
+    return ", ".join([label, *(f"{name.rpartition('.')[2]} {run.settings[name]}" for name in differ)])
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return cast(Mapping[str, Any], json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read ({error}): move it away to report the run without it") from error

@@ -1,0 +1,173 @@
+"""A report as one HTML file: the rows and figures of the runs, a template, and the libraries that draw them, inlined."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from metarl.experiments import report
+from metarl.experiments.doctor import DISTRIBUTION
+from metarl.experiments.files import atomic_write
+from metarl.experiments.plots import measured_on, number, with_minus
+from metarl.experiments.report import Entry, Row
+from metarl.experiments.report_figures import (
+    Figure,
+    adaptation_figure,
+    improvement_figure,
+    learning_figure,
+    profile_figure,
+)
+from metarl.experiments.trainer import WATCH
+
+PRECISION = ".8g"
+"""Digits of a number in the page's data: more than any figure shows, fewer than chance decides."""
+
+
+def write_report(path: str | Path, entries: Sequence[Entry]) -> None:
+    """Write the report on some runs as an HTML file that needs no network. Equal runs give equal bytes."""
+    atomic_write(path, render(entries).encode())
+
+
+def render(entries: Sequence[Entry]) -> str:
+    """The page. Vega-Lite draws its figures as SVG where it is opened; tables need no script to be read."""
+    shots, labels = report.shots_of(entries), [entry.label for entry in entries]
+    summaries = report.summary_rows(entries)
+    tasks = report.task_rows(entries)
+    successes = report.summary_rows(entries, "success") if report.has_success(entries) else []
+    differ, shared = report.setting_rows(entries)
+    first = entries[0].runs[0].results
+    runs = [run for entry in entries for run in entry.runs]
+    figures = _figures(entries, summaries, successes)
+    templates = Environment(
+        loader=PackageLoader("metarl.experiments"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"number": _number, "interval": _interval, "setting": _setting, "thousands": "{:,}".format}
+    return templates.get_template("report.html").render(
+        library=_library(),
+        figures={figure.name: figure for figure in figures},
+        data=_rounded({**_data(figures), "results": summaries, "tasks": _flat(tasks)}),
+        specs={figure.name: figure.spec for figure in figures},
+        family=first["task_dist"],
+        protocol=first["protocol"],
+        details=first.get("details", {}),
+        measured_on=measured_on(first),
+        shots=shots,
+        labels=labels,
+        entries=entries,
+        runs=runs,
+        finding=_finding(summaries, shots),
+        summaries=summaries,
+        successes={(row["agent"], row["shot"]): row for row in successes},
+        references=report.reference_rows(entries),
+        params=list(first["tasks"][0]["params"]),
+        tasks=_by_task(tasks),
+        seen=first["task_split"]["same_as_train"],
+        without_metrics=[str(run.folder) for run in runs if not run.metrics],
+        differ=differ,
+        shared=shared,
+        versions=report.origin_rows(entries, lambda run: run.results["versions"]),
+        hardware=report.origin_rows(entries, lambda run: run.hardware),
+        metarl=version(DISTRIBUTION),
+    )
+
+
+def _figures(entries: Sequence[Entry], summaries: Sequence[Row], successes: Sequence[Row]) -> list[Figure]:
+    labels, last = [entry.label for entry in entries], report.shots_of(entries)[-1]
+    mean = "Mean by shot on the test tasks, with its 95 % interval."
+    figures = [adaptation_figure("adaptation", mean, summaries, labels, report.reference_rows(entries), "return")]
+    if successes:
+        figures.append(adaptation_figure("success", mean, successes, labels, [], "success rate"))
+    if learning := report.learning_rows(entries):
+        for name, x, title in (
+            ("learning-by-steps", "env_steps", "environment steps"),
+            ("learning-by-time", "wall_minutes", "minutes of training"),
+        ):
+            caption = f"Return on the test tasks while training, by {title}; {WATCH.repeats} repeats a task."
+            figures.append(learning_figure(name, caption, learning, labels, x, title))
+    caption = f"Performance profile after shot {last}: the fraction of scores above each return, with 95 % bands."
+    figures.append(profile_figure("profile", caption, report.profile_rows(entries, last), labels))
+    if len(entries) > 1:
+        caption = f"Probability of improvement after shot {last}, of every pair, with 95 % intervals."
+        figures.append(improvement_figure("improvement", caption, report.improvement_rows(entries, last)))
+    return figures
+
+
+@cache
+def _library() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, in the version that altair writes for."""
+    major, minor, _ = alt.SCHEMA_VERSION.removeprefix("v").split(".")
+    script: str = vl_convert.javascript_bundle(vl_version=f"{major}.{minor}")
+    return script.replace("</script", "<\\/script")
+
+
+def _data(figures: Sequence[Figure]) -> dict[str, Sequence[Row]]:
+    return {figure.name: figure.rows for figure in figures}
+
+
+def _flat(rows: Sequence[Row]) -> list[Row]:
+    """Rows for a CSV: the task's parameters as columns."""
+    return [{"task": row["task"], **row["params"], **{n: row[n] for n in ("agent", "shot", "mean")}} for row in rows]
+
+
+def _rounded(value: Any) -> Any:
+    """Floats as short as `PRECISION` allows, in whatever holds them."""
+    if isinstance(value, float):
+        return float(format(value, PRECISION))
+    if isinstance(value, Mapping):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return value
+
+
+def _by_task(rows: Sequence[Row]) -> dict[int, list[Row]]:
+    """For each shot the table of tasks: id, parameters, the mean of each entry, and the highest of them."""
+    shots: dict[int, dict[int, Row]] = {}
+    for row in rows:
+        tasks = shots.setdefault(row["shot"], {})
+        line = tasks.setdefault(row["task"], {"task": row["task"], "params": row["params"], "means": {}})
+        line["means"][row["agent"]] = row["mean"]
+    return {
+        shot: [{**line, "best": max(line["means"].values())} for line in tasks.values()] for shot, tasks in shots.items()
+    }
+
+
+def _finding(summaries: Sequence[Row], shots: Sequence[int]) -> str:
+    """The page's first sentence: who is ahead after the last shot, and what adaptation brought."""
+    last = [row for row in summaries if row["shot"] == shots[-1]]
+    best = max(last, key=lambda row: row["iqm"])
+    interval = _interval(best["iqm_low"], best["iqm_high"])
+    before = next(row for row in summaries if row["shot"] == shots[0] and row["agent"] == best["agent"])
+    found = f"IQM {_number(best['iqm'])} {interval}"
+    if len(last) > 1:
+        found = f"{best['agent']} has the highest IQM after shot {shots[-1]}: {_number(best['iqm'])} {interval}"
+    return found + (f"; before adapting it had {_number(before['iqm'])}." if len(shots) > 1 else ".")
+
+
+def _number(value: float) -> str:
+    return with_minus(number(value))
+
+
+def _interval(low: float, high: float) -> str:
+    return f"[{_number(low)}, {_number(high)}]"
+
+
+def _setting(value: Any) -> str:
+    """A hyper-parameter or a task's parameter as it is read."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "none"}[value]
+    if isinstance(value, float):
+        return with_minus(f"{value:.3f}" if 0.01 <= abs(value) < 1000 else f"{value:.4g}")
+    return value if isinstance(value, str) else json.dumps(value)
