@@ -81,7 +81,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("trian", "unknown command 'trian': choose from doctor, evaluate, list, resume, run, video"),
+        ("trian", "unknown command 'trian': choose from doctor, evaluate, list, report, resume, run, video, watch"),
         ("run --task-dist halfcheeta-vel", "unknown task family 'halfcheeta-vel'.*did you mean 'halfcheetah-vel'"),
         ("--task-dist nowhere.py:tasks", "no file nowhere.py"),
         ("--method grue", "unknown method 'grue': choose from gru, lstm, mlp, ssm, transformer; did you mean 'gru'"),
@@ -125,6 +125,10 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("video nowhere", "nowhere is not the folder of a run: it has no readable config.json"),
         ("video nowhere --task a", "--task takes an integer, got 'a'; see metarl video --help"),
         ("video nowhere --shots", "--shots needs at least one integer, such as 1"),
+        ("report", "a report needs at least one RUN: give the folder of a finished run"),
+        ("report nowhere", "cannot read nowhere: No such file or directory; give the folder of a finished run"),
+        ("watch nowhere", "nowhere is not the folder of a run: it has no readable config.json"),
+        ("watch", "Missing from metarl watch: RUN Folder of the run"),
         ("doctor --verbose", "unknown flag '--verbose'"),
     ],
 )
@@ -176,7 +180,7 @@ def test_help_shows_every_field_with_its_docstring(capsys: pytest.CaptureFixture
         "Rate of an inner gradient step",
     ):
         assert docstring in text
-    assert "list (task families), evaluate RUN, resume RUN, video RUN, doctor" in text
+    assert "list (task families), evaluate RUN, resume RUN, watch RUN, report RUN ..., video RUN, doctor" in text
 
 
 @pytest.mark.parametrize("command", ["run", "list", "evaluate", "resume", "video", "doctor"])

@@ -83,6 +83,7 @@ def test_wheel_holds_only_metarl(wheel: zipfile.ZipFile) -> None:
 def test_wheel_ships_types_license_and_command(wheel: zipfile.ZipFile) -> None:
     names = wheel.namelist()
     assert "metarl/py.typed" in names
+    assert {f"metarl/experiments/templates/report.{kind}" for kind in ("html", "css", "js")} <= set(names)
     assert any(name.endswith("/LICENSE") for name in names)
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "metarl = metarl.cli:main" in wheel.read(entry_points).decode()

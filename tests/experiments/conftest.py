@@ -1,8 +1,10 @@
-"""A family whose returns can be computed by hand, and a scripted agent that adapts in a known way."""
+"""A family whose returns can be computed by hand, a scripted agent that adapts in a known way, and finished runs."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -15,6 +17,7 @@ from metarl.core.agent import Agent, Array, Metrics
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.experiments.graphics import find_backend
+from metarl.experiments.statistics import summary
 from metarl.tasks.distribution import TaskDistribution
 
 TEST_PARAMS = ({"bonus": 1.0, "length": 3}, {"bonus": -2.0, "length": 1}, {"bonus": 5.0, "length": 2})
@@ -135,3 +138,76 @@ def graphics_backend() -> str:
         return find_backend()
     except UsageError as error:
         pytest.skip(str(error))
+
+
+BETTER = {"0": [[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]], "1": [[5.0, 6.0, 7.0], [7.0, 8.0, 9.0]]}
+"""Scores [repeats, tasks] by shot."""
+
+
+def write_run(
+    folder: Path,
+    scores: Mapping[str, Any] = BETTER,
+    method: str = "ssm",
+    seed: int = 0,
+    run: Mapping[str, Any] | None = None,
+    success: Any = None,
+    epochs: int = 2,
+    **changes: Any,
+) -> Path:
+    """A finished run's folder, written by hand: three tasks with a velocity each, and metrics of `epochs` epochs."""
+    folder.mkdir(parents=True)
+    per_shot = {shot: np.array(matrix) for shot, matrix in scores.items()}
+    succeeded = None if success is None else {"any_step": summary(success), "final_step": summary(success)}
+    results = {
+        "task_dist": "halfcheetah-vel",
+        "details": {"reward_version": "v2"},
+        "algo": "rl2",
+        "method": method,
+        "seeds": [seed],
+        "protocol": "few-shot",
+        "shots": {
+            shot: {"return": summary(matrix), "success": succeeded, "episodes": 2 * int(shot), "gradient_steps": 0}
+            for shot, matrix in per_shot.items()
+        },
+        "tasks": [
+            {
+                "id": 100 + task,
+                "params": {"velocity": 0.5 * task},
+                "shots": {
+                    shot: {
+                        "return": list(matrix[:, task]),
+                        "success": None if success is None else {"any_step": [row[task] for row in success]},
+                    }
+                    for shot, matrix in per_shot.items()
+                },
+            }
+            for task in range(3)
+        ],
+        "references": {"random": summary([[-50.0] * 3] * 2), "task_conditioned": summary([[6.0] * 3] * 2)},
+        "task_split": {"train": [0, 1], "test": [100, 101, 102], "same_as_train": [], "distribution_seed": 0},
+        "env_steps": 1000 * epochs,
+        "wall_seconds": 30.0 * epochs,
+        "versions": {"python": "3.12.1", "torch": "2.13.0"},
+        "hardware": {"processor": "one of two"},
+        "command": f"metarl run --method {method}",
+        **changes,
+    }
+    settings = {"task_dist": "halfcheetah-vel", "env_name": None, "algo": results["algo"], "epochs": epochs}
+    config = {
+        "run": {**settings, "seed": seed, "output_dir": str(folder.parent), **(run or {})},
+        "algorithm": {"learning_rate": 0.001},
+        "memory": {"method": method},
+        "hardware": {"processor": "two cores"},
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "config.json").write_text(json.dumps(config))
+    names = "epoch,env_steps,wall_seconds,steps_per_second,train_return,test_return_shot0,test_return_shot1"
+    rows = [f"{e},{1000 * e},{30.0 * e},33.3,{e},{e + 0.5},{e + 1.5}" for e in range(1, epochs + 1)]
+    (folder / "metrics.csv").write_text("\n".join([names, *rows]) + "\n")
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes the folder of a finished run under the test's own folder: `write_run` by name."""
+    return lambda name, *args, **changes: write_run(tmp_path / name, *args, **changes)

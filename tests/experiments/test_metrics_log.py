@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl.core.errors import UsageError
-from metarl.experiments.metrics_log import MetricsLog
+from metarl.experiments.metrics_log import MetricsLog, read_metrics
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
@@ -98,3 +98,16 @@ def test_events_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     events.mkdir()
     with pytest.raises(UsageError, match=r"cannot write .*tfevents.*: Is a directory"):
         log.add({"epoch": 1})
+
+
+def test_metrics_are_read_back_without_empty_cells(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+    log = MetricsLog(tmp_path, 0)
+    log.add({"epoch": 1, "old": 2.5})
+    log.add({"epoch": 2, "new": float("nan")})
+    first, second = read_metrics(tmp_path)
+    assert first == {"epoch": 1.0, "old": 2.5}
+    assert set(second) == {"epoch", "new"}
+    (tmp_path / "metrics.csv").write_text("epoch,loss\n1,much\n")
+    with pytest.raises(UsageError, match=r"metrics.csv cannot be read \(could not convert.*'much'\): move it away"):
+        read_metrics(tmp_path)

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from metarl.core.errors import UsageError
-from metarl.experiments.statistics import cvar, iqm, mean, stratified_bootstrap_ci, summary
+from metarl.experiments.statistics import (
+    cvar,
+    iqm,
+    mean,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap_ci,
+    summary,
+)
 
 
 def test_mean_averages_repeats_and_tasks_and_keeps_leading_axes() -> None:
@@ -132,3 +140,58 @@ def test_summary_by_hand() -> None:
     # Task means 1 and 8; the four scores sorted 0 | 2 8 | 8; one draw a task gives (0 or 2 + 8) / 2.
     assert result == {"mean": 4.5, "iqm": 5.0, "ci95": [4.0, 5.0], "cvar05": 1.0}
     assert [type(value) for value in result.values()] == [float, float, list, float]
+
+
+def test_performance_profile_counts_the_scores_above() -> None:
+    scores = [[0.0, 10.0], [1.0, 20.0]]
+    fraction, low, high = performance_profile(scores, [-1.0, 0.0, 0.5, 15.0, 20.0])
+    assert fraction.tolist() == [1.0, 0.75, 0.75, 0.25, 0.0]
+    # One draw a task: above 0.5 lie 10 and 20 for sure and one of {0, 1}; above 15 only 20 of {10, 20}.
+    assert low.tolist() == [1.0, 0.5, 0.5, 0.0, 0.0]
+    assert high.tolist() == [1.0, 1.0, 1.0, 0.5, 0.0]
+
+
+def test_probability_of_improvement_by_hand() -> None:
+    # Task 0: 2 > 1 in both repeats of X against one of Y's, a tie against the other: (1 + 0.5 + 1 + 0.5) / 4.
+    # Task 1: X is always below. One draw a task leaves 1 or 0.5 on task 0, and 0 on task 1.
+    p, low, high = probability_of_improvement([[2.0, 0.0], [2.0, 0.0]], [[1.0, 5.0], [2.0, 6.0]])
+    assert (p, low, high) == (0.375, 0.25, 0.5)
+
+
+def test_probability_of_improvement_takes_other_numbers_of_repeats() -> None:
+    assert probability_of_improvement([[3.0], [4.0], [5.0]], [[1.0], [2.0]]) == (1.0, 1.0, 1.0)
+    assert probability_of_improvement([[1.0]] * 3, [[1.0]] * 2) == (0.5, 0.5, 0.5)
+
+
+def test_probability_of_improvement_and_of_the_opposite_add_up_to_one() -> None:
+    x, y = np.random.default_rng(5).integers(5, size=(2, 4, 6)).astype(float)
+    forth, back = probability_of_improvement(x, y), probability_of_improvement(y, x)
+    assert forth[0] + back[0] == pytest.approx(1.0)
+    assert forth[1] < forth[0] < forth[2]
+    assert forth == probability_of_improvement(x, y)
+    assert forth[1:] != probability_of_improvement(x, y, seed=1)[1:]
+
+
+def test_probability_of_improvement_has_the_spread_of_its_estimate() -> None:
+    # x_i ~ N(0.5, 1), y_j ~ N(0, 1), one task: P(X > Y) = Phi(0.5 / sqrt 2) = 0.638.
+    generator = np.random.default_rng(6)
+    experiments, covered = 200, 0
+    for _ in range(experiments):
+        x, y = generator.normal(0.5, 1, (40, 1)), generator.normal(0.0, 1, (40, 1))
+        _, low, high = probability_of_improvement(x, y, resamples=300)
+        covered += low <= 0.6382 <= high
+    # Standard error of the measured coverage: sqrt(0.95 * 0.05 / 200) = 1.5 %.
+    assert 0.91 <= covered / experiments <= 0.99
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ([[1.0, 2.0]] * 2, [[1.0]] * 2, "the same tasks, got 2 and 1"),
+        ([[1.0]] * 2, [[1.0]], "at least 2 repeats a task, got 1"),
+        ([[np.inf]] * 2, [[1.0]] * 2, "got inf"),
+    ],
+)
+def test_improvement_is_not_judged_on_what_does_not_match(x: object, y: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        probability_of_improvement(x, y)

@@ -10,7 +10,7 @@ from typing import Any
 import altair as alt
 
 from metarl.experiments.plots import COLOURS, GREY, INK, number, with_minus
-from metarl.experiments.report import Row, is_near
+from metarl.experiments.report_rows import Row, is_near
 
 WIDTH, HEIGHT = 640, 300
 ROW_HEIGHT = 22
@@ -38,7 +38,7 @@ class Figure:
 def adaptation_figure(
     name: str, caption: str, rows: Sequence[Row], labels: Sequence[str], references: Sequence[Row], title: str
 ) -> Figure:
-    """Mean by shot with its interval; shots evenly spaced; references drawn where they are near, else in the caption."""
+    """Mean by shot with its interval; shots evenly spaced; references far from all scores are named in the caption."""
     shots = sorted({row["shot"] for row in rows})
     middle = (len(labels) - 1) / 2
     rows = [
@@ -83,7 +83,15 @@ def learning_figure(name: str, caption: str, rows: Sequence[Row], labels: Sequen
             y=alt.Y("return:Q", title="return", scale=alt.Scale(zero=False)),
             strokeDash=dashes,
             detail="run:N",
-            tooltip=["agent:N", "seed:O", "epoch:Q", "env_steps:Q", _rounded("wall_minutes"), "shot:O", _rounded("return")],
+            tooltip=[
+                "agent:N",
+                "seed:O",
+                "epoch:Q",
+                "env_steps:Q",
+                _rounded("wall_minutes"),
+                "shot:O",
+                _rounded("return"),
+            ],
         )
     )
     return Figure(name, caption, rows, _spec(chart, caption))

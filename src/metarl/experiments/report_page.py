@@ -1,4 +1,4 @@
-"""A report as one HTML file: the rows and figures of the runs, a template, and the libraries that draw them, inlined."""
+"""A report as one HTML file: rows and figures of the runs, in a template, with the library that draws them inlined."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import altair as alt
 import vl_convert
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from metarl.experiments import report
+from metarl.experiments import report_rows
 from metarl.experiments.doctor import DISTRIBUTION
 from metarl.experiments.files import atomic_write
 from metarl.experiments.plots import measured_on, number, with_minus
-from metarl.experiments.report import Entry, Row
+from metarl.experiments.report import Entry
 from metarl.experiments.report_figures import (
     Figure,
     adaptation_figure,
@@ -25,6 +25,7 @@ from metarl.experiments.report_figures import (
     learning_figure,
     profile_figure,
 )
+from metarl.experiments.report_rows import Row
 from metarl.experiments.trainer import WATCH
 
 PRECISION = ".8g"
@@ -38,11 +39,11 @@ def write_report(path: str | Path, entries: Sequence[Entry]) -> None:
 
 def render(entries: Sequence[Entry]) -> str:
     """The page. Vega-Lite draws its figures as SVG where it is opened; tables need no script to be read."""
-    shots, labels = report.shots_of(entries), [entry.label for entry in entries]
-    summaries = report.summary_rows(entries)
-    tasks = report.task_rows(entries)
-    successes = report.summary_rows(entries, "success") if report.has_success(entries) else []
-    differ, shared = report.setting_rows(entries)
+    shots, labels = report_rows.shots_of(entries), [entry.label for entry in entries]
+    summaries = report_rows.summary_rows(entries)
+    tasks = report_rows.task_rows(entries)
+    successes = report_rows.summary_rows(entries, "success") if report_rows.has_success(entries) else []
+    differ, shared = report_rows.setting_rows(entries)
     first = entries[0].runs[0].results
     runs = [run for entry in entries for run in entry.runs]
     figures = _figures(entries, summaries, successes)
@@ -53,8 +54,9 @@ def render(entries: Sequence[Entry]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    templates.policies["json.dumps_kwargs"] = {"sort_keys": False}  # a CSV has its columns in the order of its rows
     templates.filters |= {"number": _number, "interval": _interval, "setting": _setting, "thousands": "{:,}".format}
-    return templates.get_template("report.html").render(
+    page = templates.get_template("report.html").render(
         library=_library(),
         figures={figure.name: figure for figure in figures},
         data=_rounded({**_data(figures), "results": summaries, "tasks": _flat(tasks)}),
@@ -70,26 +72,27 @@ def render(entries: Sequence[Entry]) -> str:
         finding=_finding(summaries, shots),
         summaries=summaries,
         successes={(row["agent"], row["shot"]): row for row in successes},
-        references=report.reference_rows(entries),
+        references=report_rows.reference_rows(entries),
         params=list(first["tasks"][0]["params"]),
         tasks=_by_task(tasks),
         seen=first["task_split"]["same_as_train"],
         without_metrics=[str(run.folder) for run in runs if not run.metrics],
         differ=differ,
         shared=shared,
-        versions=report.origin_rows(entries, lambda run: run.results["versions"]),
-        hardware=report.origin_rows(entries, lambda run: run.hardware),
+        versions=report_rows.origin_rows(entries, lambda run: run.results["versions"]),
+        hardware=report_rows.origin_rows(entries, lambda run: run.hardware),
         metarl=version(DISTRIBUTION),
     )
+    return page.lstrip()
 
 
 def _figures(entries: Sequence[Entry], summaries: Sequence[Row], successes: Sequence[Row]) -> list[Figure]:
-    labels, last = [entry.label for entry in entries], report.shots_of(entries)[-1]
+    labels, last = [entry.label for entry in entries], report_rows.shots_of(entries)[-1]
     mean = "Mean by shot on the test tasks, with its 95 % interval."
-    figures = [adaptation_figure("adaptation", mean, summaries, labels, report.reference_rows(entries), "return")]
+    figures = [adaptation_figure("adaptation", mean, summaries, labels, report_rows.reference_rows(entries), "return")]
     if successes:
         figures.append(adaptation_figure("success", mean, successes, labels, [], "success rate"))
-    if learning := report.learning_rows(entries):
+    if learning := report_rows.learning_rows(entries):
         for name, x, title in (
             ("learning-by-steps", "env_steps", "environment steps"),
             ("learning-by-time", "wall_minutes", "minutes of training"),
@@ -97,10 +100,10 @@ def _figures(entries: Sequence[Entry], summaries: Sequence[Row], successes: Sequ
             caption = f"Return on the test tasks while training, by {title}; {WATCH.repeats} repeats a task."
             figures.append(learning_figure(name, caption, learning, labels, x, title))
     caption = f"Performance profile after shot {last}: the fraction of scores above each return, with 95 % bands."
-    figures.append(profile_figure("profile", caption, report.profile_rows(entries, last), labels))
+    figures.append(profile_figure("profile", caption, report_rows.profile_rows(entries, last), labels))
     if len(entries) > 1:
         caption = f"Probability of improvement after shot {last}, of every pair, with 95 % intervals."
-        figures.append(improvement_figure("improvement", caption, report.improvement_rows(entries, last)))
+        figures.append(improvement_figure("improvement", caption, report_rows.improvement_rows(entries, last)))
     return figures
 
 
@@ -140,7 +143,8 @@ def _by_task(rows: Sequence[Row]) -> dict[int, list[Row]]:
         line = tasks.setdefault(row["task"], {"task": row["task"], "params": row["params"], "means": {}})
         line["means"][row["agent"]] = row["mean"]
     return {
-        shot: [{**line, "best": max(line["means"].values())} for line in tasks.values()] for shot, tasks in shots.items()
+        shot: [{**line, "best": max(line["means"].values())} for line in tasks.values()]
+        for shot, tasks in shots.items()
     }
 
 

@@ -101,7 +101,7 @@ def performance_profile(
     """Fraction of all scores above each threshold, and its pointwise interval: three arrays [thresholds].
 
     F(tau) = 1 / (R N) * sum over the R repeats and N tasks of 1[score > tau]: the whole distribution of the scores,
-    tails included, where a mean is one number. The interval is that of `stratified_bootstrap_ci`, threshold by threshold.
+    tails included, where a mean is one number. The interval is that of `stratified_bootstrap_ci`, at each threshold.
 
     Args:
         scores: [repeats, tasks], as in `stratified_bootstrap_ci`.

@@ -93,7 +93,7 @@ def seconds_left(rows: Sequence[Metrics], epochs: int) -> float | None:
 
 
 def view(run: Standing) -> Group:
-    """The run as it stands: what it is, how far, how long still, its last epochs, and the line that opens TensorBoard."""
+    """The run as it stands: how far, how long still, its last epochs, and the line that opens TensorBoard."""
     asked = run.asked
     family = asked["env_name"] or asked["task_dist"]
     bar = Table.grid(padding=(0, 2))

@@ -1,0 +1,145 @@
+"""Every figure and table of a report as plain rows: what is drawn, printed and saved as CSV."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from metarl.experiments.plots import FAR, REFERENCES
+from metarl.experiments.report import NOT_THE_METHOD, Entry, FinishedRun
+from metarl.experiments.statistics import (
+    iqm,
+    performance_profile,
+    probability_of_improvement,
+    stratified_bootstrap_ci,
+    summary,
+)
+
+Row: TypeAlias = dict[str, Any]
+
+THRESHOLDS = 161
+"""Points of a performance profile, evenly spaced over all scores."""
+
+TEST_RETURN = "test_return_shot"
+
+
+def shots_of(entries: Sequence[Entry]) -> list[int]:
+    """The shots that were measured, ascending; all entries have the same."""
+    return sorted(int(shot) for shot in entries[0].runs[0].results["shots"])
+
+
+def has_success(entries: Sequence[Entry]) -> bool:
+    """Whether success is defined for all entries."""
+    return all(shot["success"] for entry in entries for run in entry.runs for shot in run.results["shots"].values())
+
+
+def summary_rows(entries: Sequence[Entry], measure: str = "return") -> list[Row]:
+    """Mean and IQM with 95 % intervals and CVaR 5 %, by entry and shot, with what had been used by then."""
+    rows = []
+    for entry in entries:
+        for shot in shots_of(entries):
+            scores = entry.scores(shot, measure)
+            of_shot, found = entry.runs[0].results["shots"][str(shot)], summary(scores)
+            (low, high), (iqm_low, iqm_high) = found["ci95"], stratified_bootstrap_ci(scores, iqm)
+            rows.append(
+                {"agent": entry.label, "shot": shot, "mean": found["mean"], "low": low, "high": high}
+                | {"iqm": found["iqm"], "iqm_low": iqm_low, "iqm_high": iqm_high, "cvar05": found["cvar05"]}
+                | {"episodes": of_shot["episodes"], "gradient_steps": of_shot["gradient_steps"]}
+                | {"seeds": len(entry.seeds), "repeats": len(scores), "tasks": scores.shape[1]}
+            )
+    return rows
+
+
+def learning_rows(entries: Sequence[Entry]) -> list[Row]:
+    """Return on held-out tasks by epoch: a row for each run, epoch and shot in metrics.csv."""
+    return [
+        {"agent": entry.label, "seed": run.results["seeds"][0], "run": str(run.folder), "epoch": int(row["epoch"])}
+        | {"env_steps": int(row["env_steps"]), "wall_minutes": row["wall_seconds"] / 60}
+        | {"shot": int(name.removeprefix(TEST_RETURN)), "return": value}
+        for entry in entries
+        for run in entry.runs
+        for row in run.metrics
+        for name, value in row.items()
+        if name.startswith(TEST_RETURN)
+    ]
+
+
+def profile_rows(entries: Sequence[Entry], shot: int) -> list[Row]:
+    """Fraction of scores (repeats and tasks) above each threshold, with its 95 % interval."""
+    scores = {entry.label: entry.scores(shot) for entry in entries}
+    values = np.concatenate([matrix.ravel() for matrix in scores.values()])
+    thresholds = np.linspace(values.min(), values.max(), THRESHOLDS)
+    return [
+        {"agent": label, "threshold": float(tau), "fraction": float(f), "low": float(low), "high": float(high)}
+        for label, matrix in scores.items()
+        for tau, f, low, high in zip(thresholds, *performance_profile(matrix, thresholds), strict=True)
+    ]
+
+
+def improvement_rows(entries: Sequence[Entry], shot: int) -> list[Row]:
+    """P(first > second) of every pair, the better one first, with its 95 % interval; the clearest pair at the top."""
+    rows = []
+    for index, one in enumerate(entries):
+        for other in entries[index + 1 :]:
+            p, low, high = probability_of_improvement(one.scores(shot), other.scores(shot))
+            first, second = one.label, other.label
+            if p < 0.5:
+                first, second, p, low, high = second, first, 1 - p, 1 - high, 1 - low
+            rows.append({"first": first, "second": second, "probability": p, "low": low, "high": high})
+    return sorted(rows, key=lambda row: -row["probability"])
+
+
+def task_rows(entries: Sequence[Entry], measure: str = "return") -> list[Row]:
+    """Mean of each entry on each task, by shot."""
+    tasks = entries[0].runs[0].results["tasks"]
+    return [
+        {"task": task["id"], "params": task["params"], "agent": entry.label, "shot": shot, "mean": float(mean)}
+        for entry in entries
+        for shot in shots_of(entries)
+        for task, mean in zip(tasks, entry.scores(shot, measure).mean(axis=0), strict=True)
+    ]
+
+
+def reference_rows(entries: Sequence[Entry]) -> list[Row]:
+    """Reference lines, each from the first run that has it."""
+    rows = []
+    for name, (label, _) in REFERENCES.items():
+        found = [run.results["references"].get(name) for entry in entries for run in entry.runs]
+        rows += [{"agent": label, **reference} for reference in found if reference][:1]
+    return rows
+
+
+def is_near(value: float, rows: Sequence[Row]) -> bool:
+    """Whether a reference lies so near to what is drawn that drawing it to scale leaves the curves their resolution."""
+    low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
+    reach = FAR * (high - low)
+    return low - reach <= value <= high + reach or low == high
+
+
+def setting_rows(entries: Sequence[Entry]) -> tuple[list[Row], dict[str, Any]]:
+    """Settings that differ between entries, a row each with a column an entry; and those that all share."""
+    settings = {entry.label: entry.runs[0].settings for entry in entries}
+    names = dict.fromkeys(name for each in settings.values() for name in each if name not in NOT_THE_METHOD)
+    rows = [{"setting": name} | {label: each.get(name, "–") for label, each in settings.items()} for name in names]
+    differ = [row for row in rows if len({json.dumps(row[label]) for label in settings}) > 1]
+    shared = {row["setting"]: row[entries[0].label] for row in rows if row not in differ}
+    return differ, shared
+
+
+def origin_rows(entries: Sequence[Entry], what: Callable[[FinishedRun], Mapping[str, str]]) -> list[Row]:
+    """Versions or hardware: a row a name, what was found, and in how many runs where they do not agree."""
+    runs = [run for entry in entries for run in entry.runs]
+    names = dict.fromkeys(name for run in runs for name in what(run))
+    rows = []
+    for name in names:
+        found = Counter(what(run).get(name, "not recorded") for run in runs)
+        several = len(found) > 1
+        value = "; ".join(
+            f"{value} ({count} of {len(runs)} runs)" if several else value for value, count in found.items()
+        )
+        rows.append({"name": name, "value": value})
+    return rows

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metarl.core.errors import UsageError
+from metarl.experiments.report import load_entries, load_run
+
+MakeRun = Callable[..., Path]
+WORSE = {"0": [[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]], "1": [[1.0, 6.0, 3.0], [3.0, 8.0, 5.0]]}
+
+
+def test_scores_of_one_run_are_its_rows(make_run: MakeRun) -> None:
+    (entry,) = load_entries([make_run("a")])
+    assert (entry.label, entry.seeds) == ("ssm", [0])
+    assert entry.scores(1).tolist() == [[5.0, 6.0, 7.0], [7.0, 8.0, 9.0]]
+
+
+def test_runs_that_differ_in_the_seed_become_one_line_with_a_repeat_a_seed(make_run: MakeRun) -> None:
+    runs = [make_run("a"), make_run("g", method="gru"), make_run("b", WORSE, seed=1, run={"device": "cuda"})]
+    ssm, gru = load_entries(runs)
+    assert (ssm.label, ssm.seeds, gru.label) == ("ssm", [0, 1], "gru")
+    assert ssm.scores(1).tolist() == [[6.0, 7.0, 8.0], [2.0, 7.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    ("change", "labels"),
+    [
+        ({"run": {"epochs": 9}}, ["ssm, epochs 2", "ssm, epochs 9"]),
+        ({"method": "gru"}, ["ssm", "gru"]),
+        ({"algo": "maml"}, ["rl2 ssm", "maml ssm"]),
+        ({}, ["first", "second"]),  # one seed twice: these are not two draws of one method
+        ({"run": {"epochs": 9, "num_envs": 8, "repeats": 3}}, ["first", "second"]),
+    ],
+)
+def test_lines_are_named_by_what_tells_them_apart(
+    make_run: MakeRun, change: dict[str, object], labels: list[str]
+) -> None:
+    assert [entry.label for entry in load_entries([make_run("first"), make_run("second", **change)])] == labels
+
+
+def test_folders_of_one_name_are_named_in_full(make_run: MakeRun) -> None:
+    paths = [make_run("a/run"), make_run("b/run")]
+    assert [entry.label for entry in load_entries(paths)] == [str(path) for path in paths]
+
+
+def test_a_run_without_config_or_metrics_stands_alone(make_run: MakeRun) -> None:
+    paths = [make_run("a"), make_run("b", seed=1)]
+    for path in paths:
+        (path / "config.json").unlink()
+        (path / "metrics.csv").unlink()
+    entries = load_entries(paths)
+    assert [entry.label for entry in entries] == ["a", "b"]
+    assert [run.metrics for entry in entries for run in entry.runs] == [[], []]
+    assert entries[0].runs[0].hardware == {"processor": "one of two"}
+
+
+def test_an_evaluation_has_the_settings_and_metrics_of_its_run(make_run: MakeRun) -> None:
+    run = make_run("run")
+    evaluation = run / "evaluations" / "few-shot-1"
+    evaluation.mkdir(parents=True)
+    (run / "results.json").rename(evaluation / "results.json")
+    read = load_run(evaluation)
+    assert (read.settings["run.epochs"], len(read.metrics), read.hardware) == (2, 2, {"processor": "two cores"})
+    assert load_run(evaluation / "results.json") == read
+
+
+SPLIT = {"train": [0, 1], "test": [100, 101, 102], "same_as_train": [], "distribution_seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"task_dist": "ant-dir"}, "differ in task_dist .*a has halfcheetah-vel, .*b has ant-dir; report them apart"),
+        ({"protocol": "standard"}, "differ in protocol .*b has standard; measure one again with  metarl evaluate"),
+        ({"scores": {"0": [[0.0] * 3] * 2}}, "differ in shots .*a has 0 1, .*b has 0; measure one again"),
+        ({"details": {"reward_version": "v1"}}, "differ in reward_version .*a has v2, .*b has v1; report them apart"),
+        ({"details": {}}, "differ in reward_version .*b has None"),
+        ({"task_split": {**SPLIT, "distribution_seed": 5}}, "differ in distribution_seed .*a has 0, .*b has 5"),
+        ({"task_split": {**SPLIT, "train": [*range(9)]}}, r"train tasks .*a has 0 1, .*b has 0 1 2 3 \.\.\. \(9\)"),
+        ({"task_split": {**SPLIT, "test": [100, 101, 103]}}, "differ in test tasks .*b has 100 101 103"),
+    ],
+)
+def test_runs_that_do_not_compare_are_refused_in_one_line(
+    make_run: MakeRun, change: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said) as error:
+        load_entries([make_run("a"), make_run("b", **change)])
+    assert "\n" not in str(error.value)
+
+
+def test_other_parameters_under_the_same_ids_are_refused(make_run: MakeRun) -> None:
+    runs = [make_run("a"), make_run("b")]
+    results = json.loads((runs[1] / "results.json").read_text())
+    results["tasks"][0]["params"]["velocity"] = 9.0
+    (runs[1] / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UsageError, match="differ in parameters of the test tasks"):
+        load_entries(runs)
+
+
+def test_what_is_no_finished_run_is_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("a")
+    with pytest.raises(UsageError, match="at least one RUN"):
+        load_entries([])
+    with pytest.raises(UsageError, match="a is given twice: give each run once"):
+        load_entries([run, run / "results.json"])
+    with pytest.raises(UsageError, match="cannot read"):
+        load_entries([tmp_path])
+    (run / "config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"config.json cannot be read .* move it away"):
+        load_entries([run])
+    (run / "results.json").write_text(json.dumps({"task_dist": "x", "shots": {}, "tasks": []}))
+    with pytest.raises(UsageError, match=r"results.json lacks algo, command, .*: measure one again"):
+        load_entries([run])

@@ -1,0 +1,167 @@
+"""The page: what is in it, and what a real browser makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metarl.cli import main
+from metarl.experiments.report import load_entries
+from metarl.experiments.report_page import render
+
+MakeRun = Callable[..., Path]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+HOSTILE = "</script><b>gru & co"
+FIGURES = ("adaptation", "success", "learning-by-steps", "learning-by-time", "profile", "improvement")
+
+
+def data_of(page: str, name: str = "data") -> Any:
+    found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+@pytest.fixture
+def entries(make_run: MakeRun) -> list[Any]:
+    generator = np.random.default_rng(0)
+
+    def scores(level: float) -> dict[str, Any]:
+        return {shot: level + float(shot) + generator.normal(size=(4, 3)) for shot in ("0", "1", "5")}
+
+    success = [[1.0, 0.0, 1.0]] * 4
+    return load_entries(
+        [
+            make_run("a", scores(2.0), success=success),
+            make_run("b", scores(2.5), seed=1, success=success),
+            make_run("c", scores(1.0), HOSTILE, success=success),
+        ]
+    )
+
+
+def test_the_page_holds_the_rows_of_every_figure_and_table(entries: list[Any]) -> None:
+    page = render(entries)
+    data, specs = data_of(page), data_of(page, "specs")
+    assert set(specs) == set(FIGURES)
+    assert set(data) == {*FIGURES, "results", "tasks"}
+    assert len(data["tasks"]) == 3 * 3 * 2
+    assert data["tasks"][0] == {
+        **{"task": 100, "velocity": 0.0, "agent": "ssm", "shot": 0},
+        "mean": pytest.approx(entries[0].scores(0)[:, 0].mean()),
+    }
+    assert all("rows" in json.dumps(spec) for spec in specs.values())
+    assert "ssm has the highest IQM after shot 5" in page
+    assert "reward_version v2" in page
+    assert page.count("<tbody data-shot=") == 6
+    assert render(entries) == page
+
+
+def test_names_are_text_never_markup(entries: list[Any]) -> None:
+    page = render(entries)
+    assert HOSTILE not in page
+    assert "&lt;/script&gt;&lt;b&gt;gru &amp; co" in page
+
+
+def test_nothing_is_loaded_from_elsewhere(entries: list[Any]) -> None:
+    before, _, after = render(entries).partition('<script type="application/json"')
+    own = before + after.rpartition("<script>")[2]
+    assert re.findall(r'(?:src|href)="([^"]*)"', own) == ["data:,"]
+    assert not re.search(r"@import|url\(|fetch\(|https?:", own)
+
+
+def test_one_run_without_metrics_and_success(make_run: MakeRun) -> None:
+    run = make_run("a")
+    (run / "metrics.csv").unlink()
+    page = render(load_entries([run]))
+    assert set(data_of(page, "specs")) == {"adaptation", "profile"}
+    assert "Learning</h2>" not in page
+    assert "IQM 7.00 [" in page
+
+
+def test_the_command_writes_the_page(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, out = [str(make_run("a")), str(make_run("b", method="gru"))], tmp_path / "page.html"
+    assert main(["report", *runs, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"wrote {out}\n"
+    assert out.read_text().startswith("<!doctype html>")
+    other = str(make_run("c", protocol="standard"))
+    assert main(["report", runs[0], other, "--out", str(tmp_path / "no.html")]) == 2
+    assert re.fullmatch(r"metarl: runs that differ in protocol .*\n", capsys.readouterr().err)
+    assert not (tmp_path / "no.html").exists()
+    monkeypatch.delitem(sys.modules, "metarl.experiments.report_page")
+    monkeypatch.setitem(sys.modules, "altair", None)
+    assert main(["report", *runs]) == 2
+    assert "pip install 'metarl-agent-framework[report]'" in capsys.readouterr().err
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def page(entries: list[Any], tmp_path: Path) -> Iterator[Any]:
+    """The report opened in headless Chromium; what it complains of or asks the network for fails the test."""
+    browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser_path is None:
+        pytest.skip("no Chromium here: on Debian and Ubuntu,  apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="without playwright:  pip install -e '.[dev]'")
+    (tmp_path / "report.html").write_text(render(entries))
+    complaints: list[str] = []
+    with playwright.sync_playwright() as running:
+        # Chromium refuses to sandbox for root, as which containers run.
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = running.chromium.launch(executable_path=browser_path, args=arguments)
+        opened = browser.new_page()
+        opened.on("console", lambda message: complaints.append(message.text))
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.on("request", lambda request: complaints.append(request.url) if "file:" not in request.url else None)
+        opened.goto((tmp_path / "report.html").as_uri())
+        opened.wait_for_selector("html[data-drawn]", timeout=120_000)
+        yield opened
+        browser.close()
+    assert not [text for text in complaints if not text.startswith(("data:", "blob:"))]
+
+
+def test_in_a_browser(page: Any, tmp_path: Path) -> None:
+    """One page for all: a browser takes longer to start than to do any of this."""
+    # Every figure has marks: what Vega draws of rows.
+    for name in FIGURES:
+        kinds = (".mark-line path", ".mark-symbol path", ".mark-rule line")
+        marks = page.locator(", ".join(f"#{name} svg {kind}" for kind in kinds))
+        assert marks.count() >= 2, name
+        assert page.locator(f"#{name} svg").bounding_box()["height"] > 50
+    # The table of tasks sorts by what is clicked, down and then up, whatever shot is shown.
+    column = page.locator("#tasks tbody:not([hidden]) td:nth-child(3)")
+    page.select_option("[data-shots=tasks]", "0")
+    header = page.locator("#tasks thead th:nth-child(3)")
+    for order, sign in (("descending", -1), ("ascending", 1)):
+        header.locator("button").click()
+        assert header.get_attribute("aria-sort") == order
+        values = [float(cell.get_attribute("data-value")) for cell in column.all()]
+        assert len(values) == 3
+        assert values == sorted(values, key=lambda value: sign * value)
+    # Figures are saved as SVG, and data as CSV.
+    saved = {}
+    for kind in ("svg", "csv"):
+        with page.expect_download() as download:
+            page.click(f"[data-of=adaptation][data-save={kind}]")
+        assert download.value.suggested_filename == f"adaptation.{kind}"
+        saved[kind] = Path(download.value.path()).read_text()
+    assert saved["svg"].startswith("<svg")
+    assert 'xmlns="http://www.w3.org/2000/svg"' in saved["svg"]
+    lines = saved["csv"].splitlines()
+    assert lines[0].startswith("agent,shot,mean,low,high,iqm,")
+    assert len(lines) == 1 + 2 * 3
+    # It prints: a PDF with more than one page, on A4.
+    pdf = page.pdf(prefer_css_page_size=True)
+    assert pdf.startswith(b"%PDF-")
+    assert len(re.findall(rb"/Type /Page\b", pdf)) >= 2
+    assert re.search(rb"/MediaBox \[0 0 59[45][.\d]* 84[12]", pdf)

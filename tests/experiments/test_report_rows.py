@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metarl.experiments import report_rows
+from metarl.experiments.report import load_entries
+
+MakeRun = Callable[..., Path]
+WORSE = {"0": [[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]], "1": [[1.0, 6.0, 3.0], [3.0, 8.0, 5.0]]}
+
+
+def test_summary_rows_by_hand(make_run: MakeRun) -> None:
+    row = report_rows.summary_rows(load_entries([make_run("a")]))[1]
+    # Task means 6, 7, 8; six scores 5 | 6 7 7 8 | 9; resampled means run from 6 to 8 in thirds, extremes 1/8 each.
+    assert {name: row[name] for name in ("shot", "mean", "iqm", "cvar05", "low", "high")} == {
+        "shot": 1,
+        "mean": 7.0,
+        "iqm": 7.0,
+        "cvar05": 6.0,
+        "low": 6.0,
+        "high": 8.0,
+    }
+    assert (row["episodes"], row["seeds"], row["repeats"], row["tasks"]) == (2, 1, 2, 3)
+
+
+def test_success_is_that_of_any_step(make_run: MakeRun) -> None:
+    (entry,) = entries = load_entries([make_run("a", success=[[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])])
+    assert report_rows.has_success(entries)
+    assert entry.scores(0, "success").mean() == 0.5
+    assert report_rows.summary_rows(entries, "success")[0]["mean"] == 0.5
+    assert not report_rows.has_success([entry, *load_entries([make_run("b")])])
+
+
+def test_learning_rows_have_a_row_an_epoch_and_shot(make_run: MakeRun) -> None:
+    rows = report_rows.learning_rows(load_entries([make_run("a"), make_run("b", seed=4)]))
+    assert len(rows) == 2 * 2 * 2
+    assert {**rows[-1], "run": ""} == {
+        **{"agent": "ssm", "seed": 4, "run": "", "epoch": 2, "env_steps": 2000},
+        **{"wall_minutes": 1.0, "shot": 1, "return": 3.5},
+    }
+
+
+def test_profile_rows_span_all_scores(make_run: MakeRun) -> None:
+    rows = report_rows.profile_rows(load_entries([make_run("a"), make_run("b", WORSE, "gru")]), shot=1)
+    assert len(rows) == 2 * report_rows.THRESHOLDS
+    assert (rows[0]["threshold"], rows[-1]["threshold"]) == (1.0, 9.0)
+    assert (rows[0]["agent"], rows[0]["fraction"]) == ("ssm", 1.0)
+    # Of the worse run's 1 3 3 5 6 8, five lie above 1.
+    assert rows[report_rows.THRESHOLDS]["fraction"] == pytest.approx(5 / 6)
+
+
+def test_improvement_puts_the_better_first_and_the_clearest_pair_on_top(make_run: MakeRun) -> None:
+    worst = {"0": [[0.0] * 3] * 2, "1": [[0.0] * 3] * 2}
+    runs = [make_run("a", WORSE, "gru"), make_run("b"), make_run("c", worst, "mlp")]
+    rows = report_rows.improvement_rows(load_entries(runs), shot=1)
+    assert [(row["first"], row["second"]) for row in rows] == [("gru", "mlp"), ("ssm", "mlp"), ("ssm", "gru")]
+    # Against gru: always on tasks 0 and 2; on task 1 equal rows 6 and 8: one half. One draw a task leaves 0, 0.5 or 1.
+    assert rows[-1]["probability"] == pytest.approx(5 / 6)
+    assert (rows[-1]["low"], rows[-1]["high"]) == pytest.approx((2 / 3, 1.0))
+
+
+def test_task_rows_are_means_over_repeats(make_run: MakeRun) -> None:
+    rows = report_rows.task_rows(load_entries([make_run("a")]))
+    assert rows[3] == {"task": 100, "params": {"velocity": 0.0}, "agent": "ssm", "shot": 1, "mean": 6.0}
+
+
+def test_references_come_from_the_first_run_that_has_them(make_run: MakeRun) -> None:
+    runs = [make_run("a", references={}), make_run("b", method="gru")]
+    rows = report_rows.reference_rows(load_entries(runs))
+    assert [(row["agent"], row["mean"]) for row in rows] == [("random policy", -50.0), ("policy told the task", 6.0)]
+    drawn = [{"low": 0.0, "high": 10.0}]
+    assert [report_rows.is_near(value, drawn) for value in (-5.1, -5.0, 15.0, 15.1)] == [False, True, True, False]
+
+
+def test_settings_and_origins(make_run: MakeRun) -> None:
+    runs = [make_run("a"), make_run("b", method="gru", versions={"python": "3.12.1", "torch": "2.12.0"})]
+    entries = load_entries(runs)
+    differ, shared = report_rows.setting_rows(entries)
+    assert differ == [{"setting": "memory.method", "ssm": "ssm", "gru": "gru"}]
+    assert shared["algorithm.learning_rate"] == 0.001
+    assert "run.seed" not in shared
+    assert report_rows.origin_rows(entries, lambda run: run.results["versions"]) == [
+        {"name": "python", "value": "3.12.1"},
+        {"name": "torch", "value": "2.13.0 (1 of 2 runs); 2.12.0 (1 of 2 runs)"},
+    ]
