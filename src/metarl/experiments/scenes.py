@@ -217,9 +217,9 @@ def _markers(
         else:  # seen from above, where it would hide the robot
             place = torso + np.array([0.0, 0.0, 0.1]) + heading * 0.9
         side = np.array([-heading[1], heading[0], 0.0])
-        # The arrow points along its own z axis: the third column is the heading.
+        # The arrow points along its own z axis, the third column, and is drawn half as long as its size says.
         rotation = np.stack([side, np.array([0.0, 0.0, 1.0]), heading], axis=1)
-        return [Marker(int(mujoco.mjtGeom.mjGEOM_ARROW), (0.08, 0.08, length), GOLD, place, rotation)]
+        return [Marker(int(mujoco.mjtGeom.mjGEOM_ARROW), (0.08, 0.08, 2 * length), GOLD, place, rotation)]
     return []
 
 
