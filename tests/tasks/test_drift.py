@@ -99,7 +99,7 @@ def test_new_tasks_wait_for_the_next_episode_also_where_the_old_one_is_still_to_
 
 
 def test_a_change_that_changes_nothing_cannot_be_told_from_the_plain_body():
-    still = Task(0, {**WHOLE, "change_at": 3})
+    still = Task(0, {**FAMILIES["halfcheetah-drift"].whole, "change_at": 3})
     plain = make_tasks("halfcheetah-gravity").make_env([Task(0, {"gravity_scale": 1.0})])
     env = make_tasks("halfcheetah-drift").make_env([still])
     assert np.array_equal(env.reset(seed=1)[0], plain.reset(seed=1)[0])

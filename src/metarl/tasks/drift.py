@@ -58,14 +58,16 @@ def _draw_crippled(generator: np.random.Generator, may_die: Sequence[int]) -> Pa
     return {"dead_actuator": int(generator.choice(may_die)), "mass_scale": mass}
 
 
+_NOTHING_CHANGES: Params = {"gravity_scale": 1.0, "mass_scale": 1.0, "dead_actuator": NONE, "change_at": LATEST}
+
+
 def _draw_change(generator: np.random.Generator, may_die: Sequence[int]) -> Params:
     """One of three changes, each as likely: gravity or mass by a factor of 1.4 to 2, up or down, or a dead actuator."""
-    whole = {"gravity_scale": 1.0, "mass_scale": 1.0, "dead_actuator": NONE}
     factor = 2.0 ** (generator.uniform(0.5, 1.0) * generator.choice([-1.0, 1.0]))
     dead = int(generator.choice([actuator for actuator in may_die if actuator != NONE]))
     changes: list[dict[str, float]] = [{"gravity_scale": factor}, {"mass_scale": factor}, {"dead_actuator": dead}]
     change = changes[int(generator.integers(len(changes)))]
-    return {**whole, **change, "change_at": int(generator.integers(EARLIEST, LATEST))}
+    return {**_NOTHING_CHANGES, **change, "change_at": int(generator.integers(EARLIEST, LATEST))}
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class Drifting:
     """Actuators that may die in train tasks."""
     test: tuple[int, ...]
     """Actuators that may die in test tasks: others than in training."""
+    whole: Params
+    """Parameters of a task in which nothing is broken or changes."""
 
 
 _CHANGING_CHEETAH = replace(HALF_CHEETAH, late_edit=_change)
@@ -93,6 +97,7 @@ FAMILIES = {
         _draw_crippled,
         train=(NONE, 0, 1, 2, 4),
         test=(3, 5),
+        whole={"dead_actuator": NONE, "mass_scale": 1.0},
     ),
     "halfcheetah-drift": Drifting(
         "Half-cheetah whose gravity, mass or an actuator changes at an unknown step of every episode.",
@@ -100,6 +105,7 @@ FAMILIES = {
         _draw_change,
         train=(0, 1, 2, 4),
         test=(3, 5),
+        whole=_NOTHING_CHANGES,
     ),
     "ant-drift": Drifting(
         "Ant whose gravity, mass or an actuator changes at an unknown step of every episode.",
@@ -107,6 +113,7 @@ FAMILIES = {
         _draw_change,
         train=(0, 1, 2, 3, 5, 6),
         test=(4, 7),
+        whole=_NOTHING_CHANGES,
     ),
 }
 
