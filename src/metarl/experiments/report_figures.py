@@ -64,7 +64,7 @@ def adaptation_figure(
         else:
             side = "below" if reference["mean"] < min(row["low"] for row in rows) else "above"
             caption += f" The {reference['agent']} has {_minus(reference['mean'])}, far {side} the figure."
-    return Figure(name, caption, rows, _spec(alt.layer(*layers), caption))
+    return Figure(name, caption, rows, _spec(alt.LayerChart(layer=layers), caption))
 
 
 def learning_figure(name: str, caption: str, rows: Sequence[Row], labels: Sequence[str], x: str, title: str) -> Figure:
@@ -107,7 +107,7 @@ def profile_figure(name: str, caption: str, rows: Sequence[Row], labels: Sequenc
     percent = alt.Axis(format="%", title=title, tickCount=6)
     band = base.mark_area(opacity=FAINT + 0.04).encode(y=alt.Y("low:Q", axis=percent), y2="high:Q")
     line = base.mark_line(strokeWidth=1.8).encode(y=alt.Y("fraction:Q", axis=percent))
-    return Figure(name, caption, rows, _spec(alt.layer(band, line), caption))
+    return Figure(name, caption, rows, _spec(alt.LayerChart(layer=[band, line]), caption))
 
 
 def improvement_figure(name: str, caption: str, rows: Sequence[Row]) -> Figure:
@@ -119,17 +119,17 @@ def improvement_figure(name: str, caption: str, rows: Sequence[Row]) -> Figure:
     )
     first_tenth = min(4, math.floor(10 * min(row["low"] for row in rows)))
     tenths = [tenth / 10 for tenth in range(first_tenth, 11)]
-    x = {
+    x: dict[str, Any] = {
         "scale": alt.Scale(domain=[tenths[0], 1], nice=False),
         "axis": alt.Axis(title="probability that the first scores higher on a task", format=".1f", values=tenths),
     }
     even = alt.Chart(alt.InlineData([{}])).mark_rule(strokeDash=[4, 3], color=GREY).encode(x=alt.XDatum(0.5, **x))
-    chart = alt.layer(
+    layers = [
         even,
         base.mark_rule(strokeWidth=2, color=COLOURS[0]).encode(x=alt.X("low:Q", **x), x2="high:Q"),
         base.mark_point(filled=True, size=60, color=COLOURS[0], opacity=1).encode(x=alt.X("probability:Q", **x)),
-    )
-    return Figure(name, caption, rows, _spec(chart, caption, height=ROW_HEIGHT * len(rows)))
+    ]
+    return Figure(name, caption, rows, _spec(alt.LayerChart(layer=layers), caption, height=ROW_HEIGHT * len(rows)))
 
 
 # --- details ----------------------------------------------------------------------------------------------------------

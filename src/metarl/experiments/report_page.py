@@ -91,6 +91,7 @@ def _figures(entries: Sequence[Entry], summaries: Sequence[Row], successes: Sequ
     mean = "Mean by shot on the test tasks, with its 95 % interval."
     figures = [adaptation_figure("adaptation", mean, summaries, labels, report_rows.reference_rows(entries), "return")]
     if successes:
+        mean = "Success by shot on the test tasks, at any step of an episode, with its 95 % interval."
         figures.append(adaptation_figure("success", mean, successes, labels, [], "success rate"))
     if learning := report_rows.learning_rows(entries):
         for name, x, title in (
@@ -111,7 +112,7 @@ def _figures(entries: Sequence[Entry], summaries: Sequence[Row], successes: Sequ
 def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script, in the version that altair writes for."""
     major, minor, _ = alt.SCHEMA_VERSION.removeprefix("v").split(".")
-    script: str = vl_convert.javascript_bundle(vl_version=f"{major}.{minor}")
+    script: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=f"{major}.{minor}")
     return script.replace("</script", "<\\/script")
 
 

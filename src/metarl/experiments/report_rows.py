@@ -117,7 +117,7 @@ def is_near(value: float, rows: Sequence[Row]) -> bool:
     """Whether a reference lies so near to what is drawn that drawing it to scale leaves the curves their resolution."""
     low, high = min(row["low"] for row in rows), max(row["high"] for row in rows)
     reach = FAR * (high - low)
-    return low - reach <= value <= high + reach or low == high
+    return bool(low - reach <= value <= high + reach or low == high)
 
 
 def setting_rows(entries: Sequence[Entry]) -> tuple[list[Row], dict[str, Any]]:
