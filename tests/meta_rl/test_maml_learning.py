@@ -1,6 +1,6 @@
 """Gradient-based adaptation is learned: a point finds goals that it was never trained on, in seconds of training.
 
-Thresholds hold with a margin for seeds 0, 1 and 2.
+Thresholds hold with a margin for seeds 0 and 1.
 """
 
 from __future__ import annotations

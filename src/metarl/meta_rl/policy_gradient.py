@@ -118,7 +118,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def ratio_loss(log_prob: Tensor, batch: Round) -> Tensor:
-    """−E[π/π_old · A], the likelihood-ratio surrogate (J^LR of Rothfuss et al. 2019, arXiv 1810.06784, section 5).
+    """−E[π/π_old · A], the likelihood-ratio surrogate (J^LR of Rothfuss et al. 2019, arXiv 1810.06784).
 
     At π = π_old its gradient is the policy gradient and its Hessian the one that MAML's meta-gradient needs, which
     automatic differentiation of REINFORCE misses: their "low variance curvature" estimator.
