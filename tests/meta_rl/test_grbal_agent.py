@@ -26,7 +26,14 @@ OBSERVATIONS = spaces.Box(-5.0, 5.0, (3,), np.float32)
 ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([1.0, 3.0], np.float32))
 ROWS, STEPS, PAST = 4, 12, 3
 CONFIG = GrBALConfig(
-    past=PAST, future=2, model_updates=3, batch_windows=8, horizon=4, candidates=16, learning_rate=1e-2, inner_lr=0.1
+    past=PAST,
+    future=2,
+    model_updates=3,
+    batch_windows=8,
+    horizon=4,
+    candidates=16,
+    learning_rate=1e-2,
+    random_updates=1,
 )
 NETWORK = MemoryConfig(method="mlp", width=8)
 REWARD = RewardModel(lambda before, action, after: after[..., 0] - 0.1 * action.square().sum(-1))
@@ -125,6 +132,28 @@ def test_before_its_first_update_it_acts_at_random_over_all_actions():
     np.testing.assert_allclose(actions.mean(0), [-0.5, 1.5], atol=0.1)
     np.testing.assert_allclose(actions.min(0), ACTIONS.low, atol=0.02)
     np.testing.assert_allclose(actions.max(0), ACTIONS.high, atol=0.02)
+
+
+def test_in_training_it_acts_at_random_for_longer():
+    first = make_agent(replace(CONFIG, random_updates=2))
+    learn(first, [0])
+    wide = trial(first, Stream(1, steps=500)).reshape(-1, 2)
+    np.testing.assert_allclose(wide.std(0), np.array([1.5, 1.5]) / 3**0.5, rtol=0.1)
+    first.training = False
+    assert np.abs(trial(first, Stream(1)).reshape(-1, 2).std(0) / wide.std(0) - 1).max() > 0.2
+
+
+def test_exploring_strays_from_the_plan():
+    agents = trained(), trained()
+    for agent, explore in zip(agents, (True, False), strict=True):
+        agent.explore = explore
+        agent.begin_trial(ROWS)
+    observation = Stream(5).observation[0]
+    strayed, planned = (agent.act(observation) for agent in agents)
+    assert torch.equal(agents[0]._planned, agents[1]._planned)
+    own = agents[0]._noise[:, 0, 0].numpy()
+    expected = np.clip(planned + 0.3 * 1.5 * own, ACTIONS.low, ACTIONS.high)
+    np.testing.assert_allclose(strayed, expected, atol=1e-5)
 
 
 def test_a_single_observation_is_a_batch_of_one_row():
@@ -394,7 +423,7 @@ WIRED = TaskDistribution(
     make_worlds=Wired,
     reward_model=RewardModel(lambda before, action, after: after[..., 0]),
 )
-QUICK = GrBALConfig(past=4, future=4, horizon=4, candidates=64, model_updates=60, inner_lr=0.1, learning_rate=1e-2)
+QUICK = GrBALConfig(past=4, future=4, horizon=4, candidates=64, model_updates=60, learning_rate=1e-2, random_updates=1)
 
 
 def _wired_agent(config):
@@ -453,6 +482,8 @@ CHANGED = {
     "model_updates": 4,
     "batch_windows": 9,
     "grad_clip_norm": 1e-3,
+    "random_updates": 3,
+    "exploration": 0.0,
     "replay_size": STEPS * ROWS,
     "horizon": 3,
     "candidates": 17,
@@ -471,8 +502,9 @@ def test_every_field_of_the_config_makes_a_difference(field):
 
 @pytest.mark.parametrize("field", sorted(set(CHANGED) - {"meta", "online_adaptation"}))
 def test_a_config_out_of_range_is_a_one_line_error(field):
-    with pytest.raises(UsageError, match=f"^--{field.replace('_', '-')} is .*, got 0$"):
-        GrBALConfig(**{field: 0})
+    wrong = -1 if field in ("random_updates", "exploration") else 0
+    with pytest.raises(UsageError, match=f"^--{field.replace('_', '-')} is .*, got {wrong}$"):
+        GrBALConfig(**{field: wrong})
 
 
 @pytest.mark.parametrize(

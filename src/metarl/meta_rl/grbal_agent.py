@@ -59,6 +59,10 @@ class GrBALConfig:
     """Windows of `past` + `future` transitions in one step of Adam."""
     grad_clip_norm: float = 10.0
     """Largest norm of a gradient."""
+    random_updates: int = 5
+    """Updates of training before which it acts at random: plans by a model of little data stay where the data is."""
+    exploration: float = 0.3
+    """Standard deviation of what is added to an action while it explores, in units of half the range of an action."""
     replay_size: int = 100_000
     """Latest transitions that are learned from."""
     horizon: int = 10
@@ -77,6 +81,9 @@ class GrBALConfig:
         for name in ("inner_lr", "learning_rate", "grad_clip_norm", "noise", "temperature"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} is above 0, got {getattr(self, name)}")
+        for name in ("random_updates", "exploration"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"--{name.replace('_', '-')} is at least 0, got {getattr(self, name)}")
         if self.candidates < 2:
             raise UsageError(f"--candidates is at least 2, got {self.candidates}")
 
@@ -84,8 +91,8 @@ class GrBALConfig:
 class GrBALAgent(Agent):
     """An agent that plans with a dynamics model of its own for every row.
 
-    It acts at random until its first `update`. A plan varies by itself: `explore` changes nothing. What it remembers of
-    a trial are the last `past` transitions of each row; `adapt` has nothing to do.
+    It acts at random until its first `update`, in training until `random_updates`. What it remembers of a trial are the
+    last `past` transitions of each row; `adapt` has nothing to do.
 
     Args:
         memory: width of the model, and depth of what follows its first layer; its method is mlp.
@@ -164,10 +171,14 @@ class GrBALAgent(Agent):
     @torch.no_grad()
     def _act(self, observation: Array) -> Array:
         self._check_rows(len(observation))
-        noise = self._draw_noise()
-        if not self.updates:
+        if self._noise is None:
+            rows, horizon, size = self._plan.shape
+            shape = (rows, self.config.candidates, horizon, size)
+            self._noise = torch.randn(shape, generator=self.generator).to(self.device)
+        own = self._noise[:, 0, 0]  # the planner ignores that of its first candidate
+        if self.updates < max(1, self.config.random_updates if self.training else 1):
             self._planned = self._plan
-            return self._to_environment(self._rest + self._half_range * noise)
+            return self._to_environment(self._rest + self._half_range * torch.erf(own / 2**0.5))  # uniform
         params = self.row_parameters()
         present = torch.from_numpy(np.asarray(observation, dtype=np.float32)).to(self.device)
 
@@ -179,20 +190,10 @@ class GrBALAgent(Agent):
                 actions,
             )
 
-        scaled = self._half_range * self.config.noise * noise
+        scaled = self._half_range * self.config.noise * self._noise
         self._planned = mppi(score, self._plan, scaled, self._low, self._high, self.config.temperature)
-        return self._to_environment(self._planned[:, 0])
-
-    def _draw_noise(self) -> Tensor:
-        """Drawn once a step: standard normal [R, C, H, act]; before the first update, uniform in [−1, 1) [R, act]."""
-        if self._noise is None:
-            rows, horizon, size = self._plan.shape
-            if self.updates:
-                noise = torch.randn(rows, self.config.candidates, horizon, size, generator=self.generator)
-            else:
-                noise = 2 * torch.rand(rows, size, generator=self.generator) - 1
-            self._noise = noise.to(self.device)
-        return self._noise
+        strayed = self._half_range * self.config.exploration * own if self.explore else 0.0
+        return self._to_environment(self._planned[:, 0] + strayed)
 
     def _to_environment(self, action: Tensor) -> Array:
         array: Array = torch.clamp(action, self._low, self._high).cpu().numpy().astype(self.action_space.dtype)
