@@ -1014,7 +1014,7 @@ def test_it_is_made_from_a_metamaml_over_any_module(kind):
     outputs = {"continuous": 4, "discrete": 3}[kind]
     actor = Actor(OBSERVATIONS, ACTIONS[kind], body=Tempered(outputs))
     agent = MetaMAMLAgent(MetaMAML(actor, inner_lr=0.2, inner_steps=2))
-    assert (agent.trial_rounds, agent.trial_rows, agent.explores_to_adapt) == (3, MAMLConfig().trial_rows, True)
+    assert (agent.trial_rounds, agent.trial_rows, agent.explores_to_adapt) == (3, 1, True)
     before = learned(agent)
     trial(agent, range(3), rows=agent.trial_rows)
     assert agent._params["body.temperature"].shape == (1,)

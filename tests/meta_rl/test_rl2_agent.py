@@ -23,7 +23,9 @@ ACTIONS = {
 }
 ROWS, STEPS = 4, 12
 SMALL = MemoryConfig(width=8, state_dim=8, heads=2, context=5)
-CONFIG = RL2Config(update_epochs=2, num_minibatches=2, update_steps=STEPS, learning_rate=1e-2)
+CONFIG = RL2Config(
+    update_epochs=2, num_minibatches=2, update_steps=STEPS, learning_rate=1e-2, max_divergence=float("inf")
+)
 WHOLE = replace(CONFIG, update_epochs=1, num_minibatches=1)
 """One pass over everything: losses and ratios are those of the policy that collected."""
 
@@ -455,6 +457,22 @@ def test_an_update_reports_finite_numbers():
         assert all(isinstance(value, float) and np.isfinite(value) for value in metrics.values())
 
 
+def test_an_update_ends_once_the_policy_has_moved_too_far():
+    wide = make_agent(config=replace(CONFIG, update_epochs=6, learning_rate=3e-2))
+    tight = make_agent(config=replace(CONFIG, update_epochs=6, learning_rate=3e-2, max_divergence=0.05))
+    (free,), (held,) = learn(wide, [0]), learn(tight, [0])
+    assert free["minibatches"] == 6 * CONFIG.num_minibatches
+    assert 1 <= held["minibatches"] < free["minibatches"]
+    assert held["kl"] <= 0.05 < free["kl"]
+
+
+def test_experience_of_another_policy_still_gets_one_step():
+    agent, other = make_agent(config=replace(CONFIG, max_divergence=1e-9)), make_agent(seed=3)
+    trial(other, Stream.draw(0))
+    agent.give_experience(other.take_experience())
+    assert agent.update()["minibatches"] == 1
+
+
 def test_more_minibatches_than_rows_are_as_many_as_rows():
     agents = [make_agent(config=replace(CONFIG, num_minibatches=number)) for number in (ROWS, 50)]
     for agent in agents:
@@ -528,6 +546,7 @@ CHANGED = {
     "discount": 0.5,
     "trace": 0.5,
     "clip": 1e-4,
+    "max_divergence": 1e-6,
     "update_epochs": 3,
     "num_minibatches": 4,
     "entropy_weight": 0.5,
@@ -563,6 +582,7 @@ def test_every_field_of_the_config_makes_a_difference(field):
         ("discount", -0.1),
         ("trace", 1.1),
         ("clip", 0.0),
+        ("max_divergence", 0.0),
         ("update_epochs", 0),
         ("num_minibatches", 0),
         ("grad_clip_norm", 0.0),

@@ -53,7 +53,7 @@ class GrBALConfig:
     """Gradient steps on the past transitions."""
     learning_rate: float = 1e-3
     """Adam's step size at the start; it falls linearly to 5 % over the run."""
-    model_updates: int = 100
+    model_updates: int = 250
     """Steps of Adam an update."""
     batch_windows: int = 64
     """Windows of `past` + `future` transitions in one step of Adam."""

@@ -121,7 +121,7 @@ class MetaMAMLAgent(Agent):
     Args:
         maml: a `MetaMAML` over an `Actor`.
         config: of the policy gradient and the outer step; the rate, the variant and the number of inner steps are those
-            of `maml`.
+            of `maml`. None: every row is a task of its own.
         num_updates: of the whole run, over which Adam's step size falls to 5 %; None: it stays.
     """
 
@@ -140,7 +140,7 @@ class MetaMAMLAgent(Agent):
             )
         super().__init__(maml.model.observation_space, maml.model.action_space)
         self.maml, self.actor = maml, maml.model
-        self.config = MAMLConfig() if config is None else config
+        self.config = MAMLConfig(trial_rows=1) if config is None else config
         self.trial_rounds = maml.inner_steps + 1
         self.trial_rows = self.config.trial_rows
         (observation_size,) = self.observation_space.shape or (0,)

@@ -11,7 +11,7 @@ place of their policy gradients. Different from both:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,9 @@ class RL2Config:
     """λ of generalised advantage estimation (Schulman et al. 2016)."""
     clip: float = 0.2
     """Largest relative change of an action's probability that still earns (Schulman et al. 2017)."""
+    max_divergence: float = 0.1
+    """An update ends early once the policy has moved so far (mean KL on a minibatch): late in a run one update could
+    otherwise undo all learning."""
     update_epochs: int = 4
     """Passes over the data of one update."""
     num_minibatches: int = 8
@@ -70,6 +73,7 @@ class RL2Config:
             ("discount", "in [0, 1]", 0 <= self.discount <= 1),
             ("trace", "in [0, 1]", 0 <= self.trace <= 1),
             ("clip", "above 0", self.clip > 0),
+            ("max_divergence", "above 0", self.max_divergence > 0),
             ("update_epochs", "at least 1", self.update_epochs >= 1),
             ("num_minibatches", "at least 1", self.num_minibatches >= 1),
             ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
@@ -247,24 +251,30 @@ class RL2Agent(Agent):
         self._given = {name: tensor.to(self.device) for name, tensor in experience.items()}
 
     def update(self) -> Metrics:
-        """PPO on the experience held: `update_epochs` passes over minibatches of rows, each a whole sequence."""
+        """PPO on the experience held: up to `update_epochs` passes over minibatches of rows, each a whole sequence."""
         config = self.config
         batch = self._with_targets(self.take_experience())
         rate = config.learning_rate * max(FINAL_RATE, 1 - self.updates / self.num_updates)
         self.optimizer.param_groups[0]["lr"] = rate
-        num_rows = batch["reward"].shape[1]
-        size = -(-num_rows // config.num_minibatches)
         history: list[Metrics] = []
-        for _ in range(config.update_epochs):
-            for rows in torch.randperm(num_rows, generator=self.generator).split(size):
-                losses, metrics = self._losses(batch, rows)
-                metrics["grad_norm"] = clipped_step(self.optimizer, self.policy, losses, config.grad_clip_norm)
-                history.append(metrics)
+        for rows in self._minibatches(batch["reward"].shape[1]):
+            losses, metrics = self._losses(batch, rows)
+            if history and metrics["kl"] > config.max_divergence:
+                break
+            metrics["grad_norm"] = clipped_step(self.optimizer, self.policy, losses, config.grad_clip_norm)
+            history.append(metrics)
         self.moments.update(batch["raw"].cpu().numpy())
         self.updates += 1
         self._prepared = self._prepare()
         means = {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]}
-        return means | {"learning_rate": rate, "explained_variance": _explained(batch["value"], batch["target"])}
+        explained = _explained(batch["value"], batch["target"])
+        return means | {"minibatches": float(len(history)), "learning_rate": rate, "explained_variance": explained}
+
+    def _minibatches(self, num_rows: int) -> Iterator[Tensor]:
+        """Groups of rows, all of them once in every pass."""
+        size = -(-num_rows // self.config.num_minibatches)
+        for _ in range(self.config.update_epochs):
+            yield from torch.randperm(num_rows, generator=self.generator).split(size)
 
     @torch.no_grad()
     def _with_targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
