@@ -19,10 +19,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 STATE, INPUTS, OUTPUTS = 6, 3, 2
 
 
-def make_model(structure, dtype=torch.float64, seed=0, sizes=(STATE, INPUTS, OUTPUTS)):
+def make_model(structure, dtype=torch.float64, seed=0, sizes=(STATE, INPUTS, OUTPUTS), feedthrough=True):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return StateSpaceModel(*sizes, structure=structure).to(dtype)
+        return StateSpaceModel(*sizes, structure=structure, feedthrough=feedthrough).to(dtype)
 
 
 def make_data(steps, rows, dtype=torch.float64, seed=1):
@@ -33,10 +33,11 @@ def make_data(steps, rows, dtype=torch.float64, seed=1):
     return inputs, state, starts
 
 
+@pytest.mark.parametrize("feedthrough", [True, False])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_equals_scipys_simulation_of_its_matrices(structure, dtype):
-    model = make_model(structure, dtype)
+def test_equals_scipys_simulation_of_its_matrices(structure, dtype, feedthrough):
+    model = make_model(structure, dtype, feedthrough=feedthrough)
     inputs, state, _ = make_data(80, 4, dtype)
     matrices = tuple(matrix.double().numpy() for matrix in model.matrices())
     outputs, last = model(inputs, state)
@@ -177,10 +178,11 @@ def test_gradients_of_the_sequence_equal_those_of_the_steps(structure):
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
 
 
+@pytest.mark.parametrize("feedthrough", [True, False])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_saved_model_comes_back_the_same(structure, dtype, tmp_path):
-    model = make_model(structure, dtype)
+def test_a_saved_model_comes_back_the_same(structure, dtype, feedthrough, tmp_path):
+    model = make_model(structure, dtype, feedthrough=feedthrough)
     model.save(tmp_path / "model.safetensors")
     loaded = StateSpaceModel.load(tmp_path / "model.safetensors")
     assert loaded.structure == structure

@@ -42,9 +42,18 @@ class StateSpaceModel(nn.Module):
         input_dim: m, size of u.
         output_dim: p, size of y.
         structure: "dense" or "diagonal".
+        feedthrough: whether D (D' for "diagonal") is learned; otherwise it is zero and costs nothing. A "diagonal"
+            model without it still passes its input on at once, by C'B.
     """
 
-    def __init__(self, state_dim: int, input_dim: int, output_dim: int, structure: Structure = "diagonal") -> None:
+    def __init__(
+        self,
+        state_dim: int,
+        input_dim: int,
+        output_dim: int,
+        structure: Structure = "diagonal",
+        feedthrough: bool = True,
+    ) -> None:
         super().__init__()
         if min(state_dim, input_dim, output_dim) < 1:
             raise UsageError(f"StateSpaceModel needs dimensions >= 1, got {state_dim}, {input_dim}, {output_dim}")
@@ -57,7 +66,7 @@ class StateSpaceModel(nn.Module):
         self.state_dim, self.input_dim, self.output_dim, self.structure = state_dim, input_dim, output_dim, structure
         self.B = nn.Parameter(_uniform(state_dim, input_dim))
         self.C = nn.Parameter(_uniform(output_dim, state_dim))
-        self.D = nn.Parameter(SKIP_GAIN * torch.eye(output_dim, input_dim))
+        self.D = nn.Parameter(SKIP_GAIN * torch.eye(output_dim, input_dim)) if feedthrough else None
         if structure == "dense":
             self.A = nn.Parameter(DENSE_MODULUS * nn.init.orthogonal_(torch.empty(state_dim, state_dim)))
         else:
@@ -96,7 +105,7 @@ class StateSpaceModel(nn.Module):
         driven = torch.view_as_complex(functional.linear(flat, gain).view(steps, rows, -1, 2))
         states = linear_scan(decay, driven, starts, _as_complex(state))
         real = torch.view_as_real(states).reshape(steps * rows, self.state_dim)
-        outputs = torch.addmm(functional.linear(flat, self.D), real, self.C.T)
+        outputs = self._read(real, flat)
         return outputs.view(steps, rows, self.output_dim), real.view(steps, rows, -1)[-1]
 
     def step(self, inputs: Tensor, state: Tensor, coefficients: Coefficients | None = None) -> tuple[Tensor, Tensor]:
@@ -106,12 +115,16 @@ class StateSpaceModel(nn.Module):
         """
         self._check(inputs, 2, state)
         transition, gain = self.coefficients() if coefficients is None else coefficients
-        skip = functional.linear(inputs, self.D)
         driven = functional.linear(inputs, gain)
         if self.structure == "dense":
-            return torch.addmm(skip, state, self.C.T), torch.addmm(driven, state, transition.T)
+            return self._read(state, inputs), torch.addmm(driven, state, transition.T)
         moved = torch.view_as_real(transition * _as_complex(state)).flatten(-2) + driven
-        return torch.addmm(skip, moved, self.C.T), moved
+        return self._read(moved, inputs), moved
+
+    def _read(self, states: Tensor, inputs: Tensor) -> Tensor:
+        """C x + D u for states [..., n] and inputs [..., m]."""
+        read = functional.linear(states, self.C)
+        return read if self.D is None else read + functional.linear(inputs, self.D)
 
     def _dense(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         driven = functional.linear(inputs, self.B)
@@ -122,7 +135,7 @@ class StateSpaceModel(nn.Module):
                 state = state * keep[step][:, None]
             states.append(state)
             state = functional.linear(state, self.A) + driven[step]
-        return functional.linear(torch.stack(states), self.C) + functional.linear(inputs, self.D), state
+        return self._read(torch.stack(states), inputs), state
 
     def _check(self, inputs: Tensor, ndim: int, state: Tensor | None) -> None:
         if inputs.ndim != ndim or inputs.shape[-1] != self.input_dim or inputs.shape[0] < 1:
@@ -136,12 +149,13 @@ class StateSpaceModel(nn.Module):
     def matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The equivalent real A [n, n], B [n, m], C [p, n], D [p, m]."""
         transition, gain = self.coefficients()
+        direct = gain.new_zeros(self.output_dim, self.input_dim) if self.D is None else self.D
         if self.structure == "dense":
-            return transition.clone(), gain.clone(), self.C.clone(), self.D.clone()
+            return transition.clone(), gain.clone(), self.C.clone(), direct.clone()
         re, im = transition.real, transition.imag
         pairs = torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)], -2)
         transition = torch.block_diag(*pairs)
-        return transition, gain, self.C @ transition, self.C @ gain + self.D
+        return transition, gain, self.C @ transition, self.C @ gain + direct
 
     def save(self, path: str | Path) -> None:
         """Write parameters and dimensions to one safetensors file."""
@@ -160,7 +174,8 @@ class StateSpaceModel(nn.Module):
         if "structure" not in shape:
             raise UsageError(f"{path} holds no StateSpaceModel: write it with StateSpaceModel.save")
         state_dim, input_dim, output_dim = (int(shape[name]) for name in ("state_dim", "input_dim", "output_dim"))
-        model = cls(state_dim, input_dim, output_dim, shape["structure"]).to(tensors["B"].dtype)
+        model = cls(state_dim, input_dim, output_dim, shape["structure"], feedthrough="D" in tensors)
+        model = model.to(tensors["B"].dtype)
         model.load_state_dict(tensors)
         return model
 
