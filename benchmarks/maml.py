@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -31,15 +32,16 @@ INPUTS, OUTPUTS = 17, 6
 """Of half-cheetah: observation and action."""
 RATE = 0.1
 TOLERANCE = 1e-4
-OURS, RECOMPUTED, LOOP = "MetaMAML", "MetaMAML, recompute", "autograd loop"
+OURS, COMPILED, RECOMPUTED, LOOP = "MetaMAML", "MetaMAML, compile", "MetaMAML, recompute", "autograd loop"
 
 NOTES = (
     "mlp: two hidden layers, tanh. ssm, lstm: a policy with that memory (the library's SSMMemory, or an nn.LSTM) "
     "between two linear layers; its samples are steps x rows. 17 inputs, 6 outputs, squared error; query sets are as "
     "large as support sets.",
-    "this / first: median of the ratios to the problem's first side, which is ours.",
+    "this / first: median of the ratios to the problem's first side, which is ours. MetaMAML, compile: the same as "
+    "machine code; compiling, some ten seconds for each form of the data, is not counted.",
     "peak MB: the most memory held during one meta-gradient above what was held before it, in a fresh process for each "
-    "side; Linux only. MetaMAML holds all tasks at once, the others one after the other.",
+    "side; Linux only. MetaMAML holds many tasks at once, the others one after the other.",
     "difference: norm of the difference to the autograd loop's gradient, by the norm of that.",
     "torchopt's MetaSGD has no first-order switch: it builds the graph, and the gradient does not go back through it.",
 )
@@ -64,6 +66,9 @@ class Side(NamedTuple):
 
 SIZES = ((40, 20, 64), (40, 200, 64), (20, 2000, 64), (20, 10, 40))
 QUICK_SIZES = ((3, 4, 8),)
+LOOPS = ((1, False), (1, True), (5, False), (5, True))
+"""Inner steps, and whether of first order."""
+QUICK_LOOPS = ((1, False),)
 POLICIES = (Side("ssm", OURS), Side("lstm", OURS), Side("lstm", LOOP))
 
 
@@ -106,6 +111,7 @@ def make_side(side: Side, problem: Problem) -> Callable[[], list[Tensor]]:
         first_order=problem.first_order,
         inner_steps=problem.inner_steps,
         recompute=side.way == RECOMPUTED,
+        compile=side.way == COMPILED,
     )
     return lambda: list(maml.meta_gradient(batch).gradients.values())
 
@@ -181,20 +187,21 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = arguments.quick
     missing = [peer for peer in ("higher", "torchopt") if find_spec(peer) is None]
-    mlps = [Side("mlp", way) for way in (OURS, *PEERS) if way not in missing]
+    compiles = [COMPILED] if shutil.which("g++") else []
+    mlps = [Side("mlp", way) for way in (OURS, *compiles, *PEERS) if way not in missing]
     lines: list[dict[str, Any]] = []
     for tasks, samples, width in QUICK_SIZES if quick else SIZES:
-        for inner_steps in (1, 5):
-            for first_order in (False, True):
-                problem = Problem(tasks, (samples,), width, inner_steps, first_order)
-                lines += measure(problem, mlps, 1 if quick else 7)
+        for inner_steps, first_order in QUICK_LOOPS if quick else LOOPS:
+            problem = Problem(tasks, (samples,), width, inner_steps, first_order)
+            lines += measure(problem, mlps, 1 if quick else 7)
     policy = Problem(2, (3, 2), 8, 1, False) if quick else Problem(20, (100, 4), 64, 1, False)
     lines += measure(policy, list(POLICIES), 1 if quick else 3)
     long = Problem(2, (4,), 8, 10, False) if quick else Problem(20, (2000,), 64, 10, False)
     for problem in (long._replace(inner_steps=1), long):
         lines += measure(problem, [Side("mlp", OURS), Side("mlp", RECOMPUTED)], 1 if quick else 5)
-    gone = [f'{peer} is missing: pip install -c constraints.txt -e ".[benchmarks]"' for peer in missing]
-    write_report("Meta-gradients, milliseconds", lines, arguments.out, [*NOTES, *gone])
+    gone = [] if compiles else ["MetaMAML, compile is missing: it needs a C++ compiler, g++"]
+    gone += [f'{peer} is missing: pip install -c constraints.txt -e ".[benchmarks]"' for peer in missing]
+    write_report("Meta-gradients, milliseconds", lines, arguments.out, (*NOTES, *gone))
 
 
 if __name__ == "__main__":

@@ -69,15 +69,12 @@ class Memory(nn.Module, ABC):
 
 
 class SSMBlock(nn.Module):
-    """x + GLU(GELU(SSM(norm(x)))), the SSM diagonal (Orvieto et al. 2023, figure 1).
-
-    It has no D of its own: the state that is read has the input in it, and x goes round the block anyway.
-    """
+    """x + GLU(GELU(SSM(norm(x)))), the SSM and its D diagonal (Orvieto et al. 2023, figure 1)."""
 
     def __init__(self, width: int, state_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.core = StateSpaceModel(state_dim, width, width, feedthrough=False)
+        self.core = StateSpaceModel(state_dim, width, width, feedthrough="diagonal")
         self.gate = nn.Linear(width, 2 * width)
 
     def forward(self, x: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -22,11 +22,17 @@ def clipped_step(
         TrainingDiverged: naming the loss, or the parameter whose gradient is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    total = torch.stack(list(losses.values())).sum()
-    total.backward()
+    torch.stack(list(losses.values())).sum().backward()
+    return step_along_gradients(optimizer, module, losses, bound)
+
+
+def step_along_gradients(
+    optimizer: torch.optim.Optimizer, module: nn.Module, losses: Mapping[str, Tensor], bound: float
+) -> float:
+    """`clipped_step` along the gradients that the parameters hold already, which are those of `losses`."""
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    if not (torch.isfinite(total) and torch.isfinite(norm)):
+    if not (all(torch.isfinite(loss) for loss in losses.values()) and torch.isfinite(norm)):
         culprits = [f"the {name} loss" for name, loss in losses.items() if not torch.isfinite(loss)]
         culprits += [
             f"the gradient of {name}"

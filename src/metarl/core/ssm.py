@@ -16,6 +16,7 @@ from metarl.core.errors import UsageError
 from metarl.core.scan import linear_scan
 
 Structure: TypeAlias = Literal["dense", "diagonal"]
+Feedthrough: TypeAlias = Literal["full", "diagonal"]
 Coefficients: TypeAlias = tuple[Tensor, Tensor]
 
 # Initial eigenvalues: a ring inside the unit circle, at small phases so that slow modes come first (Orvieto et al.
@@ -42,8 +43,8 @@ class StateSpaceModel(nn.Module):
         input_dim: m, size of u.
         output_dim: p, size of y.
         structure: "dense" or "diagonal".
-        feedthrough: whether D (D' for "diagonal") is learned; otherwise it is zero and costs nothing. A "diagonal"
-            model without it still passes its input on at once, by C'B.
+        feedthrough: of D (D' for "diagonal"): "full", any matrix [p, m], or "diagonal", a vector [p] where m = p, which
+            costs next to nothing.
     """
 
     def __init__(
@@ -52,13 +53,19 @@ class StateSpaceModel(nn.Module):
         input_dim: int,
         output_dim: int,
         structure: Structure = "diagonal",
-        feedthrough: bool = True,
+        feedthrough: Feedthrough = "full",
     ) -> None:
         super().__init__()
         if min(state_dim, input_dim, output_dim) < 1:
             raise UsageError(f"StateSpaceModel needs dimensions >= 1, got {state_dim}, {input_dim}, {output_dim}")
         if structure not in ("dense", "diagonal"):
             raise UsageError(f"unknown structure '{structure}': choose from dense, diagonal")
+        if feedthrough not in ("full", "diagonal"):
+            raise UsageError(f"unknown feedthrough '{feedthrough}': choose from full, diagonal")
+        if feedthrough == "diagonal" and input_dim != output_dim:
+            raise UsageError(
+                f"a diagonal feedthrough needs as many outputs as inputs, got {output_dim} and {input_dim}"
+            )
         if structure == "diagonal" and state_dim % 2:
             raise UsageError(
                 f"a diagonal model holds pairs: state_dim must be even, got {state_dim}; use {state_dim + 1}"
@@ -66,7 +73,8 @@ class StateSpaceModel(nn.Module):
         self.state_dim, self.input_dim, self.output_dim, self.structure = state_dim, input_dim, output_dim, structure
         self.B = nn.Parameter(_uniform(state_dim, input_dim))
         self.C = nn.Parameter(_uniform(output_dim, state_dim))
-        self.D = nn.Parameter(SKIP_GAIN * torch.eye(output_dim, input_dim)) if feedthrough else None
+        direct = torch.eye(output_dim, input_dim) if feedthrough == "full" else torch.ones(output_dim)
+        self.D = nn.Parameter(SKIP_GAIN * direct)
         if structure == "dense":
             self.A = nn.Parameter(DENSE_MODULUS * nn.init.orthogonal_(torch.empty(state_dim, state_dim)))
         else:
@@ -124,7 +132,7 @@ class StateSpaceModel(nn.Module):
     def _read(self, states: Tensor, inputs: Tensor) -> Tensor:
         """C x + D u for states [..., n] and inputs [..., m]."""
         read = functional.linear(states, self.C)
-        return read if self.D is None else read + functional.linear(inputs, self.D)
+        return torch.addcmul(read, inputs, self.D) if self.D.ndim == 1 else read + functional.linear(inputs, self.D)
 
     def _dense(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         driven = functional.linear(inputs, self.B)
@@ -149,7 +157,7 @@ class StateSpaceModel(nn.Module):
     def matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The equivalent real A [n, n], B [n, m], C [p, n], D [p, m]."""
         transition, gain = self.coefficients()
-        direct = gain.new_zeros(self.output_dim, self.input_dim) if self.D is None else self.D
+        direct = torch.diag(self.D) if self.D.ndim == 1 else self.D
         if self.structure == "dense":
             return transition.clone(), gain.clone(), self.C.clone(), direct.clone()
         re, im = transition.real, transition.imag
@@ -174,8 +182,8 @@ class StateSpaceModel(nn.Module):
         if "structure" not in shape:
             raise UsageError(f"{path} holds no StateSpaceModel: write it with StateSpaceModel.save")
         state_dim, input_dim, output_dim = (int(shape[name]) for name in ("state_dim", "input_dim", "output_dim"))
-        model = cls(state_dim, input_dim, output_dim, shape["structure"], feedthrough="D" in tensors)
-        model = model.to(tensors["B"].dtype)
+        feedthrough: Feedthrough = "full" if tensors["D"].ndim == 2 else "diagonal"
+        model = cls(state_dim, input_dim, output_dim, shape["structure"], feedthrough).to(tensors["B"].dtype)
         model.load_state_dict(tensors)
         return model
 

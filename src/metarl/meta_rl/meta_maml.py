@@ -5,6 +5,8 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 import torch
@@ -16,17 +18,20 @@ from metarl.core.differentiable import differentiable_kernels, differentiable_tw
 from metarl.core.errors import UsageError
 from metarl.core.optimization import (
     TrainingDiverged,
-    clipped_step,
     load_optimizer_tensors,
     optimizer_tensors,
     part_of,
+    step_along_gradients,
 )
+from metarl.meta_rl.compiled import Programs
 from metarl.meta_rl.inner_loop import Batch, Loss, Parameters, inner_step, over_tasks
 from metarl.meta_rl.supervised_tasks import (
     PredictionLoss,
     Tasks,
     check_padding,
+    groups,
     masked_loss,
+    num_tasks,
     support_and_query,
 )
 
@@ -69,6 +74,11 @@ class MetaMAML:
             linearly from equal to the last step alone (MAML++, Antoniou et al. 2019, 1810.09502).
         recompute: store no activations of inner steps; compute them again in the backward pass.
         vectorize: all tasks in one vmap; False: one after the other, for losses that cannot be vmapped.
+        samples_at_once: a meta-gradient is summed over groups of tasks that hold about so many samples together. What
+            a group computes stays in the processor's cache, and memory does not grow with the number of tasks.
+        compile: the meta-gradient runs as machine code. The first call with tensors of a new form, or with another
+            loss function, takes seconds, later ones a fraction of the time. What is no tensor must not change between
+            calls; dropout draws other masks than without.
         grad_clip_norm: largest norm of a meta-gradient.
     """
 
@@ -86,6 +96,8 @@ class MetaMAML:
         multi_step_updates: int = 0,
         recompute: bool = False,
         vectorize: bool = True,
+        samples_at_once: int = 8192,
+        compile: bool = False,
         grad_clip_norm: float = 10.0,
     ) -> None:
         for name, value, allowed, holds in (
@@ -93,6 +105,7 @@ class MetaMAML:
             ("outer_lr", outer_lr, "above 0", outer_lr > 0),
             ("inner_steps", inner_steps, "at least 1", inner_steps >= 1),
             ("multi_step_updates", multi_step_updates, "at least 0", multi_step_updates >= 0),
+            ("samples_at_once", samples_at_once, "at least 1", samples_at_once >= 1),
             ("grad_clip_norm", grad_clip_norm, "above 0", grad_clip_norm > 0),
         ):
             if not holds:
@@ -101,11 +114,14 @@ class MetaMAML:
             raise UsageError(
                 "reptile takes inner gradients as constants: it goes without learn_rates and multi_step_updates"
             )
+        if compile and recompute:
+            raise UsageError("recompute and compile exclude each other: a trace holds all that it computes")
         self.model, self.inner_lr, self.inner_steps = model, inner_lr, inner_steps
         self.first_order, self.reptile = first_order or reptile, reptile
         self.multi_step_updates, self.recompute, self.vectorize = multi_step_updates, recompute, vectorize
-        self.grad_clip_norm = grad_clip_norm
+        self.samples_at_once, self.grad_clip_norm = samples_at_once, grad_clip_norm
         self.updates = 0
+        self._programs = Programs() if compile else None
         self._twin, replaced = differentiable_twin(model)
         if replaced:
             logger.info("meta-gradients go through plain operations in place of %s", ", ".join(replaced))
@@ -271,10 +287,8 @@ class MetaMAML:
             tasks: a list of (support_x, support_y, query_x, query_y), each [N, ...] (sequence models: [T, B, ...]);
                 first axes may differ by task. Or one such tuple with a task axis before.
         """
-        objective, query = self._objective(tasks, loss_fn)
-        names, values = zip(*self._learned().items(), strict=True)
-        gradients = torch.autograd.grad(objective, values, allow_unused=True, materialize_grads=True)
-        return MetaGradient(query, dict(zip(names, gradients, strict=True)))
+        _, query, gradients = self._gradients(tasks, loss_fn)
+        return MetaGradient(query, gradients)
 
     def meta_update(self, tasks: Tasks, loss_fn: PredictionLoss = mse_loss) -> float:
         """One step of Adam along the meta-gradient; the mean query loss before it.
@@ -282,46 +296,78 @@ class MetaMAML:
         Raises:
             TrainingDiverged: something is not finite; it names the task and the inner step. Nothing has changed then.
         """
-        objective, query = self._objective(tasks, loss_fn)
-        clipped_step(self.optimizer, self.learned, {"query": objective}, self.grad_clip_norm)
+        objective, query, gradients = self._gradients(tasks, loss_fn)
+        for name, value in self._learned().items():
+            value.grad = gradients[name]
+        step_along_gradients(self.optimizer, self.learned, {"query": objective}, self.grad_clip_norm)
         self.updates += 1
         return float(query)
 
-    def _objective(self, tasks: Tasks, loss_fn: PredictionLoss) -> tuple[Tensor, Tensor]:
-        """What is differentiated, and the mean query loss after the last inner step."""
+    def _gradients(self, tasks: Tasks, loss_fn: PredictionLoss) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What is minimised, the mean query loss after the last inner step, and the gradient of the former by name."""
         batches = support_and_query(tasks, apart=not self.vectorize)
-        each = [self._batch_objective(*batch, loss_fn, number) for number, batch in enumerate(batches)]
-        objectives, losses = zip(*each, strict=True)
-        return torch.stack(objectives).mean(), torch.stack(losses).mean()
+        number = sum(map(num_tasks, (support for support, _ in batches)))
+        parts: list[list[Tensor]] = []
+        first = 0
+        for support, query in batches:
+            for batch in (support, query):
+                if "mask" in batch:
+                    self._check_ragged(batch, loss_fn)
+            for group in groups(support, query, self.samples_at_once):
+                share = num_tasks(group[0]) / number
+                parts.append([share * part for part in self._group_gradients(*group, loss_fn, first)])
+                first += num_tasks(group[0])
+        objective, last, *gradients = (reduce(add, part) for part in zip(*parts, strict=True))
+        return objective, last, dict(zip(self._learned(), gradients, strict=True))
 
-    def _batch_objective(
-        self, support: Batch, query: Batch, loss_fn: PredictionLoss, first: int
-    ) -> tuple[Tensor, Tensor]:
-        """`_objective` of tasks that run as one; `first` is the number of the first of them."""
-        for batch in (support, query):
-            if "mask" in batch:
-                self._check_ragged(batch, loss_fn)
+    def _group_gradients(self, support: Batch, query: Batch, loss_fn: PredictionLoss, first: int) -> list[Tensor]:
+        """Objective, mean query loss and gradients of tasks that run as one; `first` is the number of the first."""
+        weights = self._step_weights()
+
+        def found(support: Batch, query: Batch, weights: Tensor) -> tuple[Tensor, ...]:
+            return self._differentiated(support, query, weights, loss_fn)
+
+        if self._programs is None:
+            objective, last, *gradients = found(support, query, weights)
+        else:
+            frozen = loss_fn, self._anneals, tuple(module.training for module in self.model.modules())
+            objective, last, *gradients = self._programs.run(frozen, found, support, query, weights)
+        broken = torch.nonzero(~torch.isfinite(last)).flatten().tolist()
+        if broken:
+            loss = self._supervised(loss_fn)
+            seen = f"the query loss of task {first + broken[0]}"
+            raise self._diverged(loss, support, self.inner_steps, seen, first)
+        return [objective.detach(), last.detach().mean(), *gradients]
+
+    def _differentiated(
+        self, support: Batch, query: Batch, weights: Tensor, loss_fn: PredictionLoss
+    ) -> tuple[Tensor, ...]:
+        """The objective, the query losses [M] after the last inner step, and the gradients of the objective."""
         loss = self._supervised(loss_fn)
         phis = list(self.inner_loop(loss, [support] * self.inner_steps))
         last = self.task_losses(loss, phis[-1], query)
-        broken = torch.nonzero(~torch.isfinite(last)).flatten().tolist()
-        if broken:
-            raise self._diverged(loss, support, self.inner_steps, f"the query loss of task {first + broken[0]}", first)
-        terms = [last.mean()]
+        terms = [weights[-1] * last.mean()]
         for step, phi in enumerate(phis[:-1]):
             if self.reptile:
                 terms.append(self.task_losses(loss, phi, support, stacked=step > 0).mean())
-            elif step > 0 and self._step_weight(step) > 0:
-                terms.append(self._step_weight(step) * self.task_losses(loss, phi, query).mean())
-        if self._step_weight(self.inner_steps) < 1:
-            terms[0] = self._step_weight(self.inner_steps) * terms[0]
-        return torch.stack(terms).sum(), last.mean().detach()
+            elif step > 0 and self._anneals:
+                terms.append(weights[step - 1] * self.task_losses(loss, phi, query).mean())
+        objective = torch.stack(terms).sum()
+        learned = list(self._learned().values())
+        gradients = torch.autograd.grad(objective, learned, allow_unused=True, materialize_grads=True)
+        return objective, last, *gradients
 
-    def _step_weight(self, step: int) -> float:
-        """Weight of the query loss after inner step 1 ... K: equal at first, then linearly to the last step alone."""
+    @property
+    def _anneals(self) -> bool:
+        """Whether query losses before the last inner step count."""
+        return self.updates < self.multi_step_updates
+
+    def _step_weights(self) -> Tensor:
+        """Weights [K] of the query loss after each inner step: equal at first, then linearly to the last step alone."""
         annealed = min(1.0, self.updates / self.multi_step_updates) if self.multi_step_updates else 1.0
-        equal = 1 / self.inner_steps
-        return (1 - annealed) * equal + annealed * (step == self.inner_steps)
+        weights = torch.full((self.inner_steps,), (1 - annealed) / self.inner_steps)
+        weights[-1] += annealed
+        return weights.to(next(iter(self.parameters().values())))
 
     @torch.no_grad()
     def _check_ragged(self, batch: Batch, loss_fn: PredictionLoss) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias, TypeGuard, cast
 
 import torch
@@ -36,6 +36,25 @@ def support_and_query(tasks: Tasks, *, apart: bool = False) -> list[tuple[Batch,
         support_xs, support_ys, query_xs, query_ys = zip(*group, strict=True)
         batches.append((_batch(support_xs, support_ys), _batch(query_xs, query_ys)))
     return batches
+
+
+def num_tasks(batch: Batch) -> int:
+    """M of a batch {name: [M, ...]}."""
+    return len(batch["x"])
+
+
+def groups(support: Batch, query: Batch, samples: int) -> Iterator[tuple[Batch, Batch]]:
+    """The tasks in even groups that hold at most `samples` samples, or steps of sequences, where one task does."""
+    size = max(1, samples // max(_samples(batch["x"][0]) for batch in (support, query)))
+    size = -(-num_tasks(support) // -(-num_tasks(support) // size))
+    for start in range(0, num_tasks(support), size):
+        part = slice(start, start + size)
+        own = [{name: value[part] for name, value in batch.items()} for batch in (support, query)]
+        yield own[0], own[1]
+
+
+def _samples(x: Tensor) -> int:
+    return x.numel() // (x.shape[-1] if x.ndim > 1 else 1)
 
 
 def _listed(tasks: Tasks) -> Sequence[SupervisedTask]:

@@ -1,0 +1,120 @@
+"""Meta-gradients in groups of tasks and as machine code are those of one piece."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig, make_memory
+from metarl.core.optimization import TrainingDiverged
+from metarl.meta_rl.meta_maml import MetaMAML
+from metarl.meta_rl.supervised_tasks import groups
+
+needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++, which is not installed")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def make_model():
+    return nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1)).double()
+
+
+def make_tasks(number=5, samples=4):
+    return tuple(torch.randn(number, samples, size, dtype=torch.float64) for size in (2, 1, 2, 1))
+
+
+def assert_same(got, wanted):
+    torch.testing.assert_close(got.loss, wanted.loss, rtol=1e-10, atol=1e-12)
+    assert max(float(value.abs().max()) for value in wanted.gradients.values()) > 1e-3
+    for name, value in wanted.gradients.items():
+        torch.testing.assert_close(got.gradients[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"inner_steps": 3, "multi_step_updates": 4}, {"learn_rates": True}])
+@pytest.mark.parametrize("samples_at_once", [1, 8, 12, 1000])
+def test_groups_of_tasks_sum_to_the_whole(samples_at_once, options):
+    model, tasks = make_model(), make_tasks()
+    whole = MetaMAML(model, 0.1, **options).meta_gradient(tasks)
+    assert_same(MetaMAML(model, 0.1, samples_at_once=samples_at_once, **options).meta_gradient(tasks), whole)
+
+
+@pytest.mark.parametrize(("samples", "sizes"), [(1, [1] * 5), (8, [2, 2, 1]), (16, [3, 2]), (100, [5])])
+def test_groups_are_even_and_hold_every_task_once(samples, sizes):
+    x = torch.arange(5.0).view(5, 1, 1).expand(5, 4, 2)
+    parts = [support["x"] for support, _ in groups({"x": x, "y": x}, {"x": x[:, :2], "y": x[:, :2]}, samples)]
+    assert [len(part) for part in parts] == sizes
+    assert torch.equal(torch.cat(parts), x)
+
+
+def test_a_task_of_a_later_group_is_named_when_it_breaks():
+    tasks = make_tasks()
+    tasks[1][3, 0] = torch.nan
+    with pytest.raises(TrainingDiverged, match="the support loss of task 3 after 0 inner steps"):
+        MetaMAML(make_model(), samples_at_once=4).meta_update(tasks)
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=[needs_compiler, pytest.mark.nightly])])
+def really_compiled(request, monkeypatch):
+    """False: programs are the traces themselves, which takes no compiler and no time."""
+    if not request.param:
+        monkeypatch.setattr(torch, "compile", lambda graph, dynamic: graph)
+
+
+def test_traced_meta_gradients_are_the_same_and_follow_the_parameters(really_compiled):
+    model, tasks = make_model(), make_tasks()
+    options = {"inner_steps": 2, "learn_rates": True, "multi_step_updates": 2, "outer_lr": 0.05}
+    compiled, plain = MetaMAML(model, 0.1, compile=True, **options), MetaMAML(model, 0.1, **options)
+    start = model[0].weight.detach().clone()
+    for _ in range(4):  # through the end of annealing, which is another program
+        wanted = plain.meta_gradient(tasks)
+        assert_same(compiled.meta_gradient(tasks), wanted)
+        assert compiled.meta_update(tasks) == pytest.approx(wanted.loss.item(), rel=1e-10)
+        plain.updates = compiled.updates
+        plain.learned.load_state_dict(compiled.learned.state_dict())
+    assert float((model[0].weight.detach() - start).abs().max()) > 0.05
+    tasks[1][2, 0] = torch.nan
+    with pytest.raises(TrainingDiverged, match="the support loss of task 2 after 0 inner steps"):
+        compiled.meta_update(tasks)
+
+
+@needs_compiler
+def test_a_compiled_meta_gradient_is_the_same():
+    model = nn.Linear(2, 1).double()
+    tasks = make_tasks()
+    assert_same(MetaMAML(model, 0.1, compile=True).meta_gradient(tasks), MetaMAML(model, 0.1).meta_gradient(tasks))
+
+
+def test_a_program_is_kept_by_form_and_by_loss(monkeypatch):
+    traced = []
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: traced.append(graph) or graph)
+    maml = MetaMAML(make_model(), 0.1, compile=True)
+    for number, samples, loss in (
+        (5, 4, nn.functional.mse_loss),
+        (5, 4, nn.functional.huber_loss),
+        (3, 4, nn.functional.mse_loss),
+    ):
+        for _ in range(2):
+            maml.meta_gradient(make_tasks(number, samples), loss)
+    assert len(traced) == 3
+
+
+def test_what_leaves_torch_for_numbers_is_refused_by_name():
+    memory = make_memory(MemoryConfig(method="ssm", width=4, state_dim=4))
+    tasks = tuple(torch.randn(2, 3, 1, 4) for _ in range(4))
+    with pytest.raises(UsageError, match=r"cannot be traced .*: leave compile off") as error:
+        MetaMAML(memory, compile=True).meta_gradient(tasks)
+    assert "\n" not in str(error.value)
+
+
+def test_recompute_and_compile_exclude_each_other():
+    with pytest.raises(UsageError, match="recompute and compile exclude each other"):
+        MetaMAML(make_model(), recompute=True, compile=True)
