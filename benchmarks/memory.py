@@ -63,7 +63,7 @@ def make_ssm() -> tuple[SSMMemory, list[Tensor]]:
     """Our state space memory, and the weights of its matrix products."""
     memory = cast("SSMMemory", make_memory(MemoryConfig(method="ssm", width=WIDTH)))
     block = memory.blocks[0]
-    return memory, [block.core.B, block.core.C, block.gate.weight]
+    return memory, [block.core.B, block.core.D, block.core.C, block.gate.weight]
 
 
 def learning_side(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Side:

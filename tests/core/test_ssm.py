@@ -19,10 +19,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 STATE, INPUTS, OUTPUTS = 6, 3, 2
 
 
-def make_model(structure, dtype=torch.float64, seed=0, sizes=(STATE, INPUTS, OUTPUTS), feedthrough="full"):
+def make_model(structure, dtype=torch.float64, seed=0, sizes=(STATE, INPUTS, OUTPUTS)):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return StateSpaceModel(*sizes, structure=structure, feedthrough=feedthrough).to(dtype)
+        return StateSpaceModel(*sizes, structure=structure).to(dtype)
 
 
 def make_data(steps, rows, dtype=torch.float64, seed=1):
@@ -33,12 +33,10 @@ def make_data(steps, rows, dtype=torch.float64, seed=1):
     return inputs, state, starts
 
 
-@pytest.mark.parametrize(("feedthrough", "outputs"), [("full", OUTPUTS), ("diagonal", INPUTS)])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_equals_scipys_simulation_of_its_matrices(structure, dtype, feedthrough, outputs):
-    model = make_model(structure, dtype, sizes=(STATE, INPUTS, outputs), feedthrough=feedthrough)
-    torch.nn.init.normal_(model.D)
+def test_equals_scipys_simulation_of_its_matrices(structure, dtype):
+    model = make_model(structure, dtype)
     inputs, state, _ = make_data(80, 4, dtype)
     matrices = tuple(matrix.double().numpy() for matrix in model.matrices())
     outputs, last = model(inputs, state)
@@ -179,12 +177,10 @@ def test_gradients_of_the_sequence_equal_those_of_the_steps(structure):
         torch.testing.assert_close(got, expected, atol=1e-10, rtol=1e-10)
 
 
-@pytest.mark.parametrize(("feedthrough", "outputs"), [("full", OUTPUTS), ("diagonal", INPUTS)])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_saved_model_comes_back_the_same(structure, dtype, feedthrough, outputs, tmp_path):
-    model = make_model(structure, dtype, sizes=(STATE, INPUTS, outputs), feedthrough=feedthrough)
-    torch.nn.init.normal_(model.D)
+def test_a_saved_model_comes_back_the_same(structure, dtype, tmp_path):
+    model = make_model(structure, dtype)
     model.save(tmp_path / "model.safetensors")
     loaded = StateSpaceModel.load(tmp_path / "model.safetensors")
     assert loaded.structure == structure
@@ -222,8 +218,6 @@ def test_the_short_name_is_the_same_class():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((4, 3, 2, "diagonal", "diagonal"), "a diagonal feedthrough needs as many outputs as inputs, got 2 and 3"),
-        ((4, 3, 3, "diagonal", "none"), "unknown feedthrough 'none': choose from full, diagonal"),
         ((0, 1, 1), "dimensions >= 1"),
         ((4, 1, 1, "sparse"), "dense, diagonal"),
         ((5, 1, 1), "use 6"),

@@ -69,12 +69,12 @@ class Memory(nn.Module, ABC):
 
 
 class SSMBlock(nn.Module):
-    """x + GLU(GELU(SSM(norm(x)))), the SSM and its D diagonal (Orvieto et al. 2023, figure 1)."""
+    """x + GLU(GELU(SSM(norm(x)))), the SSM diagonal (Orvieto et al. 2023, figure 1)."""
 
     def __init__(self, width: int, state_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.core = StateSpaceModel(state_dim, width, width, feedthrough="diagonal")
+        self.core = StateSpaceModel(state_dim, width, width)
         self.gate = nn.Linear(width, 2 * width)
 
     def forward(self, x: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:

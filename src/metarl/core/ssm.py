@@ -16,7 +16,6 @@ from metarl.core.errors import UsageError
 from metarl.core.scan import linear_scan
 
 Structure: TypeAlias = Literal["dense", "diagonal"]
-Feedthrough: TypeAlias = Literal["full", "diagonal"]
 Coefficients: TypeAlias = tuple[Tensor, Tensor]
 
 # Initial eigenvalues: a ring inside the unit circle, at small phases so that slow modes come first (Orvieto et al.
@@ -43,29 +42,14 @@ class StateSpaceModel(nn.Module):
         input_dim: m, size of u.
         output_dim: p, size of y.
         structure: "dense" or "diagonal".
-        feedthrough: of D (D' for "diagonal"): "full", any matrix [p, m], or "diagonal", a vector [p] where m = p, which
-            costs next to nothing.
     """
 
-    def __init__(
-        self,
-        state_dim: int,
-        input_dim: int,
-        output_dim: int,
-        structure: Structure = "diagonal",
-        feedthrough: Feedthrough = "full",
-    ) -> None:
+    def __init__(self, state_dim: int, input_dim: int, output_dim: int, structure: Structure = "diagonal") -> None:
         super().__init__()
         if min(state_dim, input_dim, output_dim) < 1:
             raise UsageError(f"StateSpaceModel needs dimensions >= 1, got {state_dim}, {input_dim}, {output_dim}")
         if structure not in ("dense", "diagonal"):
             raise UsageError(f"unknown structure '{structure}': choose from dense, diagonal")
-        if feedthrough not in ("full", "diagonal"):
-            raise UsageError(f"unknown feedthrough '{feedthrough}': choose from full, diagonal")
-        if feedthrough == "diagonal" and input_dim != output_dim:
-            raise UsageError(
-                f"a diagonal feedthrough needs as many outputs as inputs, got {output_dim} and {input_dim}"
-            )
         if structure == "diagonal" and state_dim % 2:
             raise UsageError(
                 f"a diagonal model holds pairs: state_dim must be even, got {state_dim}; use {state_dim + 1}"
@@ -73,8 +57,7 @@ class StateSpaceModel(nn.Module):
         self.state_dim, self.input_dim, self.output_dim, self.structure = state_dim, input_dim, output_dim, structure
         self.B = nn.Parameter(_uniform(state_dim, input_dim))
         self.C = nn.Parameter(_uniform(output_dim, state_dim))
-        direct = torch.eye(output_dim, input_dim) if feedthrough == "full" else torch.ones(output_dim)
-        self.D = nn.Parameter(SKIP_GAIN * direct)
+        self.D = nn.Parameter(SKIP_GAIN * torch.eye(output_dim, input_dim))
         if structure == "dense":
             self.A = nn.Parameter(DENSE_MODULUS * nn.init.orthogonal_(torch.empty(state_dim, state_dim)))
         else:
@@ -113,7 +96,7 @@ class StateSpaceModel(nn.Module):
         driven = torch.view_as_complex(functional.linear(flat, gain).view(steps, rows, -1, 2))
         states = linear_scan(decay, driven, starts, _as_complex(state))
         real = torch.view_as_real(states).reshape(steps * rows, self.state_dim)
-        outputs = self._read(real, flat)
+        outputs = torch.addmm(functional.linear(flat, self.D), real, self.C.T)
         return outputs.view(steps, rows, self.output_dim), real.view(steps, rows, -1)[-1]
 
     def step(self, inputs: Tensor, state: Tensor, coefficients: Coefficients | None = None) -> tuple[Tensor, Tensor]:
@@ -123,16 +106,12 @@ class StateSpaceModel(nn.Module):
         """
         self._check(inputs, 2, state)
         transition, gain = self.coefficients() if coefficients is None else coefficients
+        skip = functional.linear(inputs, self.D)
         driven = functional.linear(inputs, gain)
         if self.structure == "dense":
-            return self._read(state, inputs), torch.addmm(driven, state, transition.T)
+            return torch.addmm(skip, state, self.C.T), torch.addmm(driven, state, transition.T)
         moved = torch.view_as_real(transition * _as_complex(state)).flatten(-2) + driven
-        return self._read(moved, inputs), moved
-
-    def _read(self, states: Tensor, inputs: Tensor) -> Tensor:
-        """C x + D u for states [..., n] and inputs [..., m]."""
-        read = functional.linear(states, self.C)
-        return torch.addcmul(read, inputs, self.D) if self.D.ndim == 1 else read + functional.linear(inputs, self.D)
+        return torch.addmm(skip, moved, self.C.T), moved
 
     def _dense(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         driven = functional.linear(inputs, self.B)
@@ -143,7 +122,7 @@ class StateSpaceModel(nn.Module):
                 state = state * keep[step][:, None]
             states.append(state)
             state = functional.linear(state, self.A) + driven[step]
-        return self._read(torch.stack(states), inputs), state
+        return functional.linear(torch.stack(states), self.C) + functional.linear(inputs, self.D), state
 
     def _check(self, inputs: Tensor, ndim: int, state: Tensor | None) -> None:
         if inputs.ndim != ndim or inputs.shape[-1] != self.input_dim or inputs.shape[0] < 1:
@@ -157,13 +136,12 @@ class StateSpaceModel(nn.Module):
     def matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The equivalent real A [n, n], B [n, m], C [p, n], D [p, m]."""
         transition, gain = self.coefficients()
-        direct = torch.diag(self.D) if self.D.ndim == 1 else self.D
         if self.structure == "dense":
-            return transition.clone(), gain.clone(), self.C.clone(), direct.clone()
+            return transition.clone(), gain.clone(), self.C.clone(), self.D.clone()
         re, im = transition.real, transition.imag
         pairs = torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)], -2)
         transition = torch.block_diag(*pairs)
-        return transition, gain, self.C @ transition, self.C @ gain + direct
+        return transition, gain, self.C @ transition, self.C @ gain + self.D
 
     def save(self, path: str | Path) -> None:
         """Write parameters and dimensions to one safetensors file."""
@@ -182,8 +160,7 @@ class StateSpaceModel(nn.Module):
         if "structure" not in shape:
             raise UsageError(f"{path} holds no StateSpaceModel: write it with StateSpaceModel.save")
         state_dim, input_dim, output_dim = (int(shape[name]) for name in ("state_dim", "input_dim", "output_dim"))
-        feedthrough: Feedthrough = "full" if tensors["D"].ndim == 2 else "diagonal"
-        model = cls(state_dim, input_dim, output_dim, shape["structure"], feedthrough).to(tensors["B"].dtype)
+        model = cls(state_dim, input_dim, output_dim, shape["structure"]).to(tensors["B"].dtype)
         model.load_state_dict(tensors)
         return model
 
