@@ -416,6 +416,10 @@ def test_the_line_of_an_epoch() -> None:
     row |= {"train_return": -51.26, "test_return_shot0": -60.0, "test_return_shot1": -49.94}
     stable = epoch_line(row | {"unstable_rows": 0, "test_unstable_rows": 0}, 50)
     assert stable == ("epoch   3/50    1.28M steps     61 s   30,123/s  train -51.3  held-out shot0 -60.0  shot1 -49.9")
+    measured = {"train_success": 0.125, "test_success_shot0": 0.0, "test_success_shot1": 0.5, "test_unstable_rows": 0}
+    assert epoch_line(row | measured | {"unstable_rows": 0}, 50).endswith(
+        "train -51.3 (12%)  held-out shot0 -60.0 (0%)  shot1 -49.9 (50%)"
+    )
     assert epoch_line(row | {"unstable_rows": 2, "test_unstable_rows": 1}, 50) == (
         f"{stable}  (3 worlds became unstable; the simulator ended the episode)"
     )

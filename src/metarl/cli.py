@@ -23,6 +23,7 @@ from metarl.env_runner.rows import WorldError
 from metarl.experiments import doctor
 from metarl.experiments.checkpoint import LAST
 from metarl.experiments.display import Display, console, unstable_note
+from metarl.experiments.environments import environment_table
 from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, film, write_before_after
 from metarl.experiments.flags import parse, value_of, without
 from metarl.experiments.metrics_log import METRICS_FILE
@@ -170,6 +171,8 @@ def _measure(
             lambda done, rounds: status.update(f"measuring on held-out tasks: round {done}/{rounds}"), seed, recorder
         )
     console.print(adaptation_table([measured]))
+    if "environments" in measured:
+        console.print(environment_table(measured["environments"]))
     if measured["unstable_rows"]:
         console.print(f"In this measurement {unstable_note(measured['unstable_rows'])}.")
     return measured, write_results(folder, measured)
@@ -190,8 +193,12 @@ class EvaluateConfig:
     """Zero-shot protocol: report the return without any adaptation."""
     test_tasks: tuple[int, ...] = ()
     """Ids of the tasks to measure on; none: those of the run."""
+    adaptation_episodes: int | None = None
+    """Episodes of a task before each adaptation; none: as the run was started."""
+    evaluation_episodes: int | None = None
+    """Episodes of a task that a shot is measured in; none: as the run was started."""
     repeats: int | None = None
-    """Rows a task; none: as the run was started."""
+    """Trials a task; none: as the run was started."""
     seed: int | None = None
     """Seed of the worlds; none: that of the run."""
     reference: str | None = None
@@ -203,13 +210,18 @@ class EvaluateConfig:
 def _evaluate(arguments: list[str]) -> int:
     parsed = parse(EvaluateConfig, arguments, "evaluate")
     changes = _given(
-        test_tasks=parsed.test_tasks, repeats=parsed.repeats, reference=parsed.reference, device=parsed.device
+        test_tasks=parsed.test_tasks,
+        adaptation_episodes=parsed.adaptation_episodes,
+        evaluation_episodes=parsed.evaluation_episodes,
+        repeats=parsed.repeats,
+        reference=parsed.reference,
+        device=parsed.device,
     )
     if parsed.few_shot or parsed.zero_shot:
         changes |= {"few_shot": parsed.few_shot, "zero_shot": parsed.zero_shot}
     run = Run.load(parsed.run, benchmark_mode=True, **changes)
     run = replace(run, command=shlex.join(["metarl", "evaluate", *arguments]))
-    protocol = run.config.protocol(len(run.test_tasks))
+    protocol = run.protocol
     parts = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot))
     for path in _measure(run, run.folder / EVALUATIONS / "-".join(parts), parsed.seed)[1]:
         console.print(f"wrote {path}")

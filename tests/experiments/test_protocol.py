@@ -37,8 +37,11 @@ def test_shots_of_each_protocol(protocol: Protocol, shots: tuple[int, ...]) -> N
         ({"name": "few-shot", "few_shot": (0,)}, "--few-shot takes integers >= 1.*got 0"),
         ({"name": "few-shot"}, "--few-shot takes integers >= 1.*got nothing"),
         ({"name": "zero-shot", "few_shot": (1,)}, "only the few-shot protocol takes shots"),
-        ({"episodes": 0}, "episodes of an evaluation is at least 1, got 0"),
+        ({"adaptation_episodes": 0}, "adaptation episodes of an evaluation is at least 1, got 0"),
+        ({"evaluation_episodes": 0}, "evaluation episodes of an evaluation is at least 1, got 0"),
+        ({"evaluation_episodes": 3}, r"--evaluation-episodes is at most --adaptation-episodes \(1\), got 3"),
         ({"repeats": 1}, "repeats of an evaluation is at least 2, got 1"),
+        ({"repeats": 0, "interval": "tasks"}, "repeats of an evaluation is at least 1, got 0"),
         ({"seed": -1}, "seed of an evaluation is at least 0, got -1"),
     ],
 )
@@ -66,7 +69,7 @@ def test_scores_by_hand(bonus_family, scripted_agent) -> None:
 
 def test_a_score_is_the_mean_of_a_rounds_episodes(bonus_family, scripted_agent) -> None:
     family = bonus_family(luck=1.0)
-    protocol = Protocol("zero-shot", episodes=3, repeats=2, seed=6)
+    protocol = Protocol("zero-shot", evaluation_episodes=3, repeats=2, seed=6)
     (shot,) = evaluate(scripted_agent, family, family.test, protocol).shots
     rows = row_tasks(family.test, protocol)
     with closing(family.make_env(rows, seed=6)) as env:
@@ -78,8 +81,11 @@ def test_a_score_is_the_mean_of_a_rounds_episodes(bonus_family, scripted_agent) 
 
 def test_experience_before_a_shot_counts_episodes(bonus_family, scripted_agent) -> None:
     family = bonus_family()
-    evaluation = evaluate(scripted_agent, family, family.test, Protocol("few-shot", (2,), episodes=3, repeats=2))
+    protocol = Protocol("few-shot", (2,), adaptation_episodes=3, repeats=2)
+    evaluation = evaluate(scripted_agent, family, family.test, protocol)
     assert [shot.episodes for shot in evaluation.shots] == [0, 6]
+    # 2 repeats of 2 rounds of 3 episodes and a query of 1, 3 + 1 + 2 steps.
+    assert evaluation.env_steps == 2 * (2 * 3 + 1) * 6
     np.testing.assert_array_equal(evaluation.shots[1].returns, [[6.0, -4.0, 20.0]] * 2)
 
 
@@ -150,23 +156,24 @@ def test_rows_of_a_trial_are_neighbours() -> None:
 def test_scores_are_means_over_the_rows_of_a_trial(bonus_family, scripted_agent) -> None:
     """Every row draws its own luck; a score is the mean of the rows that share a trial."""
     family = bonus_family(luck=1.0)
-    protocol = Protocol("few-shot", (2,), episodes=3, repeats=2, seed=6)
+    protocol = Protocol("few-shot", (2,), adaptation_episodes=5, evaluation_episodes=3, repeats=2, seed=6)
     scripted_agent.trial_rows = 2
     evaluation = evaluate(scripted_agent, family, family.test, protocol)
     rows = row_tasks(family.test, protocol, 2)
     with closing(family.make_env(rows, seed=6)) as env:
-        returns = run_trial(scripted_agent, env, rows, shots=2, episodes=3, seed=6).returns
+        returns = run_trial(scripted_agent, env, rows, shots=2, episodes=3, query_episodes=2, seed=6).returns
     for shot in evaluation.shots:
-        episodes = np.array(returns[shot.shot])
-        assert episodes.shape == (12, 3)
+        # Five episodes of two rows are three of each, and three are two: the first two of every round.
+        assert {len(row) for row in returns[shot.shot]} == ({3} if shot.shot < 2 else {2})
+        episodes = np.array([row[:2] for row in returns[shot.shot]])
         expected = [[episodes[row : row + 2].mean() for row in range(first, first + 6, 2)] for first in (0, 6)]
         np.testing.assert_allclose(shot.returns, expected)
         np.testing.assert_array_equal(shot.success, [[1.0, 0.0, 1.0]] * 2)
         np.testing.assert_array_equal(shot.final_success, [[0.0, 0.0, 1.0]] * 2)
     assert [shot.episodes for shot in evaluation.shots] == [0, 2 * 3 * 2]
     assert [shot.gradient_steps for shot in evaluation.shots] == [0, 4]
-    # 3 rounds of 3 episodes, 2 repeats of 2 rows, 3 + 1 + 2 steps.
-    assert evaluation.env_steps == 3 * 3 * 2 * 2 * 6
+    # 2 rounds of 3 episodes and one of 2, 2 repeats of 2 rows, 3 + 1 + 2 steps.
+    assert evaluation.env_steps == (2 * 3 + 2) * 2 * 2 * 6
 
 
 @pytest.mark.parametrize("explores", [True, False])
@@ -202,7 +209,7 @@ def test_reference_lines_by_hand(bonus_family) -> None:
     family = bonus_family()
     lines = reference_lines(family, family.test, Protocol("few-shot", (5,), repeats=4))
     # The oracle takes action 7: returns 1 * 3 * 7, -2 * 1 * 7, 5 * 2 * 7.
-    assert lines["task_conditioned"] == summary([[21.0, -14.0, 70.0]] * 4)
+    assert lines["task_conditioned"] == summary([[21.0, -14.0, 70.0]] * 4, ["bonus"] * 3)
     # Random actions are uniform on [0, 10]: the expected returns are 15, -10 and 50. A task of n steps has the standard
     # deviation bonus * sqrt(n / 12) * 10, so the mean over tasks of 4 repeats one of 3.6; six of them are allowed.
     assert lines["random"] is not None
@@ -236,3 +243,21 @@ def test_reference_lines_repeat_and_follow_the_seed(bonus_family) -> None:
     assert lines == again
     assert lines["random"] != other["random"]
     assert lines["task_conditioned"] is None
+
+
+def test_intervals_are_over_tasks_where_repeats_are_copies(bonus_family, scripted_agent) -> None:
+    """Nothing in the family is left to luck: the repeats agree, and only other tasks could have scored otherwise."""
+    family = bonus_family()
+    evaluation = evaluate(scripted_agent, family, family.test, Protocol("standard", repeats=2))
+    assert evaluation.strata == ("bonus",) * 3
+    low, high = evaluation.summary(evaluation.shots[1].returns)["ci95"]
+    assert low < high
+    lucky = bonus_family(luck=1.0)
+    assert evaluate(scripted_agent, lucky, family.test, Protocol("standard", repeats=2)).strata is None
+
+
+def test_intervals_over_tasks_are_within_their_environments(bonus_family, scripted_agent) -> None:
+    family = bonus_family(luck=1.0)
+    family.environment = "length"
+    protocol = Protocol("standard", repeats=1, interval="tasks")
+    assert evaluate(scripted_agent, family, family.test, protocol).strata == ("3", "1", "2")

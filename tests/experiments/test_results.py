@@ -39,6 +39,7 @@ def test_results_have_exactly_the_documented_fields(bonus_family, scripted_agent
     run = measure(bonus_family(), scripted_agent)
     assert set(run) == {
         *("task_dist", "details", "algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split"),
+        *("adaptation_episodes", "evaluation_episodes", "interval", "environment"),
         *("env_steps", "wall_seconds", "versions", "hardware", "command"),
     }
     assert list(run["shots"]) == ["0", "1", "3"]
@@ -60,10 +61,16 @@ def test_results_by_hand(bonus_family, scripted_agent) -> None:
         "command": "metarl run",
     }
     assert (run["env_steps"], run["wall_seconds"]) == (1200, 3.5)
+    assert (run["adaptation_episodes"], run["evaluation_episodes"]) == (1, 1)
+    assert (run["interval"], run["environment"]) == ("tasks", None)
     assert run["shots"]["3"] == {
         # Task returns 9, -6 and 30, twice: sorted -6 | -6 9 9 30 | 30 for the IQM; the worst task has -6.
-        "return": {"mean": 11.0, "iqm": 10.5, "ci95": [11.0, 11.0], "cvar05": -6.0},
-        "success": {"any_step": summary([[1, 0, 1]] * 2), "final_step": summary([[0, 0, 1]] * 2)},
+        # Repeats are copies, so that intervals are over tasks: of 27 draws of three, one is all of the worst task.
+        "return": {"mean": 11.0, "iqm": 10.5, "ci95": [-6.0, 30.0], "cvar05": -6.0},
+        "success": {
+            "any_step": summary([[1, 0, 1]] * 2, ["bonus"] * 3),
+            "final_step": summary([[0, 0, 1]] * 2, ["bonus"] * 3),
+        },
         "episodes": 3,
         "gradient_steps": 6,
     }

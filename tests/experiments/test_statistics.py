@@ -195,3 +195,47 @@ def test_probability_of_improvement_has_the_spread_of_its_estimate() -> None:
 def test_improvement_is_not_judged_on_what_does_not_match(x: object, y: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         probability_of_improvement(x, y)
+
+
+def test_strata_resample_whole_tasks_within_each_environment() -> None:
+    scores = np.arange(10.0).reshape(2, 5)
+    seen = []
+
+    def spy(resampled: np.ndarray) -> np.ndarray:
+        seen.append(resampled)
+        return mean(resampled)
+
+    stratified_bootstrap_ci(scores, spy, resamples=200, strata=["a", "a", "b", "b", "b"])
+    assert seen[0].shape == (200, 2, 5)
+    # A column is a task of its environment, with the repeats that it has.
+    assert set(np.unique(seen[0][:, 0, :2])) == {0.0, 1.0}
+    assert set(np.unique(seen[0][:, 0, 2:])) == {2.0, 3.0, 4.0}
+    np.testing.assert_array_equal(seen[0][:, 1], seen[0][:, 0] + 5)
+
+
+def test_strata_give_copies_an_interval_that_covers_other_goals() -> None:
+    """Success of an agent that acts by its mode: goals are reached or not, and a repeat only says so again."""
+    generator = np.random.default_rng(5)
+    rates, experiments, covered = np.array([0.9, 0.5, 0.2, 0.7, 0.4]), 300, 0
+    for _ in range(experiments):
+        goals = (generator.random((5, 50)) < rates[:, None]).astype(float).ravel()
+        low, high = stratified_bootstrap_ci(goals[None], resamples=400, strata=np.repeat([*"abcde"], 50).tolist())
+        covered += low <= rates.mean() <= high
+        assert stratified_bootstrap_ci([goals, goals], resamples=2) == (goals.mean(), goals.mean())
+    assert 0.91 <= covered / experiments <= 0.98
+
+
+def test_an_environment_with_one_task_has_no_spread() -> None:
+    with pytest.raises(UsageError, match="at least 2 tasks an environment, got 1"):
+        stratified_bootstrap_ci([[1.0, 2.0, 3.0]], strata=["a", "a", "b"])
+    with pytest.raises(UsageError, match="got 2 for 3 tasks"):
+        stratified_bootstrap_ci([[1.0, 2.0, 3.0]], strata=["a", "a"])
+
+
+def test_improvement_with_strata_resamples_the_same_tasks_of_both() -> None:
+    x, y = [[3.0, 1.0, 5.0, 0.0]], [[2.0, 2.0, 2.0, 2.0]]
+    p, low, high = probability_of_improvement(x, y, strata=["a", "a", "b", "b"])
+    # Within each environment one task of two is won: the mean over four draws is 0, 1/4, ..., 1, and 0 has 1/16.
+    assert (p, low, high) == (0.5, 0.0, 1.0)
+    above, _, _ = performance_profile(x, [0.5], strata=["a", "a", "b", "b"])
+    assert above.tolist() == [0.75]

@@ -54,8 +54,16 @@ class Trial:
 
     def mean_return(self, shot: int) -> float:
         """Mean over all finished episodes of one round; NaN where none finished."""
-        episodes = [value for row in self.returns[shot] for value in row]
-        return float(np.mean(episodes)) if episodes else float("nan")
+        return _mean(self.returns[shot])
+
+    def mean_success(self, shot: int) -> float | None:
+        """Fraction of one round's finished episodes in which any step succeeded; NaN where none finished."""
+        return None if self.success is None else _mean(self.success[shot])
+
+
+def _mean(rows: Sequence[Sequence[float]]) -> float:
+    episodes = [value for row in rows for value in row]
+    return float(np.mean(episodes)) if episodes else float("nan")
 
 
 class _EpisodeLog:
@@ -97,6 +105,7 @@ def run_trial(
     *,
     shots: int = 0,
     episodes: int | None = None,
+    query_episodes: int | None = None,
     steps: int | None = None,
     renew: NDArray[np.bool_] | None = None,
     previous: Trial | None = None,
@@ -111,6 +120,7 @@ def run_trial(
     stands.
 
     Args:
+        query_episodes: episodes of the query round; None: as many as of the others.
         renew: [B] rows that begin a new trial; None: all.
         previous: the trial that the other rows continue; their running episodes are counted on from it.
         seed: seeds the worlds at the first reset; None: their random streams go on.
@@ -137,6 +147,7 @@ def run_trial(
         running.restart(resetting)
         finished = np.zeros(num_rows, dtype=np.int64)
         active = np.ones(num_rows, dtype=bool)
+        last = query_episodes if shot == shots and query_episodes is not None else episodes
         round_steps = 0
         while round_steps < steps if steps is not None else active.any():
             action = agent.act(observation)
@@ -149,8 +160,8 @@ def run_trial(
             env_steps += int(active.sum())
             unstable_rows += int(infos["unstable"].sum()) if "unstable" in infos else 0
             finished += done
-            if episodes is not None:
-                active = finished < episodes
+            if last is not None:
+                active = finished < last
             observation = next_observation
             round_steps += 1
         if shot < shots:

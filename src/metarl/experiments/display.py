@@ -13,7 +13,7 @@ from metarl.experiments import trainer
 console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
 """Prints paths as they are: nothing in them is wrapped, cut off, or read as markup."""
 
-TEST_RETURN = "test_return_"
+TEST_RETURN, TEST_SUCCESS = "test_return_", "test_success_"
 BAR_WIDTH = 6
 SPEED_WINDOW = 300.0
 """Seconds over which the ETA averages the speed: several epochs, with their evaluations."""
@@ -64,12 +64,17 @@ class Display:
 
 
 def epoch_line(row: Metrics, epochs: int) -> str:
-    """A row of metrics.csv as a line; worlds that the simulator gave up are named where there were any."""
-    held_out = "  ".join(f"{shot} {value:.1f}" for shot, value in _by_shot(row).items())
+    """A row of metrics.csv as a line: returns, in brackets the share of episodes with success where that is defined;
+    worlds that the simulator gave up are named where there were any."""
+    held_out = "  ".join(
+        f"{shot} {value:.1f}" + (f" ({row[TEST_SUCCESS + shot]:.0%})" if TEST_SUCCESS + shot in row else "")
+        for shot, value in _by_shot(row).items()
+    )
+    success = f" ({row['train_success']:.0%})" if "train_success" in row else ""
     unstable = int(row["unstable_rows"] + row["test_unstable_rows"])
     return (
         f"epoch {row['epoch']:>3.0f}/{epochs}  {row['env_steps'] / 1e6:6.2f}M steps  {row['wall_seconds']:5.0f} s  "
-        f"{row['steps_per_second']:>7,.0f}/s  train {row['train_return']:.1f}  held-out {held_out}"
+        f"{row['steps_per_second']:>7,.0f}/s  train {row['train_return']:.1f}{success}  held-out {held_out}"
         + (f"  ({unstable_note(unstable)})" if unstable else "")
     )
 

@@ -21,7 +21,7 @@ BEFORE_AFTER_FILE = "before_after.gif"
 
 def before_after_recorder(run: Run) -> Recorder:
     """What `run.measure` is given so that `write_before_after` has something to show: the first shot and the last."""
-    shots = run.config.protocol(len(run.test_tasks)).shots
+    shots = run.protocol.shots
     return Recorder((shots[0], shots[-1]))
 
 
@@ -57,7 +57,7 @@ def film(
     """
     if out is not None:
         check_format(out)
-    protocol = run.config.protocol(len(run.test_tasks))
+    protocol = run.protocol
     shots = tuple(dict.fromkeys(shots or (protocol.shots[0], protocol.shots[-1])))
     for shot in shots:
         if shot not in protocol.shots:
@@ -73,7 +73,8 @@ def film(
     recorder = Recorder(shots)
     evaluate(agent, run.distribution, run.test_tasks, shorter, progress, recorder)
     task = median_task(recorder, shots[0], shots[-1]) if task_id is None else recorder.tasks[task_id]
-    episodes = {shot: shot * protocol.episodes * agent.trial_rows for shot in shots}
+    before, _ = protocol.episodes_by_row(agent.trial_rows)
+    episodes = {shot: shot * before * agent.trial_rows for shot in shots}
     path = run.folder / f"task{task.id}.gif" if out is None else out
     write_video(path, make_video(recorder, task, shots, _caption(run, task, episodes)))
     return path

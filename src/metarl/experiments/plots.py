@@ -26,7 +26,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 REFERENCES = {"random": ("random policy", (0, (1, 2))), "task_conditioned": ("policy told the task", (0, (6, 2)))}
 INK, GREY = "#333333", "#767676"
 
-INTERVAL = "mean with 95 % CI over repeats"
+INTERVALS = {"repeats": "over repeats", "tasks": "over the tasks of an environment"}
 
 FAR = 0.5
 """A reference further from all scores than this fraction of their spread is named at the border, not drawn to scale."""
@@ -74,7 +74,7 @@ def adaptation_table(results: Sequence[Results]) -> Table:
     _check_comparable(results)
     several = len(results) > 1
     succeeds = any(shot["success"] for result in results for shot in result["shots"].values())
-    caption = f"return per episode; {measured_on(results[0])}; {INTERVAL}"
+    caption = f"return per episode; {measured_on(results[0])}; {_interval(results)}"
     table = Table(title=_title(results), caption=caption, box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
     for column in (*(["agent"] if several else []), "shot"):
         table.add_column(column, no_wrap=True)
@@ -189,7 +189,9 @@ def _drawn_range(results: Sequence[Results]) -> tuple[float, float]:
 
 def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Sequence[int]) -> None:
     axes.set_title(_title(results), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22)
-    axes.text(0, 1.025, f"{measured_on(results[0])}; {INTERVAL}", transform=axes.transAxes, fontsize=9, color=GREY)
+    axes.text(
+        0, 1.025, f"{measured_on(results[0])}; {_interval(results)}", transform=axes.transAxes, fontsize=9, color=GREY
+    )
     axes.set_xlim(-0.35, len(shots) - 0.65)
     axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
     axes.set_xlabel("shot (rounds of experience in the task before this one)", color=INK)
@@ -220,7 +222,12 @@ def measured_on(results: Results) -> str:
     kind = f"{num_tasks} {'test' if seen else 'held-out'} task{'' if num_tasks == 1 else 's'}"
     if seen:
         kind += " (also trained on)" if seen == num_tasks else f" ({seen} also trained on)"
-    return f"{kind}, {repeats} repeats each"
+    return f"{kind}, {repeats} repeat{'' if repeats == 1 else 's'} each"
+
+
+def _interval(results: Sequence[Results]) -> str:
+    over = dict.fromkeys(INTERVALS[result.get("interval", "repeats")] for result in results)
+    return f"mean with 95 % CI {' or '.join(over)}"
 
 
 def _labels(results: Sequence[Results]) -> list[str]:

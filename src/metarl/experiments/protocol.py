@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -27,21 +27,29 @@ References: TypeAlias = Mapping[str, Summary | None]
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is measured: after which shots, how often.
+    """What is measured: after which shots, in how many episodes, how often.
+
+    A query is the beginning of the round that the next adaptation learns from, so that all shots are measured in one
+    trial. Rows that share a trial share its episodes: counts are rounded up to whole episodes of each row.
 
     Args:
         name: "few-shot" (the shots asked for, and shot 0 beside them), "zero-shot" (shot 0) or "standard" (0 and 1).
         few_shot: the shots of "few-shot", each at least 1; empty for the others.
-        episodes: episodes of one round, that is before each `adapt()` and in each query.
-        repeats: trials a task, at least 2: the confidence interval is drawn from their spread.
+        adaptation_episodes: episodes of a task before each `adapt()`.
+        evaluation_episodes: episodes of a task that a query measures, at most as many where anything is adapted.
+        repeats: trials a task.
         seed: of the worlds. Equal seeds measure equal worlds.
+        interval: what confidence intervals are drawn from: the spread over a task's "repeats", at least 2, or over the
+            "tasks" of an environment.
     """
 
     name: str = "standard"
     few_shot: tuple[int, ...] = ()
-    episodes: int = 1
+    adaptation_episodes: int = 1
+    evaluation_episodes: int = 1
     repeats: int = 4
     seed: int = 0
+    interval: Literal["repeats", "tasks"] = "repeats"
 
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
@@ -52,12 +60,18 @@ class Protocol:
         if self.name != "few-shot" and self.few_shot:
             raise UsageError(f"only the few-shot protocol takes shots; got {list(self.few_shot)} for '{self.name}'")
         for field, value, least in (
-            ("episodes", self.episodes, 1),
-            ("repeats", self.repeats, 2),
+            ("adaptation episodes", self.adaptation_episodes, 1),
+            ("evaluation episodes", self.evaluation_episodes, 1),
+            ("repeats", self.repeats, 2 if self.interval == "repeats" else 1),
             ("seed", self.seed, 0),
         ):
             if value < least:
                 raise UsageError(f"{field} of an evaluation is at least {least}, got {value}")
+        if max(self.shots) and self.evaluation_episodes > self.adaptation_episodes:
+            raise UsageError(
+                "a query is the beginning of the next round, so --evaluation-episodes is at most "
+                f"--adaptation-episodes ({self.adaptation_episodes}), got {self.evaluation_episodes}"
+            )
 
     @property
     def shots(self) -> tuple[int, ...]:
@@ -65,6 +79,10 @@ class Protocol:
         if self.name == "few-shot":
             return tuple(sorted({0, *self.few_shot}))
         return (0,) if self.name == "zero-shot" else (0, 1)
+
+    def episodes_by_row(self, trial_rows: int) -> tuple[int, int]:
+        """Episodes of every row before an adaptation, and those that a query measures."""
+        return -(-self.adaptation_episodes // trial_rows), -(-self.evaluation_episodes // trial_rows)
 
 
 @dataclass(frozen=True)
@@ -85,13 +103,22 @@ class ShotScores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one agent by shot. `env_steps` and `unstable_rows` (worlds given up) count the evaluation."""
+    """The scores of one agent by shot. `env_steps` and `unstable_rows` (worlds given up) count the evaluation.
+
+    `strata` [tasks]: the environment of each task, where intervals are drawn from the spread of tasks within
+    environments; None where they are drawn from the spread of repeats.
+    """
 
     protocol: Protocol
     tasks: tuple[Task, ...]
     shots: tuple[ShotScores, ...]
     env_steps: int
     unstable_rows: int
+    strata: tuple[str, ...] | None = None
+
+    def summary(self, scores: Scores) -> Summary:
+        """Mean, IQM, interval and CVaR of a matrix of this evaluation."""
+        return summary(scores, self.strata)
 
 
 def evaluate(
@@ -119,7 +146,8 @@ def evaluate(
     with closing(distribution.make_env(row_tasks(tasks, protocol, agent.trial_rows), seed=protocol.seed)) as env:
         rows = {task: index * agent.trial_rows for index, task in enumerate(tasks)}
         worlds = env if recorder is None else recorder.wrap(env, rows)
-        return _evaluate_in(worlds, agent, tasks, protocol, progress)
+        evaluation = _evaluate_in(worlds, agent, tasks, protocol, progress)
+    return _with_strata(evaluation, distribution)
 
 
 def reference_lines(
@@ -139,7 +167,8 @@ def reference_lines(
             agents["task_conditioned"] = OracleAgent(*spaces, distribution.oracle, rows)
         lines: dict[str, Summary | None] = {"random": None, "task_conditioned": None}
         for name, agent in agents.items():
-            lines[name] = summary(_evaluate_in(env, agent, tasks, protocol).shots[0].returns)
+            evaluation = _with_strata(_evaluate_in(env, agent, tasks, protocol), distribution)
+            lines[name] = evaluation.summary(evaluation.shots[0].returns)
     return lines
 
 
@@ -169,18 +198,32 @@ def _evaluate_in(
     env: TaskVectorEnv, agent: Agent, tasks: Sequence[Task], protocol: Protocol, progress: Progress | None = None
 ) -> Evaluation:
     last = max(protocol.shots)
+    before, measured = protocol.episodes_by_row(agent.trial_rows)
     with torch_threads(1), _measuring(agent):
         trial = run_trial(
             agent,
             env,
             row_tasks(tasks, protocol, agent.trial_rows),
             shots=last,
-            episodes=protocol.episodes,
+            episodes=before,
+            query_episodes=measured,
             seed=protocol.seed,
             on_round=None if progress is None else lambda shot: progress(shot + 1, last + 1),
         )
     shots = tuple(_shot_scores(trial, shot, protocol, agent.trial_rows) for shot in protocol.shots)
     return Evaluation(protocol, tuple(tasks), shots, trial.env_steps, trial.unstable_rows)
+
+
+def _with_strata(evaluation: Evaluation, distribution: TaskDistribution) -> Evaluation:
+    """With the tasks' environments, where the protocol draws intervals from tasks, or where repeats are copies.
+
+    In a world without chance an agent that acts by its mode does the same in every repeat. What could have come out
+    otherwise are then the tasks that were drawn.
+    """
+    copies = all((shot.returns == shot.returns[0]).all() for shot in evaluation.shots)
+    if evaluation.protocol.interval == "tasks" or (copies and len(evaluation.tasks) > 1):
+        return replace(evaluation, strata=tuple(distribution.environments(evaluation.tasks)))
+    return evaluation
 
 
 @contextmanager
@@ -197,9 +240,11 @@ def _measuring(agent: Agent) -> Iterator[None]:
 
 
 def _shot_scores(trial: Trial, shot: int, protocol: Protocol, trial_rows: int) -> ShotScores:
+    before, measured = protocol.episodes_by_row(trial_rows)
+
     def matrix(rows: Sequence[Sequence[float]]) -> Scores:
         # A sum, not a mean: an episode that ended before its world first spoke of success has not succeeded.
-        means = np.array([sum(episodes) / protocol.episodes for episodes in rows])
+        means = np.array([sum(episodes[:measured]) / measured for episodes in rows])
         scores: Scores = means.reshape(protocol.repeats, -1, trial_rows).mean(-1)
         return scores
 
@@ -209,6 +254,6 @@ def _shot_scores(trial: Trial, shot: int, protocol: Protocol, trial_rows: int) -
         returns=matrix(trial.returns[shot]),
         success=None if trial.success is None else matrix(trial.success[shot]),
         final_success=None if trial.final_success is None else matrix(trial.final_success[shot]),
-        episodes=shot * protocol.episodes * trial_rows,
+        episodes=shot * before * trial_rows,
         gradient_steps=round(steps),
     )

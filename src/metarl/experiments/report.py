@@ -65,6 +65,15 @@ class Entry:
         """Training seeds."""
         return [seed for run in self.runs for seed in run.results["seeds"]]
 
+    @property
+    def strata(self) -> list[str] | None:
+        """The environment of each task, where the intervals of a single run are over tasks; a seed is a repeat."""
+        results = self.runs[0].results
+        if len(self.runs) > 1 or results.get("interval") != "tasks":
+            return None
+        environment = results["environment"]
+        return [str(task["params"][environment]) if environment else results["task_dist"] for task in results["tasks"]]
+
     def scores(self, shot: int, measure: str = "return") -> Scores:
         """Matrix [repeats, tasks]. Of one run: its rows. Of several: a repeat a seed, the mean of that seed's rows."""
         each = [_scores(run.results, shot, measure) for run in self.runs]
@@ -105,6 +114,8 @@ def check_comparable(runs: Sequence[FinishedRun]) -> None:
             ("task_dist", APART),
             ("protocol", MEASURE_AGAIN),
             ("shots", MEASURE_AGAIN),
+            ("adaptation episodes", MEASURE_AGAIN),
+            ("evaluation episodes", MEASURE_AGAIN),
             *((name, APART) for name in sorted({*_details(first), *_details(other)})),
             ("distribution_seed", APART),
             ("train tasks", APART),
@@ -153,6 +164,9 @@ def _identity(run: FinishedRun) -> dict[str, Any]:
         "task_dist": results["task_dist"],
         "protocol": results["protocol"],
         "shots": sorted(map(int, results["shots"])),
+        # Results from before these could be chosen had one of each.
+        "adaptation episodes": results.get("adaptation_episodes", 1),
+        "evaluation episodes": results.get("evaluation_episodes", 1),
         **_details(run),
         "distribution_seed": split["distribution_seed"],
         "train tasks": split["train"],

@@ -26,7 +26,7 @@ from metarl.experiments.report_figures import (
     profile_figure,
 )
 from metarl.experiments.report_rows import Row
-from metarl.experiments.trainer import WATCH
+from metarl.experiments.trainer import WATCHED_TASKS
 
 PRECISION = ".8g"
 """Digits of a number in the page's data: more than any figure shows, fewer than chance decides."""
@@ -69,6 +69,7 @@ def render(entries: Sequence[Entry]) -> str:
         labels=labels,
         entries=entries,
         runs=runs,
+        by_task=any(entry.strata for entry in entries),
         finding=_finding(summaries, shots),
         summaries=summaries,
         successes={(row["agent"], row["shot"]): row for row in successes},
@@ -98,7 +99,7 @@ def _figures(entries: Sequence[Entry], summaries: Sequence[Row], successes: Sequ
             ("learning-by-steps", "env_steps", "environment steps"),
             ("learning-by-time", "wall_minutes", "minutes of training"),
         ):
-            caption = f"Return on the test tasks while training, by {title}; {WATCH.repeats} repeats a task."
+            caption = f"Return on the test tasks while training, by {title}; at most {WATCHED_TASKS} of them."
             figures.append(learning_figure(name, caption, learning, labels, x, title))
     caption = f"Performance profile after shot {last}: the fraction of scores above each return, with 95 % bands."
     figures.append(profile_figure("profile", caption, report_rows.profile_rows(entries, last), labels))

@@ -43,8 +43,8 @@ def summary_rows(entries: Sequence[Entry], measure: str = "return") -> list[Row]
     for entry in entries:
         for shot in shots_of(entries):
             scores = entry.scores(shot, measure)
-            of_shot, found = entry.runs[0].results["shots"][str(shot)], summary(scores)
-            (low, high), (iqm_low, iqm_high) = found["ci95"], stratified_bootstrap_ci(scores, iqm)
+            of_shot, found = entry.runs[0].results["shots"][str(shot)], summary(scores, entry.strata)
+            (low, high), (iqm_low, iqm_high) = found["ci95"], stratified_bootstrap_ci(scores, iqm, strata=entry.strata)
             rows.append(
                 {"agent": entry.label, "shot": shot, "mean": found["mean"], "low": low, "high": high}
                 | {"iqm": found["iqm"], "iqm_low": iqm_low, "iqm_high": iqm_high, "cvar05": found["cvar05"]}
@@ -70,13 +70,13 @@ def learning_rows(entries: Sequence[Entry]) -> list[Row]:
 
 def profile_rows(entries: Sequence[Entry], shot: int) -> list[Row]:
     """Fraction of scores (repeats and tasks) above each threshold, with its 95 % interval."""
-    scores = {entry.label: entry.scores(shot) for entry in entries}
-    values = np.concatenate([matrix.ravel() for matrix in scores.values()])
+    scores = {entry.label: (entry.scores(shot), entry.strata) for entry in entries}
+    values = np.concatenate([matrix.ravel() for matrix, _ in scores.values()])
     thresholds = np.linspace(values.min(), values.max(), THRESHOLDS)
     return [
         {"agent": label, "threshold": float(tau), "fraction": float(f), "low": float(low), "high": float(high)}
-        for label, matrix in scores.items()
-        for tau, f, low, high in zip(thresholds, *performance_profile(matrix, thresholds), strict=True)
+        for label, (matrix, strata) in scores.items()
+        for tau, f, low, high in zip(thresholds, *performance_profile(matrix, thresholds, strata=strata), strict=True)
     ]
 
 
@@ -85,7 +85,8 @@ def improvement_rows(entries: Sequence[Entry], shot: int) -> list[Row]:
     rows = []
     for index, one in enumerate(entries):
         for other in entries[index + 1 :]:
-            p, low, high = probability_of_improvement(one.scores(shot), other.scores(shot))
+            strata = one.strata or other.strata
+            p, low, high = probability_of_improvement(one.scores(shot), other.scores(shot), strata=strata)
             first, second = one.label, other.label
             if p < 0.5:
                 first, second, p, low, high = second, first, 1 - p, 1 - high, 1 - low

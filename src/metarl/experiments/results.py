@@ -13,7 +13,7 @@ from metarl.core.errors import UsageError
 from metarl.core.task import Task, TaskValue
 from metarl.experiments.doctor import DISTRIBUTION, hardware
 from metarl.experiments.protocol import Evaluation, References, ShotScores, check_disjoint
-from metarl.experiments.statistics import Scores, Summary, summary
+from metarl.experiments.statistics import Scores, Summary
 from metarl.tasks.distribution import TaskDistribution
 
 Results: TypeAlias = dict[str, Any]
@@ -43,6 +43,9 @@ def results(
     also trained on, under another id: in a family of two directions nothing is left to hold out. `versions` and
     `hardware` are those of the measurement; config.json holds those of the training.
 
+    `interval` says what the confidence intervals are over: a task's "repeats", or the "tasks" of each environment,
+    which is the task parameter `environment` where the family has one.
+
     `details` is what else decides the numbers, as the distribution says: results that differ in it are not compared.
 
     Args:
@@ -51,6 +54,7 @@ def results(
         env_steps, wall_seconds: environment steps and time that training took.
     """
     check_disjoint(train_tasks, evaluation.tasks)
+    protocol = evaluation.protocol
     trained = {task.items_ for task in train_tasks}
     return {
         "task_dist": distribution.name,
@@ -58,11 +62,15 @@ def results(
         "algo": algo,
         "method": method,
         "seeds": list(seeds),
-        "protocol": evaluation.protocol.name,
+        "protocol": protocol.name,
+        "adaptation_episodes": protocol.adaptation_episodes,
+        "evaluation_episodes": protocol.evaluation_episodes,
+        "interval": "repeats" if evaluation.strata is None else "tasks",
+        "environment": distribution.environment,
         "shots": {
             str(shot.shot): {
-                "return": summary(shot.returns),
-                "success": _of_success(shot, summary),
+                "return": evaluation.summary(shot.returns),
+                "success": _of_success(shot, evaluation.summary),
                 "episodes": shot.episodes,
                 "gradient_steps": shot.gradient_steps,
             }

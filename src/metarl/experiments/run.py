@@ -19,9 +19,10 @@ from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
 from metarl.experiments.doctor import hardware
+from metarl.experiments.environments import draw_environments, environment_rows, some_of_each, write_environments
 from metarl.experiments.files import write_json
 from metarl.experiments.plots import adaptation_curve
-from metarl.experiments.protocol import check_unique, evaluate, reference_lines
+from metarl.experiments.protocol import Evaluation, Protocol, check_unique, evaluate, reference_lines
 from metarl.experiments.results import RESULTS_FILE, Results, reference_from_run, results, versions
 from metarl.experiments.run_config import RunConfig
 from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer
@@ -29,6 +30,8 @@ from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.distribution import TaskDistribution
 
 CONFIG_FILE, CURVE_FILE, EVALUATIONS = "config.json", "adaptation_curve.png", "evaluations"
+ENVIRONMENTS = "environments"
+"""A CSV and a PNG of this name are written where the family has environments."""
 FREE_BYTES = 50 * 2**20
 """Nothing is trained on a disk with less space than this: two checkpoints, logs and figures take a few MB."""
 
@@ -57,7 +60,7 @@ class Run:
         if len(set(train)) < len(train):
             raise UsageError(f"--train-tasks takes each id once, got {' '.join(map(str, config.train_tasks))}")
         check_unique(test)
-        config.protocol(len(test))
+        config.protocol(distribution, test)
         if config.reference is not None:
             reference_from_run(config.reference, distribution, test)
         parts = (time.strftime("%Y%m%d-%H%M%S"), distribution.name, config.algo, memory.method, f"s{config.seed}")
@@ -120,6 +123,11 @@ class Run:
         write_json(self.folder / CONFIG_FILE, {**parts, "details": self.distribution.details, **made_by})
 
     @property
+    def protocol(self) -> Protocol:
+        """How the run is measured."""
+        return self.config.protocol(self.distribution, self.test_tasks)
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.folder / CHECKPOINTS
@@ -167,7 +175,8 @@ class Run:
     ) -> Results:
         """Measure the last checkpoint on the held-out tasks.
 
-        The results also count `unstable_rows`: worlds that the simulator had to give up.
+        The results also count `unstable_rows`: worlds that the simulator had to give up. Where the family has several
+        environments, or goals of one, `environments` has the scores of each, on train and on test tasks.
 
         Args:
             progress: called with (rounds begun, rounds in all).
@@ -176,8 +185,7 @@ class Run:
         """
         agent = self.make_agent()
         meta = restore(agent, self.checkpoints / LAST)
-        protocol = self.config.protocol(len(self.test_tasks))
-        protocol = protocol if seed is None else replace(protocol, seed=seed)
+        protocol = self.protocol if seed is None else replace(self.protocol, seed=seed)
         evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress, recorder)
         references = reference_lines(self.distribution, self.test_tasks, protocol) if self.config.benchmark_mode else {}
         if self.config.reference is not None:
@@ -195,11 +203,22 @@ class Run:
             wall_seconds=meta["wall_seconds"],
             command=self.command,
         )
+        if self.distribution.environment is not None:
+            rows = environment_rows(self.distribution, self._measure_trained(agent, protocol, progress), "train")
+            rows += environment_rows(self.distribution, evaluation, "test")
+            measured["environments"] = rows
         return {**measured, "unstable_rows": evaluation.unstable_rows}
+
+    def _measure_trained(
+        self, agent: Agent, protocol: Protocol, progress: Callable[[int, int], None] | None
+    ) -> Evaluation:
+        """The same measurement on about as many train tasks as there are test tasks."""
+        tasks = some_of_each(self.distribution, self.train_tasks, len(self.test_tasks))
+        return evaluate(agent, self.distribution, tasks, protocol, progress)
 
 
 def write_results(folder: Path, measured: Results) -> list[Path]:
-    """Write results.json and the curve to a folder, which is made where there is none; their paths."""
+    """Write results.json and its pictures to a folder, which is made where there is none; their paths."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -207,6 +226,15 @@ def write_results(folder: Path, measured: Results) -> list[Path]:
     paths = [folder / RESULTS_FILE, folder / CURVE_FILE]
     write_json(paths[0], measured)
     adaptation_curve(paths[1], [measured])
+    if environments := measured.get("environments"):
+        table = folder / f"{ENVIRONMENTS}.csv"
+        write_environments(table, environments)
+        paths.append(table)
+        if all(scores["success"] is not None for row in environments for scores in row["shots"].values()):
+            picture = folder / f"{ENVIRONMENTS}.png"
+            title = " · ".join((measured["task_dist"], measured["algo"], measured["method"]))
+            draw_environments(picture, environments, title)
+            paths.append(picture)
     return paths
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -9,6 +11,7 @@ import torch
 import tyro
 
 from metarl.core.errors import UsageError, unknown_name
+from metarl.core.task import Task
 from metarl.experiments.protocol import Protocol
 from metarl.meta_rl.registry import ALGOS
 from metarl.tasks import make_tasks
@@ -17,6 +20,8 @@ from metarl.tasks.single import single_environment
 
 DEVICES = ("cpu", "cuda")
 EPOCHS_ALIAS = "--num-epochs"
+REPEATS = 4
+"""Trials a task where intervals are drawn from their spread."""
 MIN_ROWS = 32
 """Rows that an evaluation has at least: few test tasks are repeated more often, so that intervals stay narrow."""
 
@@ -58,8 +63,14 @@ class RunConfig:
     """Ids of the tasks to train on; none: all train tasks."""
     test_tasks: tuple[int, ...] = ()
     """Ids of the held-out tasks; none: all test tasks."""
-    repeats: int = 4
-    """Evaluation rows a test task (more where there are few tasks)."""
+    adaptation_episodes: int | None = None
+    """Episodes of a task before each adaptation; none: 1 (10 in Meta-World's standard protocol). Rows that share a task
+    share them, so that a gradient agent has at least one a row."""
+    evaluation_episodes: int | None = None
+    """Episodes of a task that a shot is measured in; none: 1 (3 in Meta-World's standard protocol)."""
+    repeats: int | None = None
+    """Trials a test task; none: 4, or more where there are few tasks; 1 where intervals are over the tasks of an
+    environment, as in Meta-World."""
     show_task: bool = False
     """Append the task's parameters to the observation: trains the task-conditioned policy that --reference takes."""
     reference: str | None = None
@@ -82,11 +93,23 @@ class RunConfig:
         if self.algo not in ALGOS:
             raise unknown_name("algo", self.algo, ALGOS)
 
-    def protocol(self, num_tasks: int) -> Protocol:
-        """How the run is measured, on so many test tasks."""
+    def protocol(self, distribution: TaskDistribution, tasks: Sequence[Task]) -> Protocol:
+        """How the run is measured on these tasks; what was not asked for is as the family recommends."""
         name = "few-shot" if self.few_shot else "zero-shot" if self.zero_shot else "standard"
-        repeats = max(self.repeats, -(-MIN_ROWS // num_tasks)) if self.repeats >= 2 else self.repeats
-        return Protocol(name, few_shot=self.few_shot, repeats=repeats, seed=self.seed)
+        before, measured = distribution.episodes if name == "standard" else (1, 1)
+        by_task = distribution.environment is not None and min(Counter(distribution.environments(tasks)).values()) > 1
+        repeats = self.repeats if self.repeats is not None else 1 if by_task else REPEATS
+        if repeats > 1 and not by_task:
+            repeats = max(repeats, -(-MIN_ROWS // len(tasks)))
+        return Protocol(
+            name,
+            few_shot=self.few_shot,
+            adaptation_episodes=before if self.adaptation_episodes is None else self.adaptation_episodes,
+            evaluation_episodes=measured if self.evaluation_episodes is None else self.evaluation_episodes,
+            repeats=repeats,
+            seed=self.seed,
+            interval="tasks" if by_task else "repeats",
+        )
 
     def make_distribution(self) -> TaskDistribution:
         """What there is to adapt to: a family, or a single environment."""

@@ -7,12 +7,17 @@ first and give one repeat a seed.
 What the confidence interval covers: how far the number would move if the same agent were measured again on the same
 tasks. What it does not cover: other tasks of the family, and, where all repeats come from one training run, other
 training seeds.
+
+Where nothing is left to chance, repeats are copies of each other and such an interval has no width, which says nothing
+about how well a few goals stand for their environment. With `strata`, the environment of each task, tasks are resampled
+within environments, whole columns at a time: the interval then covers other goals of the same environments (and the
+repeats in them), but not other environments.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
@@ -23,6 +28,7 @@ from metarl.core.errors import UsageError
 
 Scores: TypeAlias = NDArray[np.float64]
 Statistic: TypeAlias = Callable[[Scores], Any]
+Strata: TypeAlias = Sequence[str]
 
 IQM_CUT = 0.25
 """Fraction of the scores that the interquartile mean leaves out at each end."""
@@ -70,7 +76,12 @@ def cvar(task_means: ArrayLike, alpha: float = CVAR_ALPHA) -> float:
 
 
 def stratified_bootstrap_ci(
-    scores: ArrayLike, statistic: Statistic = mean, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    scores: ArrayLike,
+    statistic: Statistic = mean,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    strata: Strata | None = None,
 ) -> tuple[float, float]:
     """Percentile interval of `statistic`, resampling the repeats within each task (the tasks are the strata).
 
@@ -78,17 +89,22 @@ def stratified_bootstrap_ci(
     the (1 - level) / 2 and (1 + level) / 2 quantiles of the statistic over the resamples. It covers new repeats on this
     fixed set of tasks, not new tasks. Where all repeats of a task agree, as in a world without chance, it has no width.
 
+    With `strata` each resample draws, for every environment on its own, as many tasks as it has, with replacement. The
+    variance of a mean over n tasks of an environment then comes out (n - 1) / n of its value.
+
     Args:
-        scores: [repeats, tasks], finite, at least two repeats: from one, the spread cannot be known.
-        statistic: maps [resamples, repeats - 1, tasks] to [resamples], such as `mean` or `iqm`.
+        scores: [repeats, tasks], finite; at least two repeats, or two tasks in every stratum: from one, the spread
+            cannot be known.
+        statistic: maps [resamples, repeats, tasks] to [resamples], such as `mean` or `iqm`.
         level: probability that the interval is meant to cover, between 0 and 1.
         seed: of the resampling; equal seeds give equal intervals.
+        strata: [tasks], the environment of each task; None: repeats are resampled.
 
     Source: Agarwal et al. (2021), rliable. Differs from it: R - 1 draws in place of R, after Rao and Wu (1988),
     Resampling Inference with Complex Survey Data. With R draws the variance of the mean comes out (R - 1) / R of its
     value, and the 95 % interval of four repeats a task covers only 91 %; with R - 1 draws it comes out right.
     """
-    values = np.asarray(statistic(_resampled(scores, level, resamples, seed)))
+    values = np.asarray(statistic(_resampled(scores, level, resamples, seed, strata)))
     if values.shape != (resamples,):
         raise UsageError(f"statistic must map [resamples, repeats, tasks] to [{resamples}], got shape {values.shape}")
     low, high = _limits(values, level)
@@ -96,7 +112,12 @@ def stratified_bootstrap_ci(
 
 
 def performance_profile(
-    scores: ArrayLike, thresholds: ArrayLike, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    scores: ArrayLike,
+    thresholds: ArrayLike,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    strata: Strata | None = None,
 ) -> tuple[Scores, Scores, Scores]:
     """Fraction of all scores above each threshold, and its pointwise interval: three arrays [thresholds].
 
@@ -104,7 +125,7 @@ def performance_profile(
     tails included, where a mean is one number. The interval is that of `stratified_bootstrap_ci`, at each threshold.
 
     Args:
-        scores: [repeats, tasks], as in `stratified_bootstrap_ci`.
+        scores, strata: as in `stratified_bootstrap_ci`.
 
     Source: Agarwal et al. (2021), arXiv 2108.13264, run-score distributions.
     """
@@ -112,21 +133,26 @@ def performance_profile(
     def above(scores: Scores) -> Scores:
         return np.stack([(scores > tau).mean(axis=(-2, -1)) for tau in np.asarray(thresholds)], axis=-1)
 
-    low, high = _limits(above(_resampled(scores, level, resamples, seed)), level)
+    low, high = _limits(above(_resampled(scores, level, resamples, seed, strata)), level)
     return above(score_matrix(scores)), low, high
 
 
 def probability_of_improvement(
-    x: ArrayLike, y: ArrayLike, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    x: ArrayLike,
+    y: ArrayLike,
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    strata: Strata | None = None,
 ) -> tuple[float, float, float]:
     """How likely a score of X is above one of Y on the same task, task drawn at random, and its interval.
 
     P(X > Y) = 1 / N * sum over tasks of the fraction of all pairs (x_i, y_j) with x_i > y_j; a tie counts one half, so
     that P(X > Y) + P(Y > X) = 1. The interval resamples the repeats of X and of Y within each task, each on its own,
-    as `stratified_bootstrap_ci` does.
+    as `stratified_bootstrap_ci` does; with `strata` it resamples tasks, the same ones for X and Y.
 
     Args:
-        x, y: [repeats, tasks], each at least two repeats, the same tasks.
+        x, y: [repeats, tasks], the same tasks; without `strata`, each at least two repeats.
 
     Returns:
         P(X > Y), and the lower and upper limit of its interval.
@@ -134,10 +160,14 @@ def probability_of_improvement(
     Source: Agarwal et al. (2021), arXiv 2108.13264.
     """
     x, y = score_matrix(x), score_matrix(y)
-    _check_bootstrap(min(len(x), len(y)), level, resamples)
     if x.shape[1] != y.shape[1]:
         raise UsageError(f"an improvement is judged on the same tasks, got {x.shape[1]} and {y.shape[1]} of them")
     wins = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])  # [repeats of X, repeats of Y, tasks]
+    if strata is not None:
+        values = mean(_resampled(wins.mean(axis=(0, 1))[None], level, resamples, seed, strata))
+        low, high = _limits(values, level)
+        return float(wins.mean()), float(low), float(high)
+    _check_bootstrap(min(len(x), len(y)), level, resamples)
     generator = np.random.default_rng(seed)
     # How often each repeat is drawn, as a fraction [resamples, tasks, repeats]: the same law as drawing indices.
     drawn_x, drawn_y = (
@@ -149,32 +179,44 @@ def probability_of_improvement(
     return float(wins.mean()), float(low), float(high)
 
 
-def summary(scores: ArrayLike) -> Summary:
-    """Mean, IQM, 95 % interval of the mean and CVaR 5 % over the tasks' means, from `scores[repeats, tasks]`."""
+def summary(scores: ArrayLike, strata: Strata | None = None) -> Summary:
+    """Mean, IQM, 95 % interval of the mean and CVaR 5 % over the tasks' means, from `scores[repeats, tasks]`.
+
+    `strata`: as in `stratified_bootstrap_ci`.
+    """
     scores = score_matrix(scores)
     return {
         "mean": float(mean(scores)),
         "iqm": float(iqm(scores)),
-        "ci95": list(stratified_bootstrap_ci(scores, mean)),
+        "ci95": list(stratified_bootstrap_ci(scores, mean, strata=strata)),
         "cvar05": cvar(scores.mean(axis=0)),
     }
 
 
-def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int) -> Scores:
-    """Resamples of [repeats, tasks] within each task: [resamples, repeats - 1, tasks]."""
+def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int, strata: Strata | None = None) -> Scores:
+    """Resamples of [repeats, tasks] within each task, [resamples, repeats - 1, tasks]; or of tasks within each stratum,
+    [resamples, repeats, tasks]."""
     scores = score_matrix(scores)
     num_repeats, num_tasks = scores.shape
-    _check_bootstrap(num_repeats, level, resamples)
-    draws = np.random.default_rng(seed).integers(num_repeats, size=(resamples, num_repeats - 1, num_tasks))
-    resampled: Scores = scores[draws, np.arange(num_tasks)]
+    generator = np.random.default_rng(seed)
+    resampled: Scores
+    if strata is None:
+        _check_bootstrap(num_repeats, level, resamples)
+        draws = generator.integers(num_repeats, size=(resamples, num_repeats - 1, num_tasks))
+        resampled = scores[draws, np.arange(num_tasks)]
+        return resampled
+    if len(strata) != num_tasks:
+        raise UsageError(f"strata name the environment of each task: got {len(strata)} for {num_tasks} tasks")
+    members = [np.flatnonzero(np.asarray(strata) == name) for name in dict.fromkeys(strata)]
+    _check_bootstrap(min(map(len, members)), level, resamples, "tasks an environment")
+    drawn = [each[generator.integers(len(each), size=(resamples, len(each)))] for each in members]
+    resampled = scores[:, np.concatenate(drawn, axis=1)].swapaxes(0, 1)
     return resampled
 
 
-def _check_bootstrap(num_repeats: int, level: float, resamples: int) -> None:
-    if num_repeats < 2:
-        raise UsageError(
-            f"a confidence interval needs at least 2 repeats a task, got {num_repeats}: measure more repeats"
-        )
+def _check_bootstrap(count: int, level: float, resamples: int, what: str = "repeats a task") -> None:
+    if count < 2:
+        raise UsageError(f"a confidence interval needs at least 2 {what}, got {count}: measure more")
     if not 0 < level < 1:
         raise UsageError(f"the level of a confidence interval lies between 0 and 1, got {level}")
     if resamples < 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from metarl.core.threads import torch_threads
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.trial import Trial, run_trial
 from metarl.experiments.checkpoint import BEST, LAST, restore, save_checkpoint
+from metarl.experiments.environments import some_of_each
 from metarl.experiments.metrics_log import MetricsLog
 from metarl.experiments.protocol import Protocol, evaluate
 from metarl.tasks.distribution import TaskDistribution
@@ -26,9 +27,13 @@ from metarl.tasks.distribution import TaskDistribution
 UPDATES_PER_EPOCH = 10
 CHECKPOINTS = "checkpoints"
 WATCH = Protocol("standard", repeats=2)
-"""The measurement on held-out tasks after every epoch: shots 0 and 1, in few rows; it changes nothing in the run."""
+WATCHED_TASKS = 30
+"""The measurement on held-out tasks after every epoch: shots 0 and 1, on about so many tasks (equally many of every
+environment), in few rows; it changes nothing in the run."""
 COUNTED = ("collect_seconds", "learn_seconds", "unstable_rows")
 """Columns that add up over an epoch's updates; the others are means."""
+OUTCOMES = ("train_return", "train_success")
+"""Of these the mean is over the updates in which an episode finished."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,9 @@ class Trainer:
             metrics = self.agent.update()
             times = {"collect_seconds": collected - begun, "learn_seconds": time.perf_counter() - collected}
             train_return = trial.mean_return(self.agent.trial_rounds - 1)
-            rows.append(metrics | {"train_return": train_return, "unstable_rows": trial.unstable_rows} | times)
+            success = trial.mean_success(self.agent.trial_rounds - 1)
+            outcome = {"train_return": train_return} | ({} if success is None else {"train_success": success})
+            rows.append(metrics | outcome | {"unstable_rows": trial.unstable_rows} | times)
             self.env_steps += trial.env_steps
             speed = (self.env_steps - steps_before) / (time.perf_counter() - started)
             self._report(update, speed, train_return)
@@ -158,24 +165,32 @@ class Trainer:
             raise TrainingDiverged(f"epoch {self.epoch}: {error}{kept}") from error
 
     def _watch(self) -> Metrics:
-        """Return on held-out tasks, by shot."""
-        evaluation = evaluate(self.agent, self.distribution, self.test_tasks, WATCH)
+        """Return and success on held-out tasks, by shot."""
+        tasks = some_of_each(self.distribution, self.test_tasks, min(WATCHED_TASKS, len(self.test_tasks)))
+        by_task = self.distribution.environment is not None
+        protocol = replace(WATCH, repeats=1, interval="tasks") if by_task else WATCH
+        evaluation = evaluate(self.agent, self.distribution, tasks, protocol)
         returns = {f"test_return_shot{shot.shot}": float(shot.returns.mean()) for shot in evaluation.shots}
-        return returns | {"test_unstable_rows": evaluation.unstable_rows}
+        successes = {
+            f"test_success_shot{shot.shot}": float(shot.success.mean())
+            for shot in evaluation.shots
+            if shot.success is not None
+        }
+        return returns | successes | {"test_unstable_rows": evaluation.unstable_rows}
 
     def _summary(self, rows: Sequence[Metrics], env_steps: int) -> Metrics:
         """The epoch's row of metrics.csv, from those of its updates."""
         sums = {name: sum(row[name] for row in rows) for name in rows[0]}
         totals = {name: sums.pop(name) for name in COUNTED}
-        finished = [row["train_return"] for row in rows if np.isfinite(row["train_return"])]
-        means = {name: value / len(rows) for name, value in sums.items()}
+        outcomes = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in OUTCOMES if name in sums}
+        means = {name: value / len(rows) for name, value in sums.items() if name not in OUTCOMES}
         return {
             "epoch": self.epoch,
             "env_steps": self.env_steps,
             "wall_seconds": self.wall_seconds,
             "steps_per_second": env_steps / (totals["collect_seconds"] + totals["learn_seconds"]),
             **means,
-            "train_return": float(np.mean(finished)) if finished else float("nan"),
+            **{name: float(np.mean(values)) if values else float("nan") for name, values in outcomes.items()},
             **totals,
         }
 

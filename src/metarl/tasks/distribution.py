@@ -100,6 +100,9 @@ class TaskDistribution:
         num_workers: worker processes that share the rows; 0 keeps them in this process.
         details: what else decides the numbers, by name, as a version of the rewards: recorded with every result, and
             results that differ in it are not drawn together.
+        environment: the task parameter that names the environment of a task, where a family has several, or where tasks
+            are draws from one: results are also given by environment, and their intervals are over its tasks.
+        episodes: of a task before an adaptation, and in the query after it, as the family's standard protocol has them.
         reward_model: the reward as a function of observations, where it is the same in all tasks: agents that plan
             with a learned model of the dynamics need it.
     """
@@ -120,6 +123,8 @@ class TaskDistribution:
         oracle: Callable[[Sequence[Task], np.ndarray], np.ndarray] | None = None,
         num_workers: int = 0,
         details: Mapping[str, str | int | float] | None = None,
+        environment: str | None = None,
+        episodes: tuple[int, int] = (1, 1),
         reward_model: RewardModel | None = None,
     ) -> None:
         if (make_env is None) == (make_worlds is None):
@@ -133,6 +138,8 @@ class TaskDistribution:
         self.max_episode_steps = max_episode_steps
         self.details = dict(details or {})
         self.oracle = oracle
+        self.environment = environment
+        self.episodes = episodes
         self.reward_model = reward_model
         self._make_env = make_env
         self._apply = apply
@@ -164,6 +171,10 @@ class TaskDistribution:
             seed=seed,
             num_workers=self.num_workers,
         )
+
+    def environments(self, tasks: Sequence[Task]) -> list[str]:
+        """The environment of each task; where the family has no such parameter, its own name for all."""
+        return [self.name if self.environment is None else str(task[self.environment]) for task in tasks]
 
     def showing_tasks(self) -> TaskDistribution:
         """The same tasks, with their parameters appended to the observation: for a task-conditioned policy."""

@@ -32,6 +32,9 @@ from metarl.tasks.registry import register_tasks
 
 BACKENDS = ("batched", "official")
 
+EPISODES = (10, 3)
+"""Episodes to adapt to a goal, and those that it is then measured in, as `metaworld.evaluation` has them."""
+
 _SUFFIX = "-v3"
 
 
@@ -96,6 +99,8 @@ def _distribution(
         name=name,
         seed=seed,
         make_worlds=make_worlds,
+        environment="env",
+        episodes=EPISODES,
         details={"metaworld": version("metaworld"), "reward_version": reward_version, "horizon": horizon},
     )
 

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from metarl.core.task import Task
+from metarl.experiments.environments import (
+    draw_environments,
+    environment_rows,
+    environment_table,
+    some_of_each,
+    with_means,
+    write_environments,
+)
+from metarl.experiments.plots import adaptation_table
+from metarl.experiments.protocol import Protocol, evaluate
+from metarl.experiments.results import results
+from metarl.experiments.run import write_results
+
+GOALS = [("short", 1.0, 1), ("long", 3.0, 2), ("long", 5.0, 2), ("short", 3.0, 1)]
+"""Environment, bonus and length: episodes of two steps succeed, those of one do not."""
+
+
+@pytest.fixture
+def family(bonus_family) -> Any:
+    made = bonus_family()
+    made.environment = "world"
+    params = [{"world": world, "bonus": bonus, "length": length} for world, bonus, length in GOALS]
+    made.train = tuple(Task(id, each) for id, each in enumerate(params))
+    made.test = tuple(Task(100 + id, each) for id, each in enumerate(params))
+    return made
+
+
+@pytest.fixture
+def evaluation(family, scripted_agent) -> Any:
+    protocol = Protocol("few-shot", (2,), repeats=1, interval="tasks")
+    return evaluate(scripted_agent, family, family.test, protocol)
+
+
+def test_rows_by_hand(family, evaluation) -> None:
+    short, long = environment_rows(family, evaluation, "test")
+    # Returns are bonus * length * number of adaptations.
+    assert short == {
+        "environment": "short",
+        "split": "test",
+        "tasks": 2,
+        "shots": {
+            "0": {"return": 0.0, "success": 0.0, "final_success": 0.0},
+            "2": {"return": 4.0, "success": 0.0, "final_success": 0.0},
+        },
+    }
+    assert long["shots"]["2"] == {"return": 16.0, "success": 1.0, "final_success": 1.0}
+    *_, mean = with_means([short, long])
+    assert (mean["environment"], mean["tasks"]) == ("mean", 4)
+    assert mean["shots"]["2"] == {"return": 10.0, "success": 0.5, "final_success": 0.5}
+    assert list(with_means([short])) == [short]
+
+
+def test_some_of_each_are_evenly_spaced(family) -> None:
+    def chosen(number: int) -> list[int]:
+        return [task.id for task in some_of_each(family, family.test, number)]
+
+    assert chosen(2) == [100, 101]
+    assert chosen(3) == chosen(4) == chosen(99) == [100, 103, 101, 102]
+    tasks = [Task(id, {"world": "one"}) for id in range(50)]
+    assert [task.id for task in some_of_each(family, tasks, 5)] == [0, 10, 20, 30, 40]
+
+
+def test_table_csv_and_picture(family, evaluation, tmp_path: Path) -> None:
+    rows = [row for split in ("train", "test") for row in environment_rows(family, evaluation, split)]
+    console = Console(width=80, record=True)
+    console.print(environment_table(rows))
+    lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
+    assert ["long", "train", "2", "100%", "100%", "100%", "16.0"] in lines
+    assert [line[:2] for line in lines if line[0] == "mean"] == [["mean", "train"], ["mean", "test"]]
+    write_environments(tmp_path / "table.csv", rows)
+    with (tmp_path / "table.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert len(written) == 2 * 2 * 2
+    assert written[1] == {
+        "environment": "short",
+        "split": "train",
+        "tasks": "2",
+        "shot": "2",
+        "return": "4",
+        "success": "0",
+        "final_success": "0",
+    }
+    draw_environments(tmp_path / "picture.png", rows, "bonus")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_results_folder_holds_them_and_intervals_are_over_tasks(family, evaluation, tmp_path: Path) -> None:
+    measured = results(
+        evaluation,
+        distribution=family,
+        train_tasks=family.train,
+        algo="scripted",
+        method="none",
+        seeds=[0],
+        references={},
+        env_steps=1,
+        wall_seconds=1.0,
+        command="metarl run",
+    )
+    measured["environments"] = environment_rows(family, evaluation, "test")
+    assert (measured["interval"], measured["environment"]) == ("tasks", "world")
+    # Two goals of each environment, mean returns 2, 6 and 12, 20: one draw of sixteen has the lower one of both twice.
+    assert measured["shots"]["2"]["return"]["ci95"] == [2 * (1 + 6) / 2, 2 * (3 + 10) / 2]
+    assert "over the tasks of an environment" in str(adaptation_table([measured]).caption)
+    names = [path.name for path in write_results(tmp_path, measured)]
+    assert names == ["results.json", "adaptation_curve.png", "environments.csv", "environments.png"]
