@@ -64,6 +64,10 @@ def test_act_takes_rows_or_a_single_observation():
     assert agent.seen[1].shape == (1, 3)
 
 
+def test_an_agent_that_holds_nothing_has_nothing_to_show():
+    assert make().trial_state().shape == (0,)
+
+
 def test_an_observation_without_axes_is_a_row_too():
     agent = make(NUMBER)
     assert agent.act(np.int64(3)).tolist() == [3]

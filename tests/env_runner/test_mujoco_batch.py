@@ -242,6 +242,28 @@ def test_a_new_task_takes_force_at_the_rows_next_reset():
     assert (env.step(idle)[1] < -50.0).tolist() == [True, True]
 
 
+def test_a_task_can_be_switched_within_an_episode():
+    family = FAMILIES["halfcheetah-gravity"][1]
+    heavy, plain = Task(0, {"gravity_scale": 1.5}), Task(1, {"gravity_scale": 1.0})
+    env = _batch(family, [plain, plain], max_episode_steps=3)
+    idle = np.zeros((2, 6), dtype=np.float32)
+    env.step(idle)
+    env.qpos[:] = env.qvel[:] = 0.0
+    env.qpos[:, 1] = 5.0  # in free fall
+    before = env.qpos.copy()
+    env.switch_tasks([heavy, plain])
+    assert np.array_equal(env.qpos, before)
+    env.step(idle)
+    assert env.qvel[:, 1] == pytest.approx([-1.5 * 9.81 * 0.05, -9.81 * 0.05])
+    assert env.step(idle)[3].all(), "the episode goes on from where it was"
+
+
+def test_a_reward_can_be_switched_within_an_episode():
+    env = _cheetah(rows=2)
+    env.switch_tasks(_speed_tasks(0.0, 100.0))
+    assert (env.step(np.zeros((2, 6), dtype=np.float32))[1] < -50.0).tolist() == [False, True]
+
+
 def test_a_new_model_takes_force_at_the_rows_next_reset_and_the_old_one_leaves_no_trace():
     family = FAMILIES["halfcheetah-gravity"][1]
     heavy, plain = Task(0, {"gravity_scale": 1.5}), Task(1, {"gravity_scale": 1.0})

@@ -80,6 +80,15 @@ def trial(agent, stream, **options):
     return live(agent, stream, **options)
 
 
+def test_what_adapting_changed_can_be_looked_at():
+    agent = make_agent()
+    agent.begin_trial(ROWS)
+    assert not agent.trial_state().any()
+    live(agent, Stream(0, steps=6))
+    assert agent.trial_state(1).any()
+    assert not np.array_equal(agent.trial_state(0), agent.trial_state(1))
+
+
 def learn(agent, seeds):
     metrics = []
     for seed in seeds:

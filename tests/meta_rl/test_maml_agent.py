@@ -365,6 +365,21 @@ def test_steps_beyond_those_of_training_shrink(monkeypatch, trained):
     assert scales == 2 * [min(1.0, trained / step) for step in (1, 2, 3, 4)]
 
 
+def test_what_adapting_changed_can_be_looked_at():
+    agent = make_agent(VARIANTS["anil"])
+    agent.begin_trial(ROWS)
+    assert not agent.trial_state().any()
+    live(agent, Stream.draw(0))
+    agent.adapt()
+    by_row = [agent.trial_state(row) for row in range(ROWS)]
+    sizes = [agent.maml.parameters()[name].numel() for name in agent.maml.adapted]
+    assert {state.size for state in by_row} == {sum(sizes)}
+    assert np.array_equal(by_row[0], by_row[1])
+    assert not np.array_equal(by_row[1], by_row[2])
+    agent.begin_trial(ROWS)
+    assert not agent.trial_state().any()
+
+
 def test_a_scaled_step_is_so_much_of_a_whole_one():
     agent = make_agent()
     trial(agent, [0])

@@ -262,6 +262,22 @@ def test_a_new_trial_remembers_nothing():
     np.testing.assert_array_equal(trial(agent, Stream.draw(1)), trial(fresh, Stream.draw(1)))
 
 
+@each_method
+def test_its_memory_can_be_looked_at_row_by_row(method):
+    agent = make_agent(method)
+    agent.begin_trial(ROWS)
+    assert not agent.trial_state().any()
+    live(agent, Stream.draw(0))
+    if method == "mlp":
+        assert agent.trial_state().size == 0
+        return
+    states = [agent.trial_state(row) for row in range(ROWS)]
+    assert all(state.any() for state in states)
+    assert not np.array_equal(states[0], states[1])
+    agent.begin_trial(ROWS, np.arange(ROWS) == 1)
+    assert [agent.trial_state(row).any() for row in (0, 1)] == [True, False]
+
+
 def test_the_memory_goes_on_over_the_end_of_an_episode():
     agent, other = make_agent(), make_agent()
     agent.explore = other.explore = False

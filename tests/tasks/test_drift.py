@@ -161,3 +161,18 @@ def test_no_reward_is_known_where_it_differs_by_task_or_health_cannot_be_read(na
     distribution = make_tasks(name)
     assert isinstance(distribution, TaskDistribution)
     assert distribution.reward_model is None
+
+
+@pytest.mark.parametrize("change_at", [0, 4, 5, 9])
+def test_a_task_that_is_switched_has_changed_if_its_step_is_past(change_at):
+    calm, changing = _changes(15)[0], _changes(change_at)[0]
+    env = _rows("halfcheetah-drift", [calm])
+    idle = np.zeros((1, 6), dtype=np.float32)
+    for _ in range(5):
+        env.step(idle)
+    env.switch_tasks([changing])
+    env.qpos[:] = env.qvel[:] = 0.0
+    env.qpos[:, 1] = 5.0  # in free fall
+    env.step(idle)
+    gravity = 0.5 if change_at <= 5 else 1.0
+    assert env.qvel[0, 1] == pytest.approx(-gravity * 9.81 * 0.05)

@@ -121,6 +121,13 @@ class Agent(ABC):
     def update(self) -> Metrics:
         """Outer loop: the only call that changes meta-parameters. Consumes the experience held."""
 
+    def trial_state(self, row: int = 0) -> Array:
+        """What it has made of a row's trial so far, as numbers around 0, for pictures of it; empty: it holds nothing.
+
+        It is all 0 as a trial begins.
+        """
+        return np.zeros(0, dtype=np.float32)
+
     @abstractmethod
     def take_experience(self) -> dict[str, Tensor]:
         """Take the experience held out of the agent, as plain tensors that can travel to another process."""

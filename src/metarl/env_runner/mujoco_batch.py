@@ -135,6 +135,14 @@ class MujocoBatch(TaskVectorEnv):
         self.tasks = tasks
         self._awaits_task[:] = True
 
+    def switch_tasks(self, tasks: Sequence[Task]) -> None:
+        """Give row i the task tasks[i] at once, in the middle of its episode; where it is and how it moves stays."""
+        self.set_tasks(tasks)
+        for row in range(self.num_envs):
+            self._begin_task(row)
+            if self._later is not None and self._steps[row] > self._change_at[row]:
+                self._load_fields(row, self._later)
+
     def _expand_fields(self, task: Task) -> None:
         """Give every row its own values of the model fields that the task changes."""
         names = set(task_fields(self.family, task))

@@ -252,6 +252,14 @@ class GrBALAgent(Agent):
         """Nothing is left to do: every action adapts."""
         return {}
 
+    @torch.no_grad()
+    def trial_state(self, row: int = 0) -> Array:
+        """By how much the row's parameters differ from the shared ones."""
+        shared = self.maml.parameters()
+        moved = [(value[row] - shared[name]).flatten() for name, value in self.row_parameters().items()]
+        change: Array = torch.cat(moved).cpu().numpy()
+        return change
+
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def take_experience(self) -> dict[str, Tensor]:

@@ -298,6 +298,17 @@ class MetaMAMLAgent(Agent):
         self._begin_round(len(self._starts))
         return {"gradient_steps": 1.0, "reward": _mean_reward(collected)}
 
+    @torch.no_grad()
+    def trial_state(self, row: int = 0) -> Array:
+        """By how much adapting has changed each parameter of the row's task."""
+        fresh, task = self.maml.parameters(), row // self._rows
+        moved = [
+            (self._params[name][task] - fresh[name] if self._stacked else torch.zeros_like(fresh[name])).flatten()
+            for name in self.maml.adapted
+        ]
+        change: Array = torch.cat(moved).cpu().numpy()
+        return change
+
     def _collected(self) -> Round:
         """The running round, [T, B, ...]."""
         if not len(self._trajectory):

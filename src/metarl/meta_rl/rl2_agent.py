@@ -229,6 +229,11 @@ class RL2Agent(Agent):
         """Nothing is left to do: the memory moved with every observation."""
         return {}
 
+    def trial_state(self, row: int = 0) -> Array:
+        """The row's memory."""
+        memory: Array = self._memory[row].cpu().numpy()
+        return memory
+
     # --- learning -----------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
