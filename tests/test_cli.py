@@ -32,6 +32,7 @@ from metarl.cli import main
 from metarl.core.memory import MemoryConfig
 from metarl.experiments.checkpoint import load_checkpoint
 from metarl.experiments.display import Display, epoch_line
+from metarl.experiments.pretrained import list_pretrained
 from metarl.experiments.protocol import evaluate
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
@@ -199,6 +200,7 @@ def test_list_shows_every_family(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert [name for name in list_tasks() if f" {name} " not in shown] == []
+    assert [name for name in list_pretrained() if not re.search(rf"{name} +│ rl2 .*0: -?\d", shown)] == []
 
 
 def test_doctor_prints_its_findings_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

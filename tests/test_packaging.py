@@ -89,6 +89,12 @@ def test_wheel_ships_types_license_and_command(wheel: zipfile.ZipFile) -> None:
     assert "metarl = metarl.cli:main" in wheel.read(entry_points).decode()
 
 
+def test_wheel_ships_every_trained_agent(wheel: zipfile.ZipFile) -> None:
+    here = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/metarl/pretrained").glob("*/*")}
+    assert {path.rpartition("/")[2] for path in here} == {"card.json", "config.json", "weights.safetensors"}
+    assert {name for name in wheel.namelist() if name.startswith("metarl/pretrained/")} == here
+
+
 def test_compat_holds_every_public_name_that_exists() -> None:
     compat = ROOT / "compat"
     re_exported = {

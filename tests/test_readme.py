@@ -22,7 +22,7 @@ def run(arguments, cwd):
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 6
+    assert len(SNIPPETS) == 7
 
 
 @pytest.mark.parametrize("index", range(len(SNIPPETS)))

@@ -25,7 +25,9 @@ _HOMES = {
     "MetaMAMLAgent": "metarl.meta_rl.maml_agent",
     "run_trial": "metarl.env_runner.trial",
     "check_tasks": "metarl.tasks.checks",
+    "list_pretrained": "metarl.experiments.pretrained",
     "list_tasks": "metarl.tasks",
+    "load_pretrained": "metarl.experiments.pretrained",
     "make_tasks": "metarl.tasks",
     "register_tasks": "metarl.tasks",
 }

@@ -28,6 +28,7 @@ from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, fi
 from metarl.experiments.flags import parse, value_of, without
 from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.plots import adaptation_table
+from metarl.experiments.pretrained import list_pretrained, load_card
 from metarl.experiments.report import load_entries
 from metarl.experiments.results import Results
 from metarl.experiments.run import EVALUATIONS, Run, write_results
@@ -306,6 +307,12 @@ def _list(arguments: list[str]) -> int:
     for name, summary in describe_tasks().items():
         table.add_row(name, summary)
     console.print(table)
+    agents = Table("agent", "algo", "method", "return by shot", title="trained agents for metarl.load_pretrained")
+    for name in list_pretrained():
+        card = load_card(name)
+        returns = ", ".join(f"{shot}: {scores['return']['mean']:.1f}" for shot, scores in card["shots"].items())
+        agents.add_row(name, card["algo"], card["method"], returns)
+    console.print(agents)
     return 0
 
 
