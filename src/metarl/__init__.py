@@ -17,6 +17,7 @@ _HOMES = {
     "MorphologyDistribution": "metarl.tasks.morphology",
     "Task": "metarl.core.task",
     "AgentCoordinator": "metarl.core.coordinator",
+    "AdaptationAgent": "metarl.adaptation.adaptation_agent",
     "AdaptationConfig": "metarl.adaptation.test_time_adaptation",
     "Adapter": "metarl.adaptation.test_time_adaptation",
     "Environment": "metarl.env_runner.environment",

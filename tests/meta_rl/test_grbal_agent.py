@@ -159,8 +159,8 @@ def test_exploring_strays_from_the_plan():
         agent.begin_trial(ROWS)
     observation = Stream(5).observation[0]
     strayed, planned = (agent.act(observation) for agent in agents)
-    assert torch.equal(agents[0]._planned, agents[1]._planned)
-    own = agents[0]._noise[:, 0, 0].numpy()
+    assert torch.equal(agents[0].planner.planned, agents[1].planner.planned)
+    own = agents[0].planner._own_noise.numpy()
     expected = np.clip(planned + 0.3 * 1.5 * own, ACTIONS.low, ACTIONS.high)
     np.testing.assert_allclose(strayed, expected, atol=1e-5)
 
@@ -300,9 +300,9 @@ def test_an_episode_that_ends_ends_its_plan():
     stream.terminated[-1, 0] = True
     trial(agent, stream)
     rest = torch.tensor([-0.5, 1.5])
-    assert torch.equal(agent._plan[0], rest.expand(CONFIG.horizon, 2))
-    assert not torch.equal(agent._plan[1, :-1], rest.expand(CONFIG.horizon - 1, 2))
-    assert torch.equal(agent._plan[1, -1], rest)
+    assert torch.equal(agent.planner.plan[0], rest.expand(CONFIG.horizon, 2))
+    assert not torch.equal(agent.planner.plan[1, :-1], rest.expand(CONFIG.horizon - 1, 2))
+    assert torch.equal(agent.planner.plan[1, -1], rest)
 
 
 # --- learning ---------------------------------------------------------------------------------------------------------

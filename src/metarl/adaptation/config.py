@@ -18,7 +18,9 @@ class AdaptationConfig:
     learning_rate: float = 0.01
     """Step size of the optimiser."""
     num_steps: int = 1
-    """Gradient steps of one update."""
+    """Gradient steps of one update; 0: nothing is adapted."""
+    from_source: bool = False
+    """Every update walks from the source (as meta-learned models are trained to); no: from where the last ended."""
     update_every: int = 16
     """Observations from one update to the next."""
     optimizer: str = "sgd"
@@ -53,7 +55,7 @@ class AdaptationConfig:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
         for name, allowed, holds in (
             ("learning_rate", "above 0", self.learning_rate > 0),
-            ("num_steps", "at least 1", self.num_steps >= 1),
+            ("num_steps", "at least 0", self.num_steps >= 0),
             ("update_every", "at least 1", self.update_every >= 1),
             ("buffer_size", "at least 1", self.buffer_size >= 1),
             ("batch_size", "between 1 and buffer_size", 1 <= self.batch_size <= self.buffer_size),

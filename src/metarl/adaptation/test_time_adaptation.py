@@ -227,6 +227,8 @@ class Adapter:
     @torch.enable_grad()
     def _learn(self, draw: Callable[[], Rows]) -> tuple[float, int]:
         first = math.nan
+        if self.config.from_source:
+            self._go_to_source()
         for step in range(self.config.num_steps):
             rows = draw()
             objective = self._objective(rows)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from metarl.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from metarl.core.controller import Controller
 
 Metrics: TypeAlias = dict[str, float]
 Array: TypeAlias = NDArray[Any]
@@ -127,6 +132,14 @@ class Agent(ABC):
         It is all 0 as a trial begins.
         """
         return np.zeros(0, dtype=np.float32)
+
+    def controller(self) -> Controller:
+        """A copy of what acts, with nothing of a trial: to be adapted where it is deployed (`AdaptationAgent`).
+
+        Raises:
+            UsageError: this agent has none.
+        """
+        raise UsageError(f"{type(self).__name__} has nothing that can be adapted after deployment")
 
     @abstractmethod
     def take_experience(self) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from metarl.core.trajectory import Trajectory
 from metarl.meta_rl.dynamics import DynamicsModel
 from metarl.meta_rl.inner_loop import Parameters
 from metarl.meta_rl.meta_maml import MetaMAML
-from metarl.meta_rl.planning import mppi, next_plan, predicted_return
+from metarl.meta_rl.planner import Planner
 from metarl.meta_rl.replay import Replay
 from metarl.tasks.reward_model import RewardModel
 
@@ -126,12 +126,7 @@ class GrBALAgent(Agent):
                 "to your TaskDistribution"
             )
         self.config = GrBALConfig() if config is None else config
-        self.reward_model, self.num_updates, self.device = reward_model, num_updates, torch.device(device)
-        self._low, self._high = (
-            torch.from_numpy(np.array(bound, dtype=np.float32)).to(device)
-            for bound in (action_space.low, action_space.high)  # type: ignore[attr-defined]
-        )
-        self._rest, self._half_range = (self._low + self._high) / 2, (self._high - self._low) / 2
+        self.num_updates, self.device = num_updates, torch.device(device)
         (observation_size,), (action_size,) = observation_space.shape or (), action_space.shape or ()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initialisers take no generator
@@ -144,9 +139,20 @@ class GrBALAgent(Agent):
             learn_rates=True,
             grad_clip_norm=self.config.grad_clip_norm,
         ).to(device)
+        self.planner = Planner(
+            self.model,
+            observation_space,
+            action_space,
+            reward_model,
+            horizon=self.config.horizon,
+            candidates=self.config.candidates,
+            noise=self.config.noise,
+            temperature=self.config.temperature,
+            exploration=self.config.exploration,
+            seed=seed,
+        )
         self.inputs, self.changes = RunningMoments(observation_size + action_size), RunningMoments(observation_size)
         self.replay = Replay(observation_size + action_size, observation_size, self.config.replay_size)
-        self.generator = torch.Generator().manual_seed(seed)
         self.updates = 0
         self._trajectory = Trajectory()
         self.begin_trial(0)
@@ -155,49 +161,21 @@ class GrBALAgent(Agent):
 
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
         """As in `Agent`; experience that no `update` has used is dropped."""
+        self.planner.begin(num_rows, renew)
         if renew is None or bool(np.all(renew)):
-            self._plan = self._rest.repeat(num_rows, self.config.horizon, 1)
             self._past_x = torch.zeros(num_rows, self.config.past, len(self.inputs.mean), device=self.device)
             self._past_change = torch.zeros(num_rows, self.config.past, len(self.changes.mean), device=self.device)
             self._seen = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
         else:
-            self._check_rows(num_rows)
-            forget = torch.from_numpy(np.array(renew)).to(self.device)
-            self._plan[forget] = self._rest
-            self._seen[forget] = 0
-        self._noise: Tensor | None = None
+            self._seen[torch.from_numpy(np.array(renew)).to(self.device)] = 0
         self._trajectory = Trajectory()
 
     @torch.no_grad()
     def _act(self, observation: Array) -> Array:
-        self._check_rows(len(observation))
-        if self._noise is None:
-            rows, horizon, size = self._plan.shape
-            shape = (rows, self.config.candidates, horizon, size)
-            self._noise = torch.randn(shape, generator=self.generator).to(self.device)
-        own = self._noise[:, 0, 0]  # the planner ignores that of its first candidate
         if self.updates < max(1, self.config.random_updates if self.training else 1):
-            self._planned = self._plan
-            return self._to_environment(self._rest + self._half_range * torch.erf(own / 2**0.5))  # uniform
-        params = self.row_parameters()
-        present = torch.from_numpy(np.asarray(observation, dtype=np.float32)).to(self.device)
-
-        def score(actions: Tensor) -> Tensor:
-            return predicted_return(
-                lambda before, action: self.model.predict_rows(params, before, action),
-                self.reward_model,
-                present,
-                actions,
-            )
-
-        scaled = self._half_range * self.config.noise * self._noise
-        self._planned = mppi(score, self._plan, scaled, self._low, self._high, self.config.temperature)
-        strayed = self._half_range * self.config.exploration * own if self.explore else 0.0
-        return self._to_environment(self._planned[:, 0] + strayed)
-
-    def _to_environment(self, action: Tensor) -> Array:
-        array: Array = torch.clamp(action, self._low, self._high).cpu().numpy().astype(self.action_space.dtype)
-        return array
+            return self.planner.random_action(observation)
+        self.planner.check_rows(len(observation), len(self._seen))
+        return self.planner.act(observation, self.row_parameters(), self.explore)
 
     @torch.no_grad()
     def row_parameters(self) -> Parameters:
@@ -227,26 +205,14 @@ class GrBALAgent(Agent):
         next_observation: Array,
         active: Array,
     ) -> None:
-        before, after = observation.astype(np.float32), next_observation.astype(np.float32)
-        x = torch.from_numpy(np.concatenate([before, action.astype(np.float32)], 1))
-        change = torch.from_numpy(after - before)
+        if self.training and not active.all():
+            raise UsageError("training needs every row in every step: run trials that are measured in steps")
+        step, _ = self.planner.observe(observation, action, reward, terminated, truncated, next_observation, active)
         if self.training:
-            if not active.all():
-                raise UsageError("training needs every row in every step: run trials that are measured in steps")
-            self._trajectory.append(x=x, change=change)
-        rows = torch.from_numpy(active).to(self.device)
-        self._past_x = _appended(self._past_x, x.to(self.device), rows)
-        self._past_change = _appended(self._past_change, change.to(self.device), rows)
-        self._seen = self._seen + rows
-        over = torch.from_numpy(terminated | truncated).to(self.device)
-        following = torch.where(over[:, None, None], self._rest, next_plan(self._planned, self._rest))
-        self._plan = torch.where(rows[:, None, None], following, self._plan)
-        self._noise = None
-
-    def _check_rows(self, num_rows: int) -> None:
-        if num_rows != len(self._seen):
-            running = len(self._seen)
-            raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
+            self._trajectory.append(x=step["x"], change=step["change"])
+        self._past_x = _appended(self._past_x, step["x"], step["active"])
+        self._past_change = _appended(self._past_change, step["change"], step["active"])
+        self._seen = self._seen + step["active"]
 
     def adapt(self) -> Metrics:
         """Nothing is left to do: every action adapts."""
@@ -259,6 +225,12 @@ class GrBALAgent(Agent):
         moved = [(value[row] - shared[name]).flatten() for name, value in self.row_parameters().items()]
         change: Array = torch.cat(moved).cpu().numpy()
         return change
+
+    def controller(self) -> Planner:
+        """As in `Agent`: the planner, with the inner rates that meta-learning found."""
+        planner = self.planner.copy()
+        planner.rates = {name: torch.as_tensor(rate).detach().clone() for name, rate in self.maml.rates().items()}
+        return planner
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -279,7 +251,7 @@ class GrBALAgent(Agent):
         All are mean squared errors of the standardised change.
         """
         experience = self.take_experience()
-        x, change = experience["x"], experience["change"]
+        x, change = experience["x"].cpu(), experience["change"].cpu()
         self.inputs.update(x.numpy())
         self.changes.update(change.numpy())
         self.replay.append(x, change)
@@ -290,12 +262,12 @@ class GrBALAgent(Agent):
             self.maml.optimizer.param_groups[0]["lr"] = self.config.learning_rate * remaining
         losses = [self._learn(*self._windows()) for _ in range(self.config.model_updates)]
         self.updates += 1
-        self._noise = None
+        self.planner.draw_again()
         return {"model_loss": float(np.mean(losses)), "error_frozen": frozen, "error_adapted": adapted}
 
     def _windows(self) -> tuple[Tensor, Tensor]:
         length = self.config.past + self.config.future
-        x, change = self.replay.sample(self.config.batch_windows, length, self.generator)
+        x, change = self.replay.sample(self.config.batch_windows, length, self.planner.generator)
         return x.to(self.device), self.model.target(change.to(self.device))
 
     def _learn(self, x: Tensor, y: Tensor) -> float:
@@ -326,7 +298,7 @@ class GrBALAgent(Agent):
     # --- keeping ------------------------------------------------------------------------------------------------------
 
     def seed(self, seed: int) -> None:
-        self.generator.manual_seed(seed)
+        self.planner.seed(seed)
 
     def state_dict(self) -> dict[str, Tensor]:
         parts = {
@@ -334,7 +306,7 @@ class GrBALAgent(Agent):
             "inputs": self.inputs.state_dict(),
             "changes": self.changes.state_dict(),
             "replay": self.replay.state_dict(),
-            "counters": {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()},
+            "counters": {"updates": torch.tensor(self.updates), "generator": self.planner.generator.get_state()},
         }
         return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
@@ -345,8 +317,8 @@ class GrBALAgent(Agent):
         self.replay.load_state_dict(part_of(state, "replay"))
         counters = part_of(state, "counters")
         self.updates = int(counters["updates"])
-        self.generator.set_state(counters["generator"])
-        self._noise = None
+        self.planner.generator.set_state(counters["generator"])
+        self.planner.draw_again()
 
 
 def _appended(past: Tensor, new: Tensor, rows: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ penalty on the divergence from what collected (promp, Rothfuss et al. 2019).
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,10 +26,8 @@ from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
 from metarl.core.optimization import TrainingDiverged, clipped_step, part_of
 from metarl.core.policy import Actor
-from metarl.core.trajectory import Trajectory
-from metarl.meta_rl.inner_loop import Loss, Parameters, over_tasks
-from metarl.meta_rl.meta_maml import MetaMAML
-from metarl.meta_rl.policy_gradient import (
+from metarl.core.policy_controller import PolicyController
+from metarl.core.policy_gradient import (
     Round,
     by_task,
     clipped_loss,
@@ -37,6 +36,9 @@ from metarl.meta_rl.policy_gradient import (
     ratio_loss,
     with_advantages,
 )
+from metarl.core.trajectory import Trajectory
+from metarl.meta_rl.inner_loop import Loss, Parameters, over_tasks
+from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.trust_region import trust_region_step
 
 FINAL_RATE = 0.05
@@ -308,6 +310,21 @@ class MetaMAMLAgent(Agent):
         ]
         change: Array = torch.cat(moved).cpu().numpy()
         return change
+
+    def controller(self) -> PolicyController:
+        """As in `Agent`: the policy, with the rates of its inner steps."""
+        config = self.config
+        controller = PolicyController(
+            copy.deepcopy(self.actor),
+            self.observation_space,
+            self.action_space,
+            copy.deepcopy(self.moments),
+            discount=config.discount,
+            trace=config.trace,
+        )
+        rates = {name: rate.detach().clone() for name, rate in self.maml.rates().items() if isinstance(rate, Tensor)}
+        controller.rates = rates or None
+        return controller
 
     def _collected(self) -> Round:
         """The running round, [T, B, ...]."""

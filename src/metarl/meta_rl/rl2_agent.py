@@ -11,6 +11,7 @@ place of their policy gradients. Different from both:
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
 from metarl.core.optimization import clipped_step, load_optimizer_tensors, optimizer_tensors, part_of
 from metarl.core.policy import ActorCritic
+from metarl.core.policy_controller import PolicyController
 from metarl.core.returns import generalized_advantage
 from metarl.core.trajectory import Trajectory
 
@@ -233,6 +235,18 @@ class RL2Agent(Agent):
         """The row's memory."""
         memory: Array = self._memory[row].cpu().numpy()
         return memory
+
+    def controller(self) -> PolicyController:
+        """As in `Agent`: the policy with its memory."""
+        config = self.config
+        return PolicyController(
+            copy.deepcopy(self.policy),
+            self.observation_space,
+            self.action_space,
+            copy.deepcopy(self.moments),
+            discount=config.discount,
+            trace=config.trace,
+        )
 
     # --- learning -----------------------------------------------------------------------------------------------------
 

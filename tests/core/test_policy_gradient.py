@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from metarl.core.policy import CategoricalHead, GaussianHead
-from metarl.meta_rl.policy_gradient import by_task, clipped_loss, in_windows, masked_mean, ratio_loss, with_advantages
+from metarl.core.policy_gradient import by_task, clipped_loss, in_windows, masked_mean, ratio_loss, with_advantages
 
 STEPS, ROWS, TASK_ROWS = 6, 4, 2
 DISCOUNT, TRACE = 0.9, 0.8

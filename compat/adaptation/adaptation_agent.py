@@ -1,0 +1,1 @@
+from metarl.adaptation.adaptation_agent import *

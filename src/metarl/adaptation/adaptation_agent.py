@@ -1,0 +1,259 @@
+"""`AdaptationAgent`: an agent that goes on learning where it runs, in every task by itself, guarded.
+
+What it acts with is a `Controller`: a planner with a dynamics model, or a policy. What adapts, by which steps, and when
+to go back is the `AdaptationConfig` of its `Adapter`; the guard's bound (`metarl.adaptation.guard`) holds in each
+stream for the sum of the controller's `score`: a planner's error of prediction, a policy's estimated loss of return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.adaptation.config import AdaptationConfig
+from metarl.adaptation.streams import Streams
+from metarl.adaptation.test_time_adaptation import Adapter
+from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.controller import Controller, Samples
+from metarl.core.errors import UsageError
+from metarl.core.optimization import part_of
+from metarl.core.policy import Actor
+from metarl.core.policy_controller import PolicyController
+
+
+class AdaptationAgent(Agent):
+    """An agent whose model or policy adapts online to what it observes.
+
+    ::
+
+        agent = AdaptationAgent.from_agent(trained, AdaptationConfig(learning_rate=0.05))
+        agent = AdaptationAgent(Adapter(Actor(observation_space, action_space)))
+
+    Rows come in streams of `trial_rows` neighbours in one task, with weights, recent experience and a guard of their
+    own; a trial of a single row is a stream of its own. A trial begins with the source weights. An observation of the
+    `AdaptationConfig` is a step of a stream. Steps since the last update make a segment: it is scored, then kept as
+    recent experience (by a planner as transitions, by a policy as whole sequences, a row each), then learned from.
+
+    Nothing but `update` changes what tasks share: it moves the source weights towards the mean of those that streams
+    have adapted to (Reptile, Nichol et al. 2018, arXiv 1803.02999), by `meta_rate`.
+
+    Args:
+        adapter: its model is the controller's; the model itself, the configuration, and the names that adapt are used.
+        controller: how the model acts; None: the model is an `Actor`.
+        trial_rows: rows of a stream.
+        meta_rate: of `update`, in [0, 1]; 0: deployed agents share nothing.
+        seed: of draws from recent experience.
+    """
+
+    def __init__(
+        self,
+        adapter: Adapter,
+        controller: Controller | None = None,
+        *,
+        trial_rows: int = 1,
+        meta_rate: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if controller is None:
+            if not isinstance(adapter.model, Actor):
+                raise UsageError(
+                    f"AdaptationAgent needs a controller for a {type(adapter.model).__name__}: give one over the same "
+                    "model, or make the agent by AdaptationAgent.from_agent(trained_agent)"
+                )
+            controller = PolicyController(
+                adapter.model, adapter.model.observation_space, adapter.model.action_space, seed=seed
+            )
+        if controller.model is not adapter.model:
+            raise UsageError("the adapter and the controller need the same model object")
+        if trial_rows < 1 or not 0 <= meta_rate <= 1:
+            raise UsageError(f"trial_rows is at least 1 and meta_rate in [0, 1], got {trial_rows} and {meta_rate}")
+        super().__init__(controller.observation_space, controller.action_space)
+        self.adapter, self.config, self._controller = adapter, adapter.config, controller
+        self.explores_to_adapt = controller.explores_to_adapt
+        self.trial_rows, self.meta_rate = trial_rows, meta_rate
+        self.generator = torch.Generator().manual_seed(seed)
+        self._segment_steps = min(self.config.update_every, self.config.rollback_window)
+        self._given: dict[str, Tensor] | None = None
+        self.begin_trial(0)
+
+    @classmethod
+    def from_agent(
+        cls, agent: Agent, config: AdaptationConfig | None = None, *, meta_rate: float = 0.0, seed: int = 0
+    ) -> AdaptationAgent:
+        """A copy of a trained agent that adapts online; the agent itself is left alone.
+
+        An agent with meta-learned inner rates takes steps of `learning_rate` times those.
+        """
+        controller = agent.controller()
+        adapter = Adapter(controller.model, config)
+        return cls(adapter, controller, trial_rows=agent.trial_rows, meta_rate=meta_rate, seed=seed)
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
+        """As in `Agent`; all rows of a stream are renewed or none."""
+        rows = 1 if num_rows == 1 else self.trial_rows
+        if num_rows % rows:
+            raise UsageError(f"rows come in blocks of trial_rows = {rows}, got {num_rows} rows")
+        if renew is None or bool(np.all(renew)):
+            self._controller.begin(num_rows)
+            self._rows, number = rows, num_rows // rows
+            self.streams = Streams(self._controller, self.adapter.names, self.config, number, self.generator)
+            self._segment: Samples = {}
+            self._before: Samples = {}
+            self._filled = torch.zeros(number, dtype=torch.int64)  # steps in the segment of each stream
+            self._observed = torch.zeros(number, dtype=torch.int64)  # steps of the trial
+            return
+        self._controller.check_rows(num_rows, len(self._filled) * self._rows)
+        blocks = np.reshape(renew, (-1, rows))
+        if not np.array_equal(blocks.all(1), blocks.any(1)):
+            raise UsageError(f"rows {rows} by {rows} share a task: renew all of a block or none")
+        self._controller.begin(num_rows, renew)
+        again = torch.from_numpy(blocks[:, 0].copy())
+        self.streams.renew(again)
+        self._filled[again] = self._observed[again] = 0
+
+    def _act(self, observation: Array) -> Array:
+        return self._controller.act(observation, self.streams.weights, self.explore)
+
+    @torch.no_grad()
+    def _observe(
+        self,
+        observation: Array,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        truncated: Array,
+        next_observation: Array,
+        active: Array,
+    ) -> None:
+        step, before = self._controller.observe(
+            observation, action, reward, terminated, truncated, next_observation, active
+        )
+        finite = _finite({**step, **before})
+        step["active"] = step["active"] & finite
+        self._append(_zeroed(step, ~finite), _zeroed(before, ~finite))
+        went_on = torch.from_numpy(active).unflatten(0, (-1, self._rows)).any(1)
+        self._filled += went_on
+        self._observed += went_on
+        due = went_on & (self._observed % self.config.update_every == 0)
+        to_reset = torch.zeros_like(due)
+        if self.config.reset_every is not None:
+            to_reset = went_on & (self._observed % self.config.reset_every == 0)
+        self._close(due | to_reset | (self._filled == self._segment_steps))
+        self.streams.reset(to_reset)
+        self._learn(due & ~to_reset)
+
+    def _append(self, step: Samples, before: Samples) -> None:
+        """Put a step into the running segments, at the place that each has come to."""
+        number = len(self._filled)
+        streams = torch.arange(number)
+        for name, tensor in step.items():
+            values = tensor.unflatten(0, (number, -1))
+            if name not in self._segment:
+                self._segment[name] = values.new_zeros(self._segment_steps, *values.shape)
+            self._segment[name][self._filled, streams] = values
+        begins = self._filled == 0
+        for name, tensor in before.items():
+            values = tensor.unflatten(0, (number, -1))
+            self._before.setdefault(name, torch.zeros_like(values))[begins] = values[begins]
+
+    def _close(self, streams: Tensor) -> None:
+        """Score and keep the segments of the streams marked [S]."""
+        chosen = torch.nonzero(streams & (self._filled > 0)).flatten()
+        if not len(chosen):
+            return
+        filled = self._filled[chosen]
+        steps = {name: tensor[:, chosen] for name, tensor in self._segment.items()}
+        there = torch.arange(self._segment_steps)[:, None] < filled  # [T, D]
+        steps["active"] = steps["active"] & there[..., None].to(steps["active"].device)
+        before = {name: tensor[chosen] for name, tensor in self._before.items()}
+        self.streams.take_in(self._controller.samples(steps, before), chosen, filled.tolist())
+        self._filled[chosen] = 0
+
+    def _learn(self, streams: Tensor) -> Tensor:
+        """An update of those streams marked [S] that have experience and whose guard does not wait; their losses."""
+        able = streams & (self.streams.seen > 0) & ~self.streams.waiting
+        return self.streams.learn(torch.nonzero(able).flatten()) if bool(able.any()) else torch.zeros(0)
+
+    @torch.no_grad()
+    def adapt(self) -> Metrics:
+        """An update of every stream now, whether it is due or not.
+
+        Returns: "gradient_steps", a stream; "loss" and "frozen_loss", means of what was scored in this trial (NaN with
+        the guard off); "rollbacks" and "steps", sums over streams; "waiting" and "distance", means over streams.
+
+        Raises:
+            UsageError: nothing was observed in this trial.
+        """
+        if not bool(self._observed.any()):
+            raise UsageError("there is no experience to adapt to: act and observe first")
+        everyone = torch.ones_like(self._filled, dtype=torch.bool)
+        self._close(everyone)
+        before = self.streams.steps.clone()
+        self._learn(everyone)
+        taken = (self.streams.steps - before).float().mean().item()
+        return {"gradient_steps": taken, **self.streams.metrics()}
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    def take_experience(self) -> dict[str, Tensor]:
+        """The weights [S, P] that the streams of this trial have adapted to."""
+        if self._given is not None:
+            experience, self._given = self._given, None
+            return experience
+        if not (self.training and bool(self._observed.any())):
+            raise UsageError("the agent holds no experience: run a trial with agent.training = True first")
+        experience = {"weights": self.streams.values.clone()}
+        self.begin_trial(len(self._filled) * self._rows)
+        return experience
+
+    def give_experience(self, experience: Mapping[str, Tensor]) -> None:
+        self._given = {name: tensor.to(self._controller.device) for name, tensor in experience.items()}
+
+    @torch.no_grad()
+    def update(self) -> Metrics:
+        """θ ← θ + meta_rate · (mean of what streams have adapted to − θ). Returns "distance", ‖mean − θ‖ / ‖θ‖."""
+        weights = self.take_experience()["weights"]
+        source = self.streams.source
+        step = weights.mean(0) - source
+        self.streams.write_source(source + self.meta_rate * step)
+        self.begin_trial(len(self._filled) * self._rows)
+        return {"distance": float(step.norm() / source.norm())}
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+
+    def seed(self, seed: int) -> None:
+        self.generator.manual_seed(seed)
+        self._controller.seed(seed)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        parts = {
+            "model": {name: tensor.clone() for name, tensor in self.adapter.model.state_dict().items()},
+            "moments": self._controller.moments.state_dict(),
+            "random": {"draws": self.generator.get_state(), "noise": self._controller.generator.get_state()},
+        }
+        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """As in `Agent`; the trial that it was in is over."""
+        self.adapter.model.load_state_dict(part_of(state, "model"))
+        self._controller.moments.load_state_dict(part_of(state, "moments"))
+        random = part_of(state, "random")
+        self.generator.set_state(random["draws"])
+        self._controller.generator.set_state(random["noise"])
+        self.begin_trial(len(self._filled) * self._rows)
+
+
+def _finite(step: Samples) -> Tensor:
+    """[B] rows that hold finite numbers only."""
+    flags = [torch.isfinite(tensor).reshape(len(tensor), -1).all(1) for tensor in step.values()]
+    return torch.stack(flags).all(0)
+
+
+def _zeroed(tensors: Samples, rows: Tensor) -> Samples:
+    """With zeros in the rows marked [B]."""
+    return {name: tensor.masked_fill(rows.view(-1, *[1] * (tensor.ndim - 1)), 0) for name, tensor in tensors.items()}

@@ -1,0 +1,226 @@
+"""`PolicyController`: acts by a policy, and estimates from what followed how good another policy would have been.
+
+**What the policy learns by.** A segment of experience by weights φ, cut where weights changed, gives advantages Â of
+mean 0 and deviation 1 (`policy_gradient.with_advantages`: the baseline is fitted to the segment itself, for a critic
+that was meta-learned for other worlds is wrong after a change). The loss is PPO's clipped surrogate (Schulman et al.
+2017, arXiv 1707.06347), with the probabilities that the actions were sampled with.
+
+**What policies are compared by.** For a step by φ, the score of weights θ is
+
+    ℓ(θ) = 1 − min(ρ, c) Â,    ρ = π_θ(a | s) / π_φ(a | s)
+
+E[ρ Â] over actions of φ is the advantage that θ's action would have had in that state (the first order of the
+performance difference, Kakade & Langford 2002), in standard deviations of the segment's advantages; for φ itself ρ = 1.
+It favours no side: the baseline cancels in ℓ(θ) − ℓ(φ), and no clip of the surrogate pulls towards φ. c bounds the
+variance of ρ (Ionides 2008) and, with |Â| ≤ √n in a segment of n steps, makes the score bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call, vmap
+
+from metarl.core.agent import Array
+from metarl.core.controller import Controller, Samples, Weights
+from metarl.core.differentiable import differentiable_kernels, differentiable_twin
+from metarl.core.normalization import RunningMoments
+from metarl.core.policy import Actor, ActorCritic
+from metarl.core.policy_gradient import masked_mean, with_advantages
+
+CLIP = 0.2
+"""Largest relative change of an action's probability that still earns (Schulman et al. 2017)."""
+LARGEST_RATIO = 10.0
+"""c."""
+RIDGE = 0.1
+"""Weight of the baseline's penalty, per sample: a segment may have fewer steps than the baseline has features."""
+
+
+class PolicyController(Controller):
+    """Acts by an `Actor`, whose memory is emptied at every episode start, or by the actor of an `ActorCritic`, whose
+    memory lasts for the trial.
+
+    A sample is a row's segment. Nothing is learned from a step whose action was not sampled.
+
+    Args:
+        moments: what observations are standardised by; for an `ActorCritic` [observation, reward].
+        discount, trace: γ and λ of advantages.
+    """
+
+    explores_to_adapt = True
+    model: Actor | ActorCritic
+
+    def __init__(
+        self,
+        model: Actor | ActorCritic,
+        observation_space: gymnasium.Space[Any],
+        action_space: gymnasium.Space[Any],
+        moments: RunningMoments | None = None,
+        *,
+        discount: float = 0.99,
+        trace: float = 0.95,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, observation_space, action_space, seed)
+        self._remembers_trial = isinstance(model, ActorCritic)
+        self._twin, _ = differentiable_twin(model)
+        (size,) = observation_space.shape or (0,)
+        self.moments = RunningMoments(size + self._remembers_trial) if moments is None else moments
+        self.discount, self.trace = discount, trace
+        self.begin(0)
+
+    # --- acting -------------------------------------------------------------------------------------------------------
+
+    def begin(self, num_rows: int, renew: Array | None = None) -> None:
+        empty = self.model.memory if isinstance(self.model, ActorCritic) else self.model
+        fresh = {
+            "memory": empty.init_state(num_rows).to(self.device),
+            "previous_action": torch.zeros(num_rows, self.model.head.size, device=self.device),
+            "previous_reward": torch.zeros(num_rows, device=self.device),
+            "starts": torch.ones(num_rows, device=self.device),
+            "time": torch.zeros(num_rows, device=self.device),
+        }
+        if renew is None or bool(np.all(renew)):
+            self._state = fresh
+        else:
+            self.check_rows(num_rows, len(self._state["starts"]))
+            self._keep(fresh, self.tensor(renew))
+        self._noise: Tensor | None = None
+
+    def _keep(self, new: Mapping[str, Tensor], rows: Tensor) -> None:
+        """Take on a new state in the rows marked [B]."""
+        for name, values in new.items():
+            mask = rows.view(-1, *[1] * (values.ndim - 1))
+            self._state[name] = torch.where(mask, values, self._state[name])
+
+    @torch.no_grad()
+    def act(self, observation: Array, weights: Weights | None, explore: bool) -> Array:
+        self.check_rows(len(observation), len(self._state["starts"]))
+        head, state = self.model.head, self._state
+        self._x = self._seen(observation, state["previous_reward"])
+        self._inputs = self._joined(self._x, state)
+        self._output, self._next_memory = self._policy(weights, self._inputs, state["memory"], state["starts"])
+        self._sampled = explore
+        if explore:
+            if self._noise is None:
+                self._noise = head.noise(len(observation), self.generator).to(self.device)
+            self._action = head.sample(self._output, self._noise)
+        else:
+            self._action = head.mode(self._output)
+        return head.to_environment(self._action)
+
+    def _seen(self, observation: Array, reward: Tensor) -> Tensor:
+        """The observation, with an `ActorCritic` also the reward before it, standardised."""
+        if self._remembers_trial:
+            observation = np.concatenate([observation, reward.cpu().numpy()[:, None]], 1)
+        return self.tensor(self.moments.normalize(observation))
+
+    def _joined(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        if isinstance(self.model, ActorCritic):
+            return self.model.join(x[:, :-1], state["previous_action"], x[:, -1], state["starts"])
+        return x
+
+    def _policy(self, weights: Weights | None, inputs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Distribution parameters [B, output] and the next memory, each stream of rows by its own weights."""
+        if weights is None:
+            output, memory = self._forward(self.model, (inputs[None], memory, starts[None]))
+            return output[0], memory
+
+        def stream(weights: Weights, *given: Tensor) -> tuple[Tensor, Tensor]:
+            inputs, memory, starts = given
+            return self._with(weights, inputs[None], memory, starts[None])
+
+        number = len(next(iter(weights.values())))
+        blocks = (tensor.unflatten(0, (number, -1)) for tensor in (inputs, memory, starts))
+        output, memory = vmap(stream, randomness="different")(weights, *blocks)
+        return output.flatten(0, 2), memory.flatten(0, 1)
+
+    def _forward(self, model: Any, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Outputs [T, B, output] and the last memory for inputs [T, B, in], memory and starts."""
+        output, *_, memory = model(*given[:2]) if self._remembers_trial else model(*given)
+        return output, memory
+
+    def _with(self, weights: Weights, *given: Tensor) -> tuple[Tensor, Tensor]:
+        """`_forward` by the weights of one stream."""
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **weights}
+        with differentiable_kernels():
+            return self._forward(lambda *args: functional_call(self._twin, tensors, args), given)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def observe(
+        self,
+        observation: Array,
+        action: Array,
+        reward: Array,
+        terminated: Array,
+        truncated: Array,
+        next_observation: Array,
+        active: Array,
+    ) -> tuple[Samples, Samples]:
+        state = self._state
+        rows, earned = self.tensor(active), self.tensor(reward).float()
+        terminal, cut = self.tensor(terminated), self.tensor(truncated)
+        step = {
+            "inputs": self._inputs,
+            "x": self._x,
+            "next_x": self._seen(next_observation, earned),
+            "starts": state["starts"],
+            "time": state["time"],
+            "action": self._action,
+            "log_prob": self.model.head.log_prob(self._output, self._action),
+            "reward": earned,
+            "terminated": terminal,
+            "truncated": cut,
+            "active": rows & self._sampled,
+        }
+        before = {"memory": state["memory"]}
+        over = terminal | cut
+        following = {
+            "memory": self._next_memory,
+            "previous_action": self.model.head.encode(self._action),
+            "previous_reward": earned,
+            "starts": over.float(),
+            "time": torch.where(over, 0.0, state["time"] + 1),
+        }
+        self._keep(following, rows)
+        self._noise = None
+        return step, before
+
+    # --- learning -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def samples(self, steps: Samples, before: Samples) -> Samples:
+        length, _, rows = steps["active"].shape
+        flat = {name: tensor.flatten(1, 2) for name, tensor in steps.items()}
+        time = torch.arange(length, device=self.device)[:, None]
+        last = (time == (flat["active"] * time).amax(0)) & flat["active"]  # past it the segment holds nothing
+        flat["truncated"] = flat["truncated"] | (last & ~flat["terminated"])
+        whole = with_advantages(flat, rows, discount=self.discount, trace=self.trace, ridge=RIDGE)
+        names = ("inputs", "starts", "action", "log_prob", "advantage", "active")
+        return {**{name: whole[name].transpose(1, 2) for name in names}, **before}
+
+    def loss(self, weights: Weights, samples: Samples) -> Tensor:
+        ratio = self._ratio(self._outputs(weights, samples), samples)
+        advantage = samples["advantage"]
+        gain = torch.min(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
+        return masked_mean(-gain, samples["active"])
+
+    def score(self, weights: Weights, samples: Samples) -> Tensor:
+        ratio = self._ratio(self._outputs(weights, samples), samples)
+        return masked_mean(1 - ratio.clamp(max=LARGEST_RATIO) * samples["advantage"], samples["active"])
+
+    def entropy(self, weights: Weights, samples: Samples) -> Tensor:
+        return masked_mean(self.model.head.entropy(self._outputs(weights, samples)), samples["active"])
+
+    def _outputs(self, weights: Weights, samples: Samples) -> Tensor:
+        """Distribution parameters [N, T, output]."""
+        inputs, starts = samples["inputs"].transpose(0, 1), samples["starts"].transpose(0, 1)
+        return self._with(weights, inputs, samples["memory"], starts)[0].transpose(0, 1)
+
+    def _ratio(self, output: Tensor, samples: Samples) -> Tensor:
+        return torch.exp(self.model.head.log_prob(output, samples["action"]) - samples["log_prob"])

@@ -1,0 +1,367 @@
+"""AdaptationAgent by the contract that all agents keep, in recorded streams that are the same whatever it does; by what
+GrBALAgent does with the same model; and by what it learns where the world changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from metarl.adaptation.adaptation_agent import AdaptationAgent
+from metarl.adaptation.config import AdaptationConfig
+from metarl.adaptation.test_time_adaptation import Adapter
+from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig
+from metarl.meta_rl.grbal_agent import GrBALAgent, GrBALConfig
+from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
+from metarl.meta_rl.rl2_agent import RL2Agent
+from metarl.tasks.reward_model import RewardModel
+
+OBSERVATIONS = spaces.Box(-5.0, 5.0, (3,), np.float32)
+ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([1.0, 3.0], np.float32))
+REWARD = RewardModel(lambda before, action, after: after[..., 0] - 0.1 * action.square().sum(-1))
+ROWS, STEPS = 4, 12
+SMALL = MemoryConfig(method="mlp", width=8, state_dim=8, heads=2, context=5)
+EAGER = AdaptationConfig(
+    learning_rate=0.5, update_every=4, buffer_size=8, batch_size=8, grad_clip_norm=10.0, rollback=False
+)
+PLAN = GrBALConfig(past=3, future=2, horizon=3, candidates=8, model_updates=1, batch_windows=4, random_updates=1)
+
+
+class Stream:
+    """Recorded transitions: observation [T, B, 3], reward, terminated, truncated [T, B], next_observation [T, B, 3]."""
+
+    def __init__(self, seed, steps=STEPS, rows=ROWS):
+        generator = np.random.default_rng(seed)
+        observation = generator.normal(0.0, 1.0, (steps + 1, rows, 3)).astype(np.float32)
+        self.terminated, self.truncated = generator.random((2, steps, rows)) < 0.1
+        self.terminated[3, 0] = self.truncated[5, 1] = True
+        final = generator.normal(0.0, 1.0, (steps, rows, 3)).astype(np.float32)
+        ended = (self.terminated | self.truncated)[..., None]
+        self.observation, self.following = observation[:-1], np.where(ended, final, observation[1:])
+        self.reward = generator.normal(0.0, 3.0, (steps, rows)).astype(np.float32)
+
+    def __len__(self):
+        return len(self.reward)
+
+    def at(self, time, rows=slice(None)):
+        """The arguments of `observe` after the action."""
+        parts = (self.reward, self.terminated, self.truncated, self.following)
+        return tuple(part[time, rows] for part in parts)
+
+
+def stirred(agent):
+    """With an output that is large enough for differences to show."""
+    model = agent.policy if isinstance(agent, RL2Agent) else agent.actor
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.endswith("log_std"):
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return agent
+
+
+def planning():
+    return GrBALAgent(OBSERVATIONS, ACTIONS, PLAN, SMALL, reward_model=REWARD)
+
+
+def gradients(method="mlp", kind=ACTIONS):
+    return stirred(make_maml_agent(OBSERVATIONS, kind, MAMLConfig(trial_rows=1), replace(SMALL, method=method)))
+
+
+def remembering(method="ssm", kind=ACTIONS):
+    return stirred(RL2Agent(OBSERVATIONS, kind, memory=replace(SMALL, method=method)))
+
+
+TRAINED = {
+    "plans": planning,
+    "actor": gradients,
+    "actor-gru": lambda: gradients("gru"),
+    "ssm": remembering,
+    "discrete-lstm": lambda: remembering("lstm", spaces.Discrete(3, start=1)),
+}
+each = pytest.mark.parametrize("kind", TRAINED)
+
+
+def make(kind="plans", config=EAGER, **options):
+    return AdaptationAgent.from_agent(TRAINED[kind](), config, **options)
+
+
+def live(agent, stream, acts_per_step=1, active=None):
+    """Go through a stream without beginning a trial; returns the actions [T, B, ...]."""
+    actions = []
+    for time in range(len(stream)):
+        for _ in range(acts_per_step):
+            action = agent.act(stream.observation[time])
+        agent.observe(stream.observation[time], action, *stream.at(time), active)
+        actions.append(action)
+    return np.stack(actions)
+
+
+def trial(agent, stream, **options):
+    agent.begin_trial(stream.reward.shape[1])
+    return live(agent, stream, **options)
+
+
+def snapshot(agent):
+    return {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+# --- acting -----------------------------------------------------------------------------------------------------------
+
+
+@each
+@pytest.mark.parametrize("explore", [True, False])
+def test_acting_again_changes_nothing(kind, explore):
+    once, often = make(kind), make(kind)
+    once.explore = often.explore = explore
+    np.testing.assert_array_equal(trial(often, Stream(0), acts_per_step=3), trial(once, Stream(0)))
+    assert torch.equal(once.streams.values, often.streams.values)
+    assert_same(often.state_dict(), once.state_dict())
+
+
+@each
+def test_actions_belong_to_the_action_space_and_adaptation_changes_them(kind):
+    agent, frozen = make(kind), make(kind, replace(EAGER, num_steps=0))
+    actions, expected = trial(agent, Stream(0)), trial(frozen, Stream(0))
+    assert all(agent.action_space.contains(action) for step in actions for action in step)
+    np.testing.assert_array_equal(actions[:4], expected[:4])  # until the first update
+    assert not torch.equal(agent.streams.values, frozen.streams.values)
+    if kind != "discrete-lstm":
+        assert (np.abs(actions[4:] - expected[4:]).max((0, 2)) > 1e-5).all()
+    assert frozen.streams.weights is None
+
+
+@each
+def test_a_frozen_agent_acts_as_the_trained_one(kind):
+    trained = TRAINED[kind]()
+    trained.updates = 5  # a planner that has never learned acts at random
+    frozen = AdaptationAgent.from_agent(trained, replace(EAGER, num_steps=0))
+    for agent in (trained, frozen):
+        agent.training = False
+        agent.seed(3)
+    if kind == "plans":
+        trained.config = replace(PLAN, online_adaptation=False)
+    np.testing.assert_allclose(trial(frozen, Stream(0)), trial(trained, Stream(0)), atol=1e-5)
+
+
+@each
+def test_a_single_observation_is_a_batch_of_one_row(kind):
+    single, batch, stream = make(kind), make(kind), Stream(5)
+    for agent in (single, batch):
+        agent.begin_trial(1)
+    for time in range(STEPS):
+        observation = stream.observation[time, 1]
+        action, expected = single.act(observation), batch.act(observation[None])
+        np.testing.assert_array_equal(action, expected[0])
+        reward, terminated, truncated, following = stream.at(time, 1)
+        single.observe(observation, action, float(reward), bool(terminated), bool(truncated), following)
+        batch.observe(observation[None], expected, *stream.at(time, slice(1, 2)))
+    assert torch.equal(single.streams.values, batch.streams.values)
+    assert single.streams.steps.tolist() == [3]
+
+
+@each
+def test_acting_observing_and_adapting_change_nothing_but_the_random_stream(kind):
+    trained = TRAINED[kind]()
+    source = snapshot(trained)
+    agent = AdaptationAgent.from_agent(trained, EAGER)
+    before = snapshot(agent)
+    trial(agent, Stream(5))
+    agent.adapt()
+    after = snapshot(agent)
+    for name in ("random.noise", "random.draws"):
+        before.pop(name), after.pop(name)
+    assert_same(after, before)
+    assert_same(snapshot(trained), source)
+
+
+@each
+def test_the_global_random_stream_is_left_alone(kind):
+    before = torch.get_rng_state()
+    trial(make(kind, replace(EAGER, batch_size=1)), Stream(0))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- adapting ---------------------------------------------------------------------------------------------------------
+
+
+@each
+def test_rows_do_not_influence_each_other(kind):
+    one, other, stream, changed = make(kind), make(kind), Stream(5), Stream(5)
+    for part in (changed.observation, changed.following, changed.reward):
+        part[:, 1:] *= -1
+    for agent, lived in ((one, stream), (other, changed)):
+        trial(agent, lived)
+    torch.testing.assert_close(one.streams.values[0], other.streams.values[0], rtol=1e-3, atol=1e-4)
+    assert (one.streams.values != other.streams.values).any(1).tolist() == [False, True, True, True]
+
+
+@each
+def test_a_new_trial_remembers_nothing(kind):
+    agent, fresh = make(kind), make(kind)
+    trial(agent, Stream(5))
+    for used in (agent, fresh):
+        used.seed(3)
+    np.testing.assert_array_equal(trial(agent, Stream(6)), trial(fresh, Stream(6)))
+    assert torch.equal(agent.streams.values, fresh.streams.values)
+
+
+@each
+def test_a_partly_renewed_trial_forgets_only_the_renewed_rows(kind):
+    agents = agent, continued, fresh = make(kind), make(kind), make(kind)
+    renew = np.array([False, True, True, False])
+    first = Stream(5, steps=6)  # rows are renewed with half a segment held
+    trial(agent, first)
+    trial(continued, first)
+    fresh.begin_trial(ROWS)
+    agent.begin_trial(ROWS, renew)
+    for used in agents:
+        used.seed(3)
+    got, whole, new = (live(used, Stream(6)) for used in agents)
+    np.testing.assert_allclose(got[:, renew], new[:, renew], atol=1e-5)
+    np.testing.assert_allclose(got[:, ~renew], whole[:, ~renew], atol=1e-5)
+    torch.testing.assert_close(agent.streams.values[renew], fresh.streams.values[renew], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(agent.streams.values[~renew], continued.streams.values[~renew], rtol=1e-3, atol=1e-4)
+    assert (continued.streams.values != fresh.streams.values).any(1).all()
+
+
+@each
+def test_inactive_rows_keep_what_they_have(kind):
+    agent, reference = make(kind), make(kind)
+    active = np.array([True, False, True, False])
+    for used in (agent, reference):
+        trial(used, Stream(5, steps=6))
+    live(agent, Stream(6), active=active)
+    assert agent.streams.steps.tolist() == [4, 1, 4, 1]
+    for used in (agent, reference):
+        used.seed(3)
+    got, expected = live(agent, Stream(7)), live(reference, Stream(7))
+    np.testing.assert_allclose(got[:, ~active], expected[:, ~active], atol=1e-5)
+    torch.testing.assert_close(agent.streams.values[~active], reference.streams.values[~active], rtol=1e-3, atol=1e-4)
+    assert (agent.streams.values[active] != reference.streams.values[active]).any(1).all()
+
+
+@each
+def test_adapt_is_an_update_now(kind):
+    agent = make(kind, replace(EAGER, update_every=100, num_steps=2))
+    with pytest.raises(UsageError, match="no experience to adapt to"):
+        agent.adapt()
+    trial(agent, Stream(5, steps=6))
+    assert agent.streams.weights is None
+    metrics = agent.adapt()
+    assert (metrics["gradient_steps"], metrics["steps"]) == (2.0, 2.0 * ROWS)
+    assert agent.streams.moved.all()
+    assert metrics["distance"] > 0
+
+
+@pytest.mark.parametrize("rows", [1, ROWS + 1])
+def test_a_trial_goes_on_with_the_rows_it_began_with(rows):
+    agent = make("actor")
+    agent.begin_trial(ROWS)
+    message = f"a trial of {ROWS} rows is running, got {rows} rows: call begin_trial\\({rows}\\)"
+    with pytest.raises(UsageError, match=message):
+        agent.act(np.zeros((rows, 3), np.float32))
+
+
+def test_neighbours_share_a_task_and_weights():
+    trained = stirred(make_maml_agent(OBSERVATIONS, ACTIONS, MAMLConfig(trial_rows=2), SMALL))
+    agent = AdaptationAgent.from_agent(trained, EAGER)
+    assert agent.trial_rows == 2
+    trial(agent, Stream(5))
+    assert agent.streams.values.shape[0] == 2
+    with pytest.raises(UsageError, match="rows come in blocks of trial_rows = 2, got 3"):
+        agent.begin_trial(3)
+    with pytest.raises(UsageError, match="renew all of a block or none"):
+        agent.begin_trial(ROWS, np.array([True, False, False, False]))
+    agent.begin_trial(1)
+    assert agent.act(np.zeros(3, np.float32)).shape == (2,)
+
+
+def test_numbers_that_are_not_finite_are_not_learned_from():
+    agent, stream = make(), Stream(5)
+    stream.following[:, 0] = np.nan
+    trial(agent, stream)
+    assert agent.streams.moved.tolist() == [False, True, True, True]
+    assert torch.isfinite(agent.streams.values).all()
+
+
+def test_a_policy_learns_from_sampled_actions_only():
+    agent = make("actor")
+    assert (agent.explores_to_adapt, make("plans").explores_to_adapt) == (True, False)
+    agent.explore = False
+    trial(agent, Stream(5))
+    assert agent.streams.weights is None
+
+
+# --- against the same thing done otherwise ----------------------------------------------------------------------------
+
+
+def test_it_adapts_as_grbal_does_where_it_is_told_to():
+    trained = planning()
+    trained.updates = 1
+    with torch.no_grad():
+        for rate in trained.maml.rates().values():
+            rate.uniform_(0.0, 0.5, generator=torch.Generator().manual_seed(0))
+    config = AdaptationConfig(
+        learning_rate=1.0,
+        from_source=True,
+        update_every=1,
+        buffer_size=PLAN.past,
+        batch_size=PLAN.past,
+        grad_clip_norm=float("inf"),
+        rollback=False,
+    )
+    agent = AdaptationAgent.from_agent(trained, config)
+    for used in (trained, agent):
+        trial(used, Stream(5))
+    expected = trained.row_parameters()
+    for name, value in agent.streams.weights.items():
+        torch.testing.assert_close(value, expected[name])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"optimizer": "adam", "num_steps": 2},
+        {"ema_decay": 0.5, "anchor_weight": 1.0, "trust_region": 0.05},
+        {"from_source": True, "grad_clip_norm": 0.01},
+        {"reset_every": 8, "rollback": True, "rollback_tolerance": 0.0},
+        {"update_every": 150, "rollback": True},
+        {"parameters": "head"},
+    ],
+)
+def test_a_stream_learns_what_an_adapter_learns_from_it(options):
+    """Adapter, a row at a time, and AdaptationAgent, all rows at once, from the same transitions."""
+    trained, stream = planning(), Stream(5)
+    with torch.no_grad():
+        for rate in trained.maml.rates().values():
+            rate.fill_(1.0)
+    config = replace(EAGER, **options)
+    agent = AdaptationAgent.from_agent(trained, config)
+    actions = trial(agent, stream)
+    agent.adapt()
+    for row in range(ROWS):
+        adapter = Adapter(trained.model, config)
+        for time in range(STEPS):
+            x = np.concatenate([stream.observation[time, row], actions[time, row]])
+            change = torch.from_numpy(stream.following[time, row] - stream.observation[time, row])
+            adapter.observe(torch.from_numpy(x)[None].float(), trained.model.target(change)[None])
+        if adapter._unscored:
+            adapter._score()
+        if not adapter.guard.waiting and adapter._recent:
+            adapter._learn(adapter._draw)
+        torch.testing.assert_close(agent.streams.values[row], adapter._weights.values, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(agent.streams._average[row], adapter._average.values, rtol=1e-3, atol=1e-4)
+        assert agent.streams.guards[row].rollbacks == adapter.guard.rollbacks
+        assert agent.streams.guards[row].excess == pytest.approx(adapter.guard.excess, rel=1e-3, abs=1e-4)
