@@ -176,6 +176,17 @@ def test_entropy_is_added_to_the_loss():
     assert both == pytest.approx(plain + 0.5 * entropy, rel=1e-6)
 
 
+@pytest.mark.parametrize(("steps", "weights"), [(1, [2.0, 2.0]), (2, [2.5, 2.5]), (0, [1.0, 1.0])])
+def test_from_source_every_update_is_the_same_walk(steps, weights):
+    config = AdaptationConfig(learning_rate=0.25, update_every=1, num_steps=steps, from_source=True, **OFF)
+    adapter = Adapter(one_weight(), config)
+    walked = []
+    for _ in range(2):
+        adapter.observe(column(1.0), column(3.0))
+        walked.append(weight_of(adapter))
+    assert walked == weights
+
+
 def test_reset_every_returns_to_the_source_at_intervals():
     adapter = Adapter(one_weight(), AdaptationConfig(learning_rate=0.25, update_every=1, reset_every=3, **OFF))
     weights = []
@@ -235,7 +246,7 @@ def test_a_window_shorter_than_update_every_scores_more_often(window, held):
 
 BAD = {
     "learning_rate": 0.0,
-    "num_steps": 0,
+    "num_steps": -1,
     "update_every": 0,
     "optimizer": "adamm",
     "buffer_size": 0,
@@ -258,7 +269,7 @@ def test_values_out_of_range_are_refused_by_name(name):
 
 
 def test_every_field_is_covered_here():
-    assert {field.name for field in fields(AdaptationConfig)} == {*BAD, "parameters", "rollback"}
+    assert {field.name for field in fields(AdaptationConfig)} == {*BAD, "parameters", "rollback", "from_source"}
 
 
 # --- models with memory -----------------------------------------------------------------------------------------------
