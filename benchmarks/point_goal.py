@@ -21,7 +21,7 @@ from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
 from metarl.meta_rl.registry import ALGOS, find_algorithm
 
-CANDIDATES = tuple(algo for algo in ALGOS if not find_algorithm(algo).plans)
+CANDIDATES = tuple(algo for algo in ALGOS if "reward_model" not in find_algorithm(algo).knows)
 SHOTS = (1, 3)
 NOTES = (
     "Returns are means over 30 held-out goals with 95 % intervals over repeats. A shot is an episode in memory for "

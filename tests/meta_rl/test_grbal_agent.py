@@ -539,5 +539,5 @@ def test_a_family_without_a_known_reward_is_refused_in_one_line():
 def test_the_algorithm_is_known_by_name():
     algorithm = find_algorithm("grbal")
     assert (algorithm.config_class, algorithm.make, algorithm.num_envs) == (GrBALConfig, GrBALAgent, 16)
-    assert algorithm.plans
+    assert algorithm.knows == ("reward_model",)
     assert algorithm.memory.method == "mlp"

@@ -590,6 +590,13 @@ def test_every_field_of_the_config_makes_a_difference(field):
     assert any(not torch.equal(after[name], before[name]) for name in after if name.startswith("policy."))
 
 
+def test_the_familys_reward_scale_holds_where_the_config_has_none():
+    spaces_of = (OBSERVATIONS, ACTIONS["discrete"])
+    assert RL2Agent(*spaces_of).reward_scale == 0.1
+    assert RL2Agent(*spaces_of, reward_scale=0.01).reward_scale == 0.01
+    assert RL2Agent(*spaces_of, RL2Config(reward_scale=2.0), reward_scale=0.01).reward_scale == 2.0
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

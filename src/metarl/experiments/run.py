@@ -135,7 +135,8 @@ class Run:
     def make_agent(self) -> Agent:
         """A new agent for the run's worlds."""
         algorithm = find_algorithm(self.config.algo)
-        known = {"reward_model": self.distribution.reward_model} if algorithm.plans else {}
+        family = {"reward_model": self.distribution.reward_model, "reward_scale": self.distribution.reward_scale}
+        known = {name: value for name, value in family.items() if name in algorithm.knows}
         with closing(self.distribution.make_env(self.train_tasks[:1])) as env:
             return algorithm.make(
                 env.single_observation_space,

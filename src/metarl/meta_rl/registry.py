@@ -25,7 +25,8 @@ class Algorithm:
         variant: values of the config that make this algorithm out of the class's defaults.
         single: values that change where there is only one environment, nothing to adapt to.
         memory: the default network.
-        plans: whether its agents plan by a known reward: `make` then also takes `reward_model`.
+        knows: what `make` is also told of the task family: "reward_model" or "reward_scale", as `TaskDistribution` has
+            them.
     """
 
     make: Callable[..., Agent]
@@ -34,7 +35,7 @@ class Algorithm:
     variant: Mapping[str, Any] = field(default_factory=dict)
     single: Mapping[str, Any] = field(default_factory=dict)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
-    plans: bool = False
+    knows: tuple[str, ...] = ()
 
     def config(self, single: bool = False) -> Any:
         """The default hyper-parameters."""
@@ -53,8 +54,10 @@ _ALGORITHMS = {
     "anil": _maml(adapt="head"),
     "metasgd": _maml(learn_rates=True),
     # With one environment nothing is carried from episode to episode, so short updates do.
-    "rl2": Algorithm(RL2Agent, RL2Config, num_envs=64, single={"update_steps": 128}),
-    "grbal": Algorithm(GrBALAgent, GrBALConfig, num_envs=16, memory=MemoryConfig("mlp", width=128), plans=True),
+    "rl2": Algorithm(RL2Agent, RL2Config, num_envs=64, single={"update_steps": 128}, knows=("reward_scale",)),
+    "grbal": Algorithm(
+        GrBALAgent, GrBALConfig, num_envs=16, memory=MemoryConfig("mlp", width=128), knows=("reward_model",)
+    ),
 }
 ALGOS = tuple(_ALGORITHMS)
 

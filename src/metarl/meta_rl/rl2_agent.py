@@ -33,6 +33,7 @@ from metarl.core.trajectory import Trajectory
 
 FINAL_RATE = 0.05
 """The learning rate's linear decay ends at this fraction of its start."""
+REWARD_SCALE = 0.1
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,9 @@ class RL2Config:
     """Weight of the critic's squared error."""
     grad_clip_norm: float = 0.5
     """Largest norm of a gradient."""
-    reward_scale: float = 0.1
-    """Rewards are multiplied by this before returns are formed."""
+    reward_scale: float | None = None
+    """Rewards are multiplied by this before returns are formed; none: by what the task family says (0.1 in most). The
+    critic shares the memory with the policy, whose gradient returns in the hundreds would drown."""
     update_steps: int = 200
     """Steps of every row in one update's data; a row that goes on keeps its world as it stands."""
     continuation: float = 0.75
@@ -79,7 +81,7 @@ class RL2Config:
             ("update_epochs", "at least 1", self.update_epochs >= 1),
             ("num_minibatches", "at least 1", self.num_minibatches >= 1),
             ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
-            ("reward_scale", "above 0", self.reward_scale > 0),
+            ("reward_scale", "above 0", self.reward_scale is None or self.reward_scale > 0),
             ("update_steps", "at least 1", self.update_steps >= 1),
             ("continuation", "in [0, 1)", 0 <= self.continuation < 1),
         ):
@@ -92,6 +94,7 @@ class RL2Agent(Agent):
 
     Args:
         num_updates: updates of the whole run, over which the learning rate decays.
+        reward_scale: the family's, which holds where the config has none.
         device: where the network lives.
     """
 
@@ -105,6 +108,7 @@ class RL2Agent(Agent):
         num_updates: int = 500,
         seed: int = 0,
         device: str = "cpu",
+        reward_scale: float = REWARD_SCALE,
     ) -> None:
         super().__init__(observation_space, action_space)
         if len(observation_space.shape or ()) != 1:
@@ -112,6 +116,7 @@ class RL2Agent(Agent):
         self.config = RL2Config() if config is None else config
         self.device = torch.device(device)
         self.num_updates = num_updates
+        self.reward_scale = reward_scale if self.config.reward_scale is None else self.config.reward_scale
         self.continuation = self.config.continuation
         self.round_steps = self.config.update_steps
         observation_size = int(np.prod(observation_space.shape or ()))
@@ -304,7 +309,7 @@ class RL2Agent(Agent):
         never = torch.zeros_like(batch["terminated"])
         across = config.discount_across_episodes
         advantage = generalized_advantage(
-            batch["reward"] * config.reward_scale,
+            batch["reward"] * self.reward_scale,
             value,
             batch["last_value"],
             never if across else batch["terminated"],

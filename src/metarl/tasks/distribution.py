@@ -102,6 +102,8 @@ class TaskDistribution:
             results that differ in it are not drawn together.
         environment: the task parameter that names the environment of a task, where a family has several, or where tasks
             are draws from one: results are also given by environment, and their intervals are over its tasks.
+        reward_scale: what agents with a critic multiply rewards by, so that discounted returns stay near 10: 0.1 suits
+            rewards near 1 a step.
         episodes: of a task before an adaptation, and in the query after it, as the family's standard protocol has them.
         reward_model: the reward as a function of observations, where it is the same in all tasks: agents that plan
             with a learned model of the dynamics need it.
@@ -125,6 +127,7 @@ class TaskDistribution:
         details: Mapping[str, str | int | float] | None = None,
         environment: str | None = None,
         episodes: tuple[int, int] = (1, 1),
+        reward_scale: float = 0.1,
         reward_model: RewardModel | None = None,
     ) -> None:
         if (make_env is None) == (make_worlds is None):
@@ -140,6 +143,7 @@ class TaskDistribution:
         self.oracle = oracle
         self.environment = environment
         self.episodes = episodes
+        self.reward_scale = reward_scale
         self.reward_model = reward_model
         self._make_env = make_env
         self._apply = apply

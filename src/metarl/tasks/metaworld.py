@@ -35,6 +35,9 @@ BACKENDS = ("batched", "official")
 EPISODES = (10, 3)
 """Episodes to adapt to a goal, and those that it is then measured in, as `metaworld.evaluation` has them."""
 
+REWARD_SCALE = 0.01
+"""A step pays up to 10."""
+
 _SUFFIX = "-v3"
 
 
@@ -101,6 +104,7 @@ def _distribution(
         make_worlds=make_worlds,
         environment="env",
         episodes=EPISODES,
+        reward_scale=REWARD_SCALE,
         details={"metaworld": version("metaworld"), "reward_version": reward_version, "horizon": horizon},
     )
 
