@@ -43,7 +43,7 @@ def tolerance(name: str) -> float:
 
 
 def test_the_agents_that_are_promised_are_there() -> None:
-    assert {"halfcheetah-vel"} <= set(list_pretrained())
+    assert {"halfcheetah-vel", "point-goal"} <= set(list_pretrained())
 
 
 @pytest.mark.parametrize("name", list_pretrained())
@@ -68,7 +68,8 @@ def test_a_card_says_how_to_repeat_it_on_any_machine(name: str) -> None:
     assert set(card["returns"]) == {str(task.id) for task in run.test_tasks}
     for shot in card["shots"]:
         low, high = card["shots"][shot]["return"]["ci95"]
-        assert low <= np.mean([returns[shot] for returns in card["returns"].values()]) <= high
+        mean = np.mean([returns[shot] for returns in card["returns"].values()])
+        assert low - 1e-6 <= mean <= high + 1e-6  # worlds without chance: an interval of no width
     for file in ("card.json", "config.json"):
         assert '"/' not in (folder / file).read_text()
         assert " /" not in (folder / file).read_text()
