@@ -82,7 +82,10 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("trian", "unknown command 'trian': choose from doctor, evaluate, list, report, resume, run, video, watch"),
+        (
+            "trian",
+            "unknown command 'trian': choose from doctor, evaluate, export, list, report, resume, run, video, watch",
+        ),
         ("run --task-dist halfcheeta-vel", "unknown task family 'halfcheeta-vel'.*did you mean 'halfcheetah-vel'"),
         ("--task-dist nowhere.py:tasks", "no file nowhere.py"),
         ("--method grue", "unknown method 'grue': choose from gru, lstm, mlp, ssm, transformer; did you mean 'gru'"),

@@ -1,4 +1,4 @@
-"""The command line: `metarl run | list | evaluate | resume | watch | report | video | doctor`. Without one, `run`."""
+"""The commands: `metarl run | list | evaluate | resume | watch | report | video | export | doctor`, `run` if none."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from metarl.experiments import doctor
 from metarl.experiments.checkpoint import LAST
 from metarl.experiments.display import Display, console, unstable_note
 from metarl.experiments.environments import environment_table
+from metarl.experiments.export import STEPS, TOLERANCE, ExportDiffers, check_format, export_policy
 from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, film, write_before_after
 from metarl.experiments.flags import parse, value_of, without
 from metarl.experiments.metrics_log import METRICS_FILE
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[name](arguments)
     except UsageError as error:
         return _complain(str(error), USAGE_ERROR)
-    except (TrainingDiverged, WorldError) as error:
+    except (TrainingDiverged, WorldError, ExportDiffers) as error:
         return _complain(str(error), FAILED)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
@@ -81,7 +82,7 @@ def _run(arguments: list[str]) -> int:
     flags.__doc__ = (
         "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
         "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, watch RUN, "
-        "report RUN ..., video RUN, doctor."
+        "report RUN ..., video RUN, export RUN, doctor."
     )
     parsed: Any = parse(flags, arguments, "run")
     run = Run.plan(parsed.run, parsed.algo, parsed.memory, shlex.join(["metarl", "run", *arguments]))
@@ -259,6 +260,32 @@ def _video(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """Write the policy of a run, with the step of its memory, as one file that runs without metarl."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    out: Path | None = None
+    """An .onnx, for onnxruntime, or a .pt2, for torch.export.load; none: policy.onnx in the folder of the run."""
+
+
+def _export(arguments: list[str]) -> int:
+    parsed = parse(ExportConfig, arguments, "export")
+    out = parsed.run / "policy.onnx" if parsed.out is None else parsed.out
+    check_format(out)
+    run = Run.load(parsed.run, device="cpu", reference=None)
+    with console.status("exporting, then comparing with the agent"):
+        exported = export_policy(run, out)
+    console.print(f"adapts {exported.metadata['adapts']}")
+    console.print(
+        f"largest difference from the agent over {STEPS:,} steps of {exported.rows} rows: "
+        f"{exported.difference:.1e} (tolerance {TOLERANCE:.0e})"
+    )
+    console.print(f"wrote {out}")
+    return 0
+
+
+@dataclass(frozen=True)
 class WatchConfig:
     """Follow a run in the terminal until it is finished; Ctrl-C ends the watching, never the run."""
 
@@ -329,6 +356,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": _evaluate,
     "resume": _resume,
     "video": _video,
+    "export": _export,
     "watch": _watch,
     "report": _report,
     "doctor": _doctor,

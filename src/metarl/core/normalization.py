@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 CLIP = 10.0
 """Normalised values are clipped to ±CLIP standard deviations (the bound of OpenAI baselines' VecNormalize)."""
@@ -47,6 +47,10 @@ class RunningMoments:
         centred: NDArray[np.float32] = (np.asarray(batch, dtype=np.float32) - self._mean32) * self._inverse_std32
         return np.clip(centred, -CLIP, CLIP, out=centred)
 
+    def frozen(self) -> FrozenMoments:
+        """`normalize` with the statistics as they stand, as a module."""
+        return FrozenMoments(torch.from_numpy(self._mean32.copy()), torch.from_numpy(self._inverse_std32.copy()))
+
     def _refresh(self) -> None:
         variance = self.deviations / self.count if self.count else np.ones_like(self.mean)
         self._mean32 = self.mean.astype(np.float32)
@@ -64,3 +68,18 @@ class RunningMoments:
         self.deviations = state["deviations"].cpu().numpy().copy()
         self.count = int(state["count"])
         self._refresh()
+
+
+class FrozenMoments(nn.Module):
+    """What `RunningMoments.normalize` computes, on tensors [..., *shape] and by statistics that no longer move."""
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, mean: Tensor, inverse_std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("inverse_std", inverse_std)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return ((batch - self.mean) * self.inverse_std).clamp(-CLIP, CLIP)

@@ -94,8 +94,8 @@ class GaussianHead(ActionHead):
             )
         self.size = space.shape[0]
         self.output_size = 2 * self.size
-        self._middle = ((space.high + space.low) / 2).astype(np.float32)
-        self._half = ((space.high - space.low) / 2).astype(np.float32)
+        self.middle = ((space.high + space.low) / 2).astype(np.float32)
+        self.half = ((space.high - space.low) / 2).astype(np.float32)
 
     def make_layer(self, width: int) -> nn.Module:
         return MeanAndLogStd(width, self.size)
@@ -128,7 +128,7 @@ class GaussianHead(ActionHead):
         return action.clamp(-1, 1)
 
     def to_environment(self, action: Tensor) -> NDArray[Any]:
-        actions: NDArray[Any] = self._middle + self._half * action.clamp(-1, 1).cpu().numpy()
+        actions: NDArray[Any] = self.middle + self.half * action.clamp(-1, 1).cpu().numpy()
         return actions
 
 
@@ -137,7 +137,7 @@ class CategoricalHead(ActionHead):
 
     def __init__(self, space: spaces.Discrete) -> None:
         self.size = self.output_size = int(space.n)
-        self._start = int(space.start)
+        self.start = int(space.start)
 
     def make_layer(self, width: int) -> nn.Module:
         return _small_linear(width, self.size)
@@ -171,7 +171,7 @@ class CategoricalHead(ActionHead):
 
     def to_environment(self, action: Tensor) -> NDArray[Any]:
         discrete: NDArray[Any] = action.cpu().numpy()
-        return discrete + self._start
+        return discrete + self.start
 
 
 def _small_linear(width: int, size: int) -> nn.Linear:
