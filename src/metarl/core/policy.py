@@ -68,7 +68,7 @@ class ActionHead(ABC):
 
 
 class MeanAndLogStd(nn.Module):
-    """Features [..., width] to [mean, log_std] [..., 2 · size]; log_std is learned and depends on no state."""
+    """Features [..., width] to mean and log_std, in one [..., 2 · size]; log_std is learned and depends on no state."""
 
     def __init__(self, width: int, size: int) -> None:
         super().__init__()

@@ -95,8 +95,7 @@ class TaskDistribution:
         max_episode_steps: episodes are truncated after so many steps.
         make_worlds: makes all rows at once, in place of `make_env` and `apply`, for worlds that simulate in batches.
         oracle: the action of a policy that knows the tasks, `(tasks, observation [B, obs]) -> action [B, act]`, where
-        one
-            is known; it draws the task-conditioned reference line.
+            one is known; it draws the task-conditioned reference line.
         num_workers: worker processes that share the rows; 0 keeps them in this process.
         details: what else decides the numbers, by name, as a version of the rewards: recorded with every result, and
             results that differ in it are not drawn together.

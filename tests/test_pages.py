@@ -1,0 +1,285 @@
+"""Every snippet, command and equation that README and docs show, and every figure that the README quotes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from metarl import cli
+from metarl.experiments import flags
+from metarl.experiments.run import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "results/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+SAVED_AS = re.compile(
+    r"Save this as `(\w+\.py)`[^\n]*\n(?:[^\n`]+\n)*\n```python\n(.*?)^```$", re.DOTALL | re.MULTILINE
+)
+INLINE = re.compile(r"(?<!`)`((?:metarl|python|make|pytest) [^`\n]+)`(?!`)")
+QUOTED = re.compile(r"−?[\d.,]+ \[−?[\d.,]+, −?[\d.,]+\]")
+KINDS = ("", "bash", "console", "python", "math", "text")
+"""Of blocks; a block of text is a picture in letters, all others are tried."""
+NIGHTLY = {"docs/metaworld.md"}
+"""Pages whose snippets take long: they make hundreds of worlds."""
+RUN_WHOLE = ("list", "doctor", "watch", "evaluate", "report")
+"""Commands that are cheap on a small run; the others end once their flags are parsed, `run` once it is planned."""
+
+
+class Parsed(Exception):
+    """Everything that can be wrong about a command has been checked."""
+
+
+class Shown(NamedTuple):
+    """A command, and the first page that shows it."""
+
+    command: str
+    page: str
+
+
+def blocks(page: Path, *kinds: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(page.read_text()) if kind in kinds]
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def commands_of(page: Path) -> list[str]:
+    """All lines of shell blocks; in a console block those behind a prompt, the rest being what is printed."""
+    lines = []
+    for kind, body in FENCE.findall(page.read_text()):
+        if kind in ("", "bash"):
+            lines += body.replace("\\\n", " ").splitlines()
+        elif kind == "console":
+            lines += [line[2:] for line in body.splitlines() if line.startswith("$ ")]
+    return [
+        " ".join(words) for line in lines if (words := [shlex.quote(word) for word in shlex.split(line, comments=True)])
+    ]
+
+
+def shown(commands: Callable[[Path], Sequence[str]]) -> list[Shown]:
+    """What the pages show, each once."""
+    first: dict[str, str] = {}
+    for page in PAGES:
+        for command in commands(page):
+            first.setdefault(command, name_of(page))
+    return [Shown(command, page) for command, page in first.items()]
+
+
+COMMANDS = shown(commands_of)
+MENTIONED = shown(lambda page: INLINE.findall(FENCE.sub("", page.read_text())))
+
+
+def test_pages_show_nothing_that_no_test_knows() -> None:
+    kinds = {(name_of(page), kind) for page in PAGES for kind, _ in FENCE.findall(page.read_text())}
+    assert {(page, kind) for page, kind in kinds if kind not in KINDS} == set()
+    assert sum(page.read_text().count("```") for page in PAGES) == 2 * sum(
+        len(FENCE.findall(p.read_text())) for p in PAGES
+    )
+    assert len(COMMANDS) > 30
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name_of(page), marks=[pytest.mark.nightly] if name_of(page) in NIGHTLY else [])
+        for page in PAGES
+        if blocks(page, "python")
+    ],
+)
+def test_snippets_of_a_page_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for number, body in enumerate(blocks(page, "python")):
+        exec(compile(body, f"{page.name}, snippet {number}", "exec"), namespace)
+    assert "FAIL" not in capsys.readouterr().out  # what check_tasks prints of a check that does not hold
+
+
+def test_equations_are_latex() -> None:
+    convert = pytest.importorskip("latex2mathml.converter").convert
+    equations = [body for page in PAGES for body in blocks(page, "math")]
+    assert len(equations) > 10
+    for body in equations:
+        assert "merror" not in convert(body, display="block"), body
+        assert body.count("{") == body.count("}"), body
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with checkpoints, on two tasks."""
+    folder = tmp_path_factory.mktemp("pages")
+    line = (
+        "--task-dist point-goal --algo rl2 --num-envs 4 --update-steps 50 --num-minibatches 2 --update-epochs 1 "
+        f"--method gru --width 8 --epochs 1 --repeats 2 --test-tasks 100 101 103 --output-dir {folder}"
+    )
+    assert cli.main(line.split()) == 0
+    (run,) = folder.iterdir()
+    return run
+
+
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Makes commands end once everything has been checked that can be wrong about them."""
+
+    def parse(config: type[Any], arguments: Sequence[str], command: str) -> Any:
+        parsed = flags_parse(config, arguments, command)
+        if command != "run" or parsed.run.reference:
+            raise Parsed
+        return parsed
+
+    def prepared(run: Run) -> Run:
+        raise Parsed
+
+    flags_parse = flags.parse
+
+    def stop(whole: bool) -> None:
+        if not whole:
+            monkeypatch.setattr(flags, "parse", parse)
+            monkeypatch.setattr(cli, "parse", parse)
+        monkeypatch.setattr(Run, "prepare_folder", prepared)
+
+    return stop
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda shown: f"{shown.page}: {shown.command}")
+def test_a_command_is_right(
+    command: Shown,
+    small_run: Path,
+    stopping: Callable[[bool], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    program, *arguments = shlex.split(command.command)
+    if program == "metarl" or (program, *arguments[:1]) == ("python", "main.py"):
+        monkeypatch.chdir(tmp_path)
+        for page in PAGES:
+            for name, body in SAVED_AS.findall(page.read_text()):
+                (tmp_path / name).write_text(body)
+        stands_for = {"RUN": str(small_run), "METHOD": "ssm"}
+        arguments = [stands_for.get(word, word) for word in arguments if word != "main.py"]
+        whole = arguments[0] in RUN_WHOLE
+        if arguments[0] == "report":
+            pytest.importorskip("altair")
+            arguments = list(dict.fromkeys(arguments))  # the same run twice is refused
+        stopping(whole)
+        try:
+            assert cli.main(arguments) == 0
+        except Parsed:
+            assert not whole
+        else:
+            assert whole, "a command began to work that should only have been parsed"
+    else:
+        assert CHECKS[program](arguments)
+
+
+@pytest.mark.parametrize("command", MENTIONED, ids=lambda shown: f"{shown.page}: {shown.command}")
+def test_a_command_in_the_text_exists(command: Shown) -> None:
+    program, *arguments = shlex.split(command.command)
+    if program == "metarl":
+        assert arguments[0] in cli.COMMANDS
+    elif arguments[0] != "main.py":
+        assert CHECKS[program](arguments)
+
+
+def script_exists(arguments: Sequence[str]) -> bool:
+    """A script of the repository that knows every flag it is given."""
+    script = ROOT / arguments[0]
+    given = [word.lstrip("-").partition("=")[0] for word in arguments[1:] if word.startswith("--")]
+    source = script.read_text()
+    return all(re.search(rf"\b{flag.replace('-', '[-_]')}\b", source) for flag in given)
+
+
+def target_exists(arguments: Sequence[str]) -> bool:
+    makefile = (ROOT / "Makefile").read_text()
+    return all("=" in word or re.search(rf"^{word}:", makefile, re.MULTILINE) for word in arguments)
+
+
+def can_be_installed(arguments: Sequence[str]) -> bool:
+    declared = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    extras = [extra for word in arguments for names in re.findall(r"\[([\w,]+)\]", word) for extra in names.split(",")]
+    return set(extras) <= set(declared) and all((ROOT / word).exists() for word in arguments if word.endswith(".txt"))
+
+
+def can_be_collected(arguments: Sequence[str]) -> bool:
+    paths = [word for word in arguments if word.startswith("tests")]
+    return all((ROOT / path.partition("::")[0]).exists() for path in paths)
+
+
+def container_is_described(arguments: Sequence[str]) -> bool:
+    return (ROOT / "Dockerfile").exists()
+
+
+CHECKS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "python": script_exists,
+    "make": target_exists,
+    "pip": can_be_installed,
+    "pytest": can_be_collected,
+    "docker": container_is_described,
+    ".ci/run": lambda arguments: (ROOT / ".ci/run").exists(),
+}
+"""Whether a command of another program is right; a program that is not here fails the test."""
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_quoted_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tables = importlib.import_module("doc_tables")
+    recorded = {tables._score(run, shot) for run in tables.recorded_runs() for shot in run["shots"]}
+    recorded |= {
+        tables.signed(value)
+        for path in (ROOT / "results").glob("*.json")
+        for row in json.loads(path.read_text())["rows"]
+        for value in row.values()
+        if isinstance(value, str)
+    }
+    stale = [quoted for quoted in QUOTED.findall(page.read_text()) if quoted not in recorded]
+    assert not stale, "no results.json holds these; quote what is recorded now"
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the generator of the site needs Python 3.11")
+def test_the_site_is_built_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("zensical", reason="the site needs  pip install 'metarl-agent-framework[docs]'")
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    site = importlib.import_module("build_docs")
+    assert site.build() == 0
+    pages = {path.relative_to(site.SITE).as_posix() for path in site.SITE.rglob("*.html")} - {"404.html"}
+    sources = {
+        path.relative_to(ROOT / "docs").with_suffix(".html").as_posix() for path in (ROOT / "docs").rglob("*.md")
+    }
+    assert sources < pages
+    assert "<math" in (site.SITE / "algorithms" / "rl2.html").read_text()
+    assert "halfcheetah-gravity" in (site.SITE / "tasks.html").read_text()
+    for page in pages:
+        text = (site.SITE / page).read_text()
+        assert "<!-- table:" not in text
+        assert not re.search(r'(?:src|href)="https?://[^"]+\.(?:js|css|woff2?)"', text), f"{page} loads from elsewhere"
+
+
+def test_the_picture_of_a_trial_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    picture = importlib.import_module("draw_trial")
+    picture.draw(tmp_path / "trial.svg")
+    for svg in (tmp_path / "trial.svg", ROOT / "docs/images/trial.svg"):
+        text = svg.read_text()
+        assert all(verb in text for verb in ("begin_trial", "act(", "observe(", "adapt", "update"))

@@ -1,0 +1,292 @@
+"""The tables of the docs, each from what it is about: recorded results, benchmarks, registries and configurations.
+
+A page asks for one by a comment, `<!-- table: measured rl2 -->`. Nothing is copied by hand, so nothing goes stale.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+PLACEHOLDER = re.compile(r"<!-- table: (\w+)(?: ([\w-]+))? -->")
+SPEED = ("worlds", "meta_world", "memory", "maml", "end_to_end", "coordinator")
+"""Benchmarks of speed, in the order of reading."""
+PLANNING = "Adaptation of a dynamics model on "
+"""How a report of benchmarks/model_adaptation.py begins, which may be recorded for several families."""
+NOTHING_YET = "No run of it is recorded yet."
+
+Rows = Sequence[dict[str, Any]]
+
+
+def expand(page: str) -> str:
+    """The page with every placeholder replaced by its table.
+
+    Raises:
+        KeyError: a placeholder names no table.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        name, argument = match.groups()
+        return TABLES[name](*([argument] if argument else []))
+
+    return PLACEHOLDER.sub(table, page)
+
+
+# --- results of runs --------------------------------------------------------------------------------------------------
+
+
+def recorded_runs() -> list[dict[str, Any]]:
+    """All runs under results/: what results.json holds, with "name" (the folder) and "trained_by" (the command)."""
+    runs = []
+    for path in sorted(RESULTS.rglob("results.json")):
+        folder = path.parent
+        config = folder / "config.json"
+        run = json.loads(path.read_text())
+        trained_by = json.loads(config.read_text())["command"] if config.exists() else run["command"]
+        runs.append({**run, "name": folder.relative_to(RESULTS).as_posix(), "trained_by": trained_by})
+    return runs
+
+
+def measured(algo: str) -> str:
+    """Everything that is recorded of an algorithm: returns by shot, one table a family, and the commands."""
+    runs = [run for run in recorded_runs() if run["algo"] == algo]
+    parts = []
+    for family in sorted({run["task_dist"] for run in runs}):
+        mine = [run for run in runs if run["task_dist"] == family]
+        parts += [f"On `{family}`, mean return on {_tasks(mine)} with 95 % intervals:", _by_shot(mine), _commands(mine)]
+    small = [row for row in _benchmark_rows("point_goal") if row["algo"] == algo]
+    if small:
+        parts += [
+            "On `point-goal`, three epochs (`python benchmarks/point_goal.py`):",
+            markdown([{key: value for key, value in row.items() if key.startswith("shot")} for row in small]),
+        ]
+    return "\n\n".join(parts) or NOTHING_YET
+
+
+def overview() -> str:
+    """One line a recorded run: shot 0, shot 1 and the last shot."""
+    rows = []
+    for run in recorded_runs():
+        last = max(run["shots"], key=int)
+        rows.append(
+            {
+                "family": f"`{run['task_dist']}`",
+                "algo": f"`{run['algo']}`",
+                "method": f"`{run['method']}`",
+                "steps": _millions(run["env_steps"]),
+                **{f"shot {shot}": _score(run, shot) for shot in ("0", "1")},
+                "last shot": f"{_score(run, last)} (shot {last})",
+                "recorded in": f"`results/{run['name']}`",
+            }
+        )
+    return markdown(rows)
+
+
+def methods() -> str:
+    """Runs that lie in one folder and differ in the memory alone, side by side."""
+    folders: dict[str, list[dict[str, Any]]] = {}
+    for run in recorded_runs():
+        parent = run["name"].rpartition("/")[0]
+        if parent:
+            folders.setdefault(parent, []).append(run)
+    parts = []
+    for folder, runs in folders.items():
+        title = f"`{runs[0]['task_dist']}`, `{runs[0]['algo']}`, {_millions(runs[0]['env_steps'])} steps each"
+        parts += [f"{title} (`results/{folder}`):", _by_shot(runs), _commands(runs)]
+    return "\n\n".join(parts)
+
+
+def _by_shot(runs: Rows) -> str:
+    shots = sorted({int(shot) for run in runs for shot in run["shots"]})
+    return markdown(
+        [
+            {
+                "run": f"`{run['name']}`",
+                "method": f"`{run['method']}`",
+                "seeds": " ".join(map(str, run["seeds"])),
+                **{f"shot {shot}": _score(run, str(shot)) for shot in shots},
+                "steps": _millions(run["env_steps"]),
+            }
+            for run in runs
+        ]
+    )
+
+
+def _commands(runs: Rows) -> str:
+    """The commands that trained, each once; `--algo` is added where a recorded command relied on the default."""
+    lines: dict[str, None] = {}
+    for run in runs:
+        command = run["trained_by"].replace("metarl run ", "python main.py ")
+        lines[command if "--algo" in command else f"{command} --algo {run['algo']}"] = None
+        if run["command"] != run["trained_by"]:
+            lines[run["command"]] = None
+    return "```bash\n" + "\n".join(lines) + "\n```"
+
+
+def _score(run: dict[str, Any], shot: str) -> str:
+    if shot not in run["shots"]:
+        return ""
+    score = run["shots"][shot]["return"]
+    low, high = score["ci95"]
+    return signed(f"{score['mean']:.1f} [{low:.1f}, {high:.1f}]")
+
+
+def _tasks(runs: Rows) -> str:
+    counts = sorted({len(run["tasks"]) for run in runs})
+    return f"{' or '.join(map(str, counts))} tasks"
+
+
+def _millions(steps: int) -> str:
+    return f"{steps / 1e6:.3g}M"
+
+
+# --- benchmarks -------------------------------------------------------------------------------------------------------
+
+
+def speed() -> str:
+    """Every benchmark of speed that is recorded, as a section: command, hardware, table, what the sides are."""
+    return "\n\n".join(benchmark(name) for name in SPEED if (RESULTS / f"{name}.json").exists())
+
+
+def benchmark(name: str) -> str:
+    """One benchmark, as a section."""
+    path = RESULTS / f"{name}.json"
+    return _section(path, f"python benchmarks/{name}.py") if path.exists() else NOTHING_YET
+
+
+def planning() -> str:
+    """Every family on which planning with an adapting model is recorded beside planning with a frozen one."""
+    titles = {path: json.loads(path.read_text())["name"] for path in sorted(RESULTS.glob("*.json"))}
+    families = {path: title.removeprefix(PLANNING) for path, title in titles.items() if title.startswith(PLANNING)}
+    script = "python benchmarks/model_adaptation.py --task-dist"
+    return "\n\n".join(_section(path, f"{script} {family}") for path, family in families.items())
+
+
+def _section(path: Path, script: str) -> str:
+    report = json.loads(path.read_text())
+    hardware = ", ".join(
+        f"{value} {key}" if key == "cores" else str(value) for key, value in report["hardware"].items()
+    )
+    rows, fixed = _without_constants([row for row in report["rows"] if row.get("order", "second") == "second"])
+    same = f" In all rows: {', '.join(f'{key} {_cell(value)}' for key, value in fixed.items())}." if fixed else ""
+    command = f"```bash\n{script} --out results/{path.name}\n```"
+    notes = "\n".join(f"- {note}" for note in report["notes"])
+    return f"## {report['name']}\n\n{command}\n\n{hardware}.{same}\n\n{markdown(rows)}\n\n{notes}"
+
+
+def _benchmark_rows(name: str) -> Rows:
+    path = RESULTS / f"{name}.json"
+    rows: Rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return rows
+
+
+def _without_constants(rows: Rows) -> tuple[Rows, dict[str, Any]]:
+    """The rows without the columns in which they all agree, and those."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    fixed = {
+        key: rows[0].get(key) for key in columns if len(rows) > 1 and len({str(row.get(key)) for row in rows}) == 1
+    }
+    kept = [{key: row.get(key) for key in columns if key not in fixed} for row in rows]
+    return kept, {key: value for key, value in fixed.items() if value is not None}
+
+
+# --- registries -------------------------------------------------------------------------------------------------------
+
+
+def families() -> str:
+    """What `metarl list` prints."""
+    from metarl.tasks import describe_tasks
+
+    return markdown(
+        [
+            {"family": f"`{name}`", "what differs between tasks": f"{_escaped(summary)}"}
+            for name, summary in describe_tasks().items()
+        ]
+    )
+
+
+def settings(algo: str) -> str:
+    """The flags of an algorithm: name, default and docstring of every field of its configuration."""
+    from metarl.meta_rl.registry import find_algorithm
+
+    algorithm = find_algorithm(algo)
+    config = algorithm.config()
+    rows = [
+        {"flag": f"`--{name.replace('_', '-')}`", "default": f"`{getattr(config, name)}`", "what it is": doc}
+        for name, doc in field_docs(type(config)).items()
+    ]
+    return f"Rows (`--num-envs`): {algorithm.num_envs}.\n\n{markdown(rows)}"
+
+
+def adapter_settings() -> str:
+    """The fields of `AdaptationConfig`."""
+    from metarl.adaptation.config import AdaptationConfig
+
+    config = AdaptationConfig()
+    return markdown(
+        [
+            {"field": f"`{name}`", "default": f"`{getattr(config, name)}`", "what it is": doc}
+            for name, doc in field_docs(AdaptationConfig).items()
+        ]
+    )
+
+
+def field_docs(config: type[Any]) -> dict[str, str]:
+    """The docstring under each field of a dataclass, which Python itself does not keep."""
+    (body,) = ast.parse(textwrap.dedent(inspect.getsource(config))).body
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for field, after in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            docs[field.target.id] = _escaped(" ".join(str(after.value.value).split()))
+    return docs
+
+
+# --- markdown ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(rows: Rows) -> str:
+    """Rows as a markdown table; its columns are all keys that occur, in the order of their occurrence."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = [columns, ["---"] * len(columns), *([_cell(row.get(key)) for key in columns] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return signed(f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}")
+    return signed(str(value)) if not str(value).startswith("`") else str(value)
+
+
+def signed(text: str) -> str:
+    """Minus signs where hyphens stand before numbers."""
+    return re.sub(r"(?<![\w\]-])-(?=\d)", "−", text)
+
+
+def _escaped(text: str) -> str:
+    """Text for a cell: bars would end it, asterisks and underscores would be read as emphasis."""
+    return re.sub(r"([|*_])", r"\\\1", text)
+
+
+TABLES: dict[str, Callable[..., str]] = {
+    "measured": measured,
+    "overview": overview,
+    "methods": methods,
+    "speed": speed,
+    "benchmark": benchmark,
+    "planning": planning,
+    "families": families,
+    "settings": settings,
+    "adapter_settings": adapter_settings,
+}
