@@ -239,17 +239,6 @@ def test_clock_counts_time_once_and_for_the_innermost(monkeypatch: pytest.Monkey
         assert watch.split(loop.run) == {"act": 3, "learn": 10, "rest": 10}
 
 
-def test_model_adaptation(tmp_path: Path) -> None:
-    rows = run_benchmark("model_adaptation.py", tmp_path, "--quick")["rows"]
-    assert [(row["tasks"], row["model"], row["acts"]) for row in rows] == [
-        (tasks, model, acts)
-        for model in ("meta-learned", "plain")
-        for tasks in ("held out", "unchanged")
-        for acts in ("frozen", "adapting")
-    ]
-    assert [row["repeats x tasks"] for row in rows] == ["2 x 2", "2 x 2", "16 x 1", "16 x 1"] * 2
-
-
 def test_point_goal(tmp_path: Path) -> None:
     rows = run_benchmark("point_goal.py", tmp_path, "--quick")["rows"]
     assert [row["algo"] for row in rows] == [algo for algo in ALGOS if "reward_model" not in find_algorithm(algo).knows]

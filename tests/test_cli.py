@@ -98,6 +98,9 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("--few-shot", "--few-shot needs at least one integer, such as 1"),
         ("--few_shot 1 a", "--few-shot takes integers, got '1', 'a'; see metarl run --help"),
         ("--few-shot 1 --zero-shot", "--few-shot and --zero-shot exclude each other: give one"),
+        ("--drift", "nothing breaks or changes in 'halfcheetah-vel': choose halfcheetah-cripple"),
+        ("--drift --few-shot 1 --algo rl2", "--few-shot and --drift exclude each other: give one"),
+        ("--beside nowhere", "--beside goes with --drift"),
         ("--train-tasks 0 --test-tasks 0", r"train and test tasks overlap in ids \[0\]"),
         ("--train-tasks 0 0", "--train-tasks takes each id once, got 0 0"),
         ("--test-tasks 999", r"--test-tasks: 'halfcheetah-vel' has no task 999; allowed ids: 0\.\.129"),
@@ -337,6 +340,7 @@ def test_an_evaluation_refuses_what_the_run_was_trained_on(finished: Path, refus
     assert "takes integers >= 1" in refused("evaluate finished --few-shot -1")
     assert "exclude each other" in refused("evaluate finished --few-shot 1 --zero-shot")
     assert "unknown device 'tpu'" in refused("evaluate finished --device tpu")
+    assert "nothing breaks or changes in 'point-goal'" in refused("evaluate finished --drift")
 
 
 def test_a_video_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str], refused) -> None:

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Choice": "metarl.tasks.distribution",
     "LogUniform": "metarl.tasks.distribution",
+    "Drift": "metarl.tasks.distribution",
     "TaskDistribution": "metarl.tasks.distribution",
     "Uniform": "metarl.tasks.distribution",
     "RewardModel": "metarl.tasks.reward_model",

@@ -23,6 +23,7 @@ from metarl.env_runner.rows import WorldError
 from metarl.experiments import doctor
 from metarl.experiments.checkpoint import LAST
 from metarl.experiments.display import Display, console, unstable_note
+from metarl.experiments.drift_views import drift_table
 from metarl.experiments.environments import environment_table
 from metarl.experiments.export import STEPS, TOLERANCE, ExportDiffers, check_format, export_policy
 from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, film, write_before_after
@@ -172,7 +173,7 @@ def _measure(
         measured = run.measure(
             lambda done, rounds: status.update(f"measuring on held-out tasks: round {done}/{rounds}"), seed, recorder
         )
-    console.print(adaptation_table([measured]))
+    console.print(drift_table(measured) if "drift" in measured else adaptation_table([measured]))
     if "environments" in measured:
         console.print(environment_table(measured["environments"]))
     if measured["unstable_rows"]:
@@ -193,6 +194,11 @@ class EvaluateConfig:
     """Few-shot protocol: report the return after so many shots (and after none)."""
     zero_shot: bool = False
     """Zero-shot protocol: report the return without any adaptation."""
+    drift: bool = False
+    """Drift protocol: what a change of the body or the world costs, and how soon it is made up for."""
+    beside: tuple[str, ...] = ()
+    """With --drift: folders of finished runs whose agents are measured in the same episodes; none: as the run was
+    started."""
     test_tasks: tuple[int, ...] = ()
     """Ids of the tasks to measure on; none: those of the run."""
     adaptation_episodes: int | None = None
@@ -218,9 +224,11 @@ def _evaluate(arguments: list[str]) -> int:
         repeats=parsed.repeats,
         reference=parsed.reference,
         device=parsed.device,
+        beside=parsed.beside,
     )
-    if parsed.few_shot or parsed.zero_shot:
-        changes |= {"few_shot": parsed.few_shot, "zero_shot": parsed.zero_shot}
+    protocols = {"few_shot": parsed.few_shot, "zero_shot": parsed.zero_shot, "drift": parsed.drift}
+    if any(protocols.values()):
+        changes |= protocols | ({} if parsed.drift else {"beside": ()})
     run = Run.load(parsed.run, benchmark_mode=True, **changes)
     run = replace(run, command=shlex.join(["metarl", "evaluate", *arguments]))
     protocol = run.protocol
@@ -246,7 +254,7 @@ class VideoConfig:
 
 def _video(arguments: list[str]) -> int:
     parsed = parse(VideoConfig, arguments, "video")
-    run = Run.load(parsed.run, reference=None)
+    run = Run.load(parsed.run, reference=None, beside=())
     with console.status("running the trials again") as status:
         path = film(
             run,

@@ -19,6 +19,7 @@ from metarl.experiments import run_config
 from metarl.experiments.protocol import Evaluation, evaluate
 from metarl.experiments.run import Run, write_results
 from metarl.experiments.run_config import RunConfig
+from metarl.meta_rl.grbal_agent import GrBALConfig
 from metarl.meta_rl.rl2_agent import RL2Config
 
 SMALL = RL2Config(update_steps=20, num_minibatches=2, update_epochs=1)
@@ -78,6 +79,10 @@ def message_of(error: pytest.ExceptionInfo[UsageError]) -> str:
         ({"test_tasks": (130,)}, r"'point-goal' has no task 130; allowed ids: 0\.\.129"),
         ({"train_tasks": (-1,)}, r"no task -1; allowed ids: 0\.\.129"),
         ({"reference": "/nowhere"}, "cannot read /nowhere"),
+        ({"drift": True}, "nothing breaks or changes in 'point-goal': choose halfcheetah-cripple"),
+        ({"drift": True, "zero_shot": True}, "--zero-shot and --drift exclude each other: give one"),
+        ({"beside": ("/nowhere",)}, "--beside goes with --drift"),
+        ({"task_dist": "ant-drift", "drift": True, "beside": ("/nowhere",)}, "/nowhere is not the folder of a run"),
         ({"max_episode_steps": 9}, "--max-episode-steps goes with --env-name"),
         ({"backend": "official"}, "unknown option of 'point-goal' 'backend': choose from .*num_train"),
         ({"env_name": "CartPole-v1", "reward_version": "v1"}, "go with a task family, not with --env-name"),
@@ -230,6 +235,69 @@ def test_results_and_curve_are_written(run: Run) -> None:
     (run.folder / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot make .*file/deeper: Not a directory"):
         write_results(run.folder / "file" / "deeper", measured)
+
+
+PLANS = GrBALConfig(past=4, future=4, model_updates=1, batch_windows=4, random_updates=1, horizon=2, candidates=4)
+CHANGING = """
+import gymnasium, metarl, numpy as np
+
+
+class Cart(gymnasium.Env):  # pays for going forward; its drive turns round at step 25
+    observation_space = gymnasium.spaces.Box(-50.0, 50.0, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.place = 0, self.np_random.normal()
+        return np.array([self.place], np.float32), {}
+
+    def step(self, action):
+        drive = self.gain if self.steps >= 25 else 1.0
+        self.steps, self.place = self.steps + 1, self.place + drive * float(action[0])
+        return np.array([self.place], np.float32), drive * float(action[0]), False, False, {}
+
+
+def tasks():
+    return metarl.TaskDistribution(
+        Cart,
+        train=[{"gain": 0.5, "change_at": 25}],
+        test=[{"gain": -1.0, "change_at": 25}, {"gain": -0.5, "change_at": 25}],
+        apply=lambda env, task: setattr(env.unwrapped, "gain", task["gain"]),
+        max_episode_steps=40,
+        reward_model=metarl.RewardModel(lambda before, action, after: (after - before)[..., 0]),
+        drift=metarl.Drift({"gain": 1.0}, "change_at"),
+    )
+"""
+
+
+def test_what_a_change_costs_is_measured_beside_other_runs(tmp_path: Path) -> None:
+    (tmp_path / "cart.py").write_text(CHANGING)
+    family = f"{tmp_path / 'cart.py'}:tasks"
+    run = plan(tmp_path, PLANS, MemoryConfig("mlp", width=8), task_dist=family, algo="grbal", num_envs=2)
+    run = run.prepare_folder()
+    run.train(lambda progress: None, lambda: False)
+    plain = replace(run, algorithm=replace(PLANS, meta=False, online_adaptation=False)).prepare_folder()
+    shutil.copytree(run.checkpoints, plain.checkpoints)
+    run = Run.load(run.folder, drift=True, beside=(str(plain.folder),))
+
+    measured = run.measure()
+    assert (measured["protocol"], list(measured["shots"])) == ("drift", ["0"])
+    conditions = measured["drift"]["conditions"]
+    names = ["as trained", "frozen", f"grbal mlp, {plain.folder.name}"]
+    assert [list(variants) for variants in conditions.values()] == [names, names]
+    returns = {name: found["return"] for name, found in conditions["change"].items()}
+    assert returns["as trained"]["summary"] == measured["shots"]["0"]["return"]
+    assert returns["frozen"] == returns[names[2]] != returns["as trained"]  # of equal weights, in equal worlds
+    paths = write_results(run.folder, measured)
+    assert [path.name for path in paths] == ["results.json", "drift.png"]
+    assert json.loads(paths[0].read_text()) == measured
+
+    with pytest.raises(UsageError, match=r"is a run on '.*': give one on the same family"):
+        Run.load(run.folder, task_dist="halfcheetah-cripple", drift=True, beside=(str(plain.folder),))
+    with pytest.raises(UsageError, match=r"overlap in ids \[0\]"):
+        Run.load(run.folder, train_tasks=(100,), test_tasks=(0,), drift=True, beside=(str(plain.folder),))
+    with pytest.raises(UsageError, match="takes runs that differ in their settings"):
+        Run.load(run.folder, drift=True, beside=(str(plain.folder),) * 2)
 
 
 def test_a_shown_task_widens_the_observation(tmp_path: Path) -> None:

@@ -99,13 +99,25 @@ def test_new_tasks_wait_for_the_next_episode_also_where_the_old_one_is_still_to_
 
 
 def test_a_change_that_changes_nothing_cannot_be_told_from_the_plain_body():
-    still = Task(0, {**FAMILIES["halfcheetah-drift"].whole, "change_at": 3})
+    still = Task(0, {**FAMILIES["halfcheetah-drift"].drift.unchanged, "change_at": 3})
     plain = make_tasks("halfcheetah-gravity").make_env([Task(0, {"gravity_scale": 1.0})])
     env = make_tasks("halfcheetah-drift").make_env([still])
     assert np.array_equal(env.reset(seed=1)[0], plain.reset(seed=1)[0])
     for action in _actions(env, 10):
         for got, expected in zip(env.step(action)[:2], plain.step(action)[:2], strict=True):
             assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_task_without_its_change_is_whole_and_keeps_its_id_and_its_time(name):
+    distribution = make_tasks(name)
+    times = set()
+    for task in distribution.test:
+        whole = distribution.drift.without_change(task)
+        assert whole.id == task.id
+        assert whole.params == {**task.params, **{key: WHOLE[key] for key in WHOLE if key in task}}
+        times.add(task[distribution.drift.change_at] if distribution.drift.change_at else None)
+    assert times == ({None} if name not in CHANGING else {task["change_at"] for task in distribution.test})
 
 
 def test_a_dead_actuator_has_no_effect_but_its_cost():

@@ -56,6 +56,9 @@ class Agent(ABC):
     round_steps: int | None = None
     """Steps of one round in training; None: the task's episode length."""
 
+    expected: Array | None = None
+    """[B, obs] the observation that it had expected in place of the last `next_observation`; None: it expects none."""
+
     def __init__(self, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
         self.observation_space = observation_space
         self.action_space = action_space

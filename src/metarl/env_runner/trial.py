@@ -111,6 +111,7 @@ def run_trial(
     previous: Trial | None = None,
     seed: int | None = None,
     on_round: Callable[[int], None] | None = None,
+    on_step: Callable[..., None] | None = None,
 ) -> Trial:
     """Run one trial: `shots` rounds each followed by `agent.adapt()`, then the query round.
 
@@ -125,6 +126,7 @@ def run_trial(
         previous: the trial that the other rows continue; their running episodes are counted on from it.
         seed: seeds the worlds at the first reset; None: their random streams go on.
         on_round: called with the shot as its round begins.
+        on_step: called after each step with the arguments of `agent.observe`.
     """
     if (episodes is None) == (steps is None):
         raise UsageError(f"a round lasts for either episodes or steps: got episodes={episodes}, steps={steps}")
@@ -152,9 +154,11 @@ def run_trial(
         while round_steps < steps if steps is not None else active.any():
             action = agent.act(observation)
             next_observation, reward, terminated, truncated, infos = env.step(action)
-            agent.observe(
-                observation, action, reward, terminated, truncated, successor(next_observation, infos), active
-            )
+            following = successor(next_observation, infos)
+            observed = (observation, action, reward, terminated, truncated, following, active)
+            agent.observe(*observed)
+            if on_step is not None:
+                on_step(*observed)
             done = terminated | truncated
             log.add(shot, reward, done, active, infos)
             env_steps += int(active.sum())

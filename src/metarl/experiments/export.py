@@ -70,7 +70,7 @@ def export_policy(run: Run, out: Path) -> Export:
     """
     check_format(out)
     write, read = _FORMATS[out.suffix]
-    if find_algorithm(run.config.algo).plans:
+    if "reward_model" in find_algorithm(run.config.algo).knows:
         raise UsageError(f"{run.config.algo} plans with a model at every step and has no policy to export")
     agent = run.make_agent()
     trained = restore(agent, run.checkpoints / LAST)

@@ -74,7 +74,7 @@ def adaptation_table(results: Sequence[Results]) -> Table:
     _check_comparable(results)
     several = len(results) > 1
     succeeds = any(shot["success"] for result in results for shot in result["shots"].values())
-    caption = f"return per episode; {measured_on(results[0])}; {_interval(results)}"
+    caption = f"return per episode; {measured_on(results[0])}; {interval_text(results)}"
     table = Table(title=_title(results), caption=caption, box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
     for column in (*(["agent"] if several else []), "shot"):
         table.add_column(column, no_wrap=True)
@@ -190,7 +190,12 @@ def _drawn_range(results: Sequence[Results]) -> tuple[float, float]:
 def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Sequence[int]) -> None:
     axes.set_title(_title(results), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22)
     axes.text(
-        0, 1.025, f"{measured_on(results[0])}; {_interval(results)}", transform=axes.transAxes, fontsize=9, color=GREY
+        0,
+        1.025,
+        f"{measured_on(results[0])}; {interval_text(results)}",
+        transform=axes.transAxes,
+        fontsize=9,
+        color=GREY,
     )
     axes.set_xlim(-0.35, len(shots) - 0.65)
     axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
@@ -225,7 +230,8 @@ def measured_on(results: Results) -> str:
     return f"{kind}, {repeats} repeat{'' if repeats == 1 else 's'} each"
 
 
-def _interval(results: Sequence[Results]) -> str:
+def interval_text(results: Sequence[Results]) -> str:
+    """What the intervals of these results are."""
     over = dict.fromkeys(INTERVALS[result.get("interval", "repeats")] for result in results)
     return f"mean with 95 % CI {' or '.join(over)}"
 

@@ -20,7 +20,7 @@ from metarl.experiments.reference import OracleAgent, RandomAgent
 from metarl.experiments.statistics import Scores, Summary, summary
 from metarl.tasks.distribution import TaskDistribution
 
-PROTOCOLS = ("few-shot", "zero-shot", "standard")
+PROTOCOLS = ("few-shot", "zero-shot", "standard", "drift")
 Progress: TypeAlias = Callable[[int, int], None]
 References: TypeAlias = Mapping[str, Summary | None]
 
@@ -33,7 +33,8 @@ class Protocol:
     trial. Rows that share a trial share its episodes: counts are rounded up to whole episodes of each row.
 
     Args:
-        name: "few-shot" (the shots asked for, and shot 0 beside them), "zero-shot" (shot 0) or "standard" (0 and 1).
+        name: "few-shot" (the shots asked for, and shot 0 beside them), "zero-shot" (shot 0), "standard" (0 and 1), or
+            "drift" (shot 0, step by step: `experiments/drift.py`).
         few_shot: the shots of "few-shot", each at least 1; empty for the others.
         adaptation_episodes: episodes of a task before each `adapt()`.
         evaluation_episodes: episodes of a task that a query measures, at most as many where anything is adapted.
@@ -78,7 +79,7 @@ class Protocol:
         """The shots that are reported, ascending."""
         if self.name == "few-shot":
             return tuple(sorted({0, *self.few_shot}))
-        return (0,) if self.name == "zero-shot" else (0, 1)
+        return (0, 1) if self.name == "standard" else (0,)
 
     def episodes_by_row(self, trial_rows: int) -> tuple[int, int]:
         """Episodes of every row before an adaptation, and those that a query measures."""
@@ -128,6 +129,7 @@ def evaluate(
     protocol: Protocol,
     progress: Progress | None = None,
     recorder: Recorder | None = None,
+    on_step: Callable[..., None] | None = None,
 ) -> Evaluation:
     """Measure how `agent` adapts to `tasks`: trials of max(protocol.shots) adaptations, `repeats` a task.
 
@@ -138,6 +140,7 @@ def evaluate(
     Args:
         progress: called with (rounds begun, rounds in all).
         recorder: keeps the first row of every task.
+        on_step: called after each step with the arguments of `agent.observe`.
 
     Raises:
         UsageError: no task, or a task twice.
@@ -146,7 +149,7 @@ def evaluate(
     with closing(distribution.make_env(row_tasks(tasks, protocol, agent.trial_rows), seed=protocol.seed)) as env:
         rows = {task: index * agent.trial_rows for index, task in enumerate(tasks)}
         worlds = env if recorder is None else recorder.wrap(env, rows)
-        evaluation = _evaluate_in(worlds, agent, tasks, protocol, progress)
+        evaluation = _evaluate_in(worlds, agent, tasks, protocol, progress, on_step)
     return _with_strata(evaluation, distribution)
 
 
@@ -195,7 +198,12 @@ def check_unique(tasks: Sequence[Task]) -> None:
 
 
 def _evaluate_in(
-    env: TaskVectorEnv, agent: Agent, tasks: Sequence[Task], protocol: Protocol, progress: Progress | None = None
+    env: TaskVectorEnv,
+    agent: Agent,
+    tasks: Sequence[Task],
+    protocol: Protocol,
+    progress: Progress | None = None,
+    on_step: Callable[..., None] | None = None,
 ) -> Evaluation:
     last = max(protocol.shots)
     before, measured = protocol.episodes_by_row(agent.trial_rows)
@@ -209,6 +217,7 @@ def _evaluate_in(
             query_episodes=measured,
             seed=protocol.seed,
             on_round=None if progress is None else lambda shot: progress(shot + 1, last + 1),
+            on_step=on_step,
         )
     shots = tuple(_shot_scores(trial, shot, protocol, agent.trial_rows) for shot in protocol.shots)
     return Evaluation(protocol, tuple(tasks), shots, trial.env_steps, trial.unstable_rows)

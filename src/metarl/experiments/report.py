@@ -15,18 +15,15 @@ from metarl.core.agent import Metrics
 from metarl.core.errors import UsageError
 from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.results import RESULTS_FILE, Results, load_results
-from metarl.experiments.run import CONFIG_FILE, EVALUATIONS
+from metarl.experiments.run import CONFIG_FILE, EVALUATIONS, LABELLED_SETTINGS
 from metarl.experiments.statistics import Scores
 
 NEEDED = {
     *("algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split"),
     *("env_steps", "wall_seconds", "versions", "command"),
 }
-NOT_THE_METHOD = {"run.seed", "run.output_dir", "run.device", "run.reference", "run.benchmark_mode"}
+NOT_THE_METHOD = {"run.seed", "run.output_dir", "run.device", "run.reference", "run.benchmark_mode", "run.beside"}
 """Settings in which two runs of one method may differ: all others make it another method."""
-
-LABELLED_SETTINGS = 2
-"""So many settings that differ are named in a label; more, and the run's folder is."""
 
 MEASURE_AGAIN = "measure one again with  metarl evaluate, or report them apart"
 APART = "report them apart"

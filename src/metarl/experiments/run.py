@@ -19,19 +19,26 @@ from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
 from metarl.experiments.doctor import hardware
+from metarl.experiments.drift import CHANGE, check_drift, measure_drift
+from metarl.experiments.drift_views import drift_picture
 from metarl.experiments.environments import draw_environments, environment_rows, some_of_each, write_environments
 from metarl.experiments.files import write_json
 from metarl.experiments.plots import adaptation_curve
-from metarl.experiments.protocol import Evaluation, Protocol, check_unique, evaluate, reference_lines
+from metarl.experiments.protocol import Evaluation, Protocol, check_disjoint, check_unique, evaluate, reference_lines
 from metarl.experiments.results import RESULTS_FILE, Results, reference_from_run, results, versions
 from metarl.experiments.run_config import RunConfig
 from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.distribution import TaskDistribution
 
-CONFIG_FILE, CURVE_FILE, EVALUATIONS = "config.json", "adaptation_curve.png", "evaluations"
+CONFIG_FILE, EVALUATIONS = "config.json", "evaluations"
+CURVE_FILE, DRIFT_FILE = "adaptation_curve.png", "drift.png"
 ENVIRONMENTS = "environments"
 """A CSV and a PNG of this name are written where the family has environments."""
+AS_TRAINED, FROZEN = "as trained", "frozen"
+"""Variants of an agent that the drift protocol measures."""
+LABELLED_SETTINGS = 2
+"""So many settings that differ are named in a label; more, and the run's folder is."""
 FREE_BYTES = 50 * 2**20
 """Nothing is trained on a disk with less space than this: two checkpoints, logs and figures take a few MB."""
 
@@ -63,9 +70,13 @@ class Run:
         config.protocol(distribution, test)
         if config.reference is not None:
             reference_from_run(config.reference, distribution, test)
+        if config.drift:
+            check_drift(distribution, test)
         parts = (time.strftime("%Y%m%d-%H%M%S"), distribution.name, config.algo, memory.method, f"s{config.seed}")
         folder = Path(config.output_dir) / re.sub(r"[^\w.-]+", "_", "-".join(parts))
-        return cls(folder, config, algorithm, memory, command, distribution, train, test)
+        run = cls(folder, config, algorithm, memory, command, distribution, train, test)
+        run.runs_beside()
+        return run
 
     @classmethod
     def load(cls, folder: str | Path, **changes: Any) -> Run:
@@ -149,6 +160,36 @@ class Run:
                 **known,
             )
 
+    def trained_agent(self, **changes: Any) -> Agent:
+        """The agent of the last checkpoint, with some values of its config changed."""
+        agent = replace(self, algorithm=replace(self.algorithm, **changes)).make_agent()
+        restore(agent, self.checkpoints / LAST)
+        return agent
+
+    def runs_beside(self) -> dict[str, Run]:
+        """The runs that are measured beside this one, by what tells them apart."""
+        runs = {}
+        for folder in self.config.beside:
+            run = Run.load(folder, drift=False, beside=(), reference=None)
+            if (run.distribution.name, run.distribution.details) != (self.distribution.name, self.distribution.details):
+                raise UsageError(
+                    f"--beside {folder} is a run on '{run.distribution.name}': give one on the same family"
+                )
+            check_disjoint(run.train_tasks, self.test_tasks)
+            load_checkpoint(run.checkpoints / LAST)
+            runs[_label(run)] = run
+        if len(runs) < len(self.config.beside):
+            raise UsageError(f"--beside takes runs that differ in their settings, got {', '.join(self.config.beside)}")
+        return runs
+
+    def variants(self) -> dict[str, Agent]:
+        """The agents that the drift protocol measures: this run's as it was trained and frozen, then those beside."""
+        agents = {AS_TRAINED: self.trained_agent()}
+        frozen = find_algorithm(self.config.algo).frozen
+        if replace(self.algorithm, **frozen) != self.algorithm:
+            agents[FROZEN] = self.trained_agent(**frozen)
+        return agents | {label: run.trained_agent() for label, run in self.runs_beside().items()}
+
     def train(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:
         """Train to the last epoch, from the last checkpoint where there is one; False where `stop` ended it before."""
         _check_free(self.folder)
@@ -176,18 +217,29 @@ class Run:
     ) -> Results:
         """Measure the last checkpoint on the held-out tasks.
 
-        The results also count `unstable_rows`: worlds that the simulator had to give up. Where the family has several
-        environments, or goals of one, `environments` has the scores of each, on train and on test tasks.
+        The results also count `unstable_rows`: worlds that the simulator had to give up; the drift protocol adds
+        `drift`, as `experiments/drift.py` says; and where the family has several environments, or goals of one,
+        `environments` has the scores of each, on train and on test tasks.
 
         Args:
             progress: called with (rounds begun, rounds in all).
             seed: of the worlds; None: that of the run.
             recorder: keeps the first row of every task.
         """
-        agent = self.make_agent()
-        meta = restore(agent, self.checkpoints / LAST)
+        meta = load_checkpoint(self.checkpoints / LAST)[1]
         protocol = self.protocol if seed is None else replace(self.protocol, seed=seed)
-        evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress, recorder)
+        found: Results = {}
+        if self.config.drift:
+            drift = measure_drift(self.variants(), self.distribution, self.test_tasks, protocol, progress, recorder)
+            evaluation = drift.courses[CHANGE][AS_TRAINED].evaluation
+            found = {"unstable_rows": drift.unstable_rows, "drift": drift.results()}
+        else:
+            agent = self.trained_agent()
+            evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress, recorder)
+            found = {"unstable_rows": evaluation.unstable_rows}
+            if self.distribution.environment is not None:
+                rows = environment_rows(self.distribution, self._measure_trained(agent, protocol, progress), "train")
+                found["environments"] = rows + environment_rows(self.distribution, evaluation, "test")
         references = reference_lines(self.distribution, self.test_tasks, protocol) if self.config.benchmark_mode else {}
         if self.config.reference is not None:
             line = reference_from_run(self.config.reference, self.distribution, self.test_tasks)
@@ -204,11 +256,7 @@ class Run:
             wall_seconds=meta["wall_seconds"],
             command=self.command,
         )
-        if self.distribution.environment is not None:
-            rows = environment_rows(self.distribution, self._measure_trained(agent, protocol, progress), "train")
-            rows += environment_rows(self.distribution, evaluation, "test")
-            measured["environments"] = rows
-        return {**measured, "unstable_rows": evaluation.unstable_rows}
+        return measured | found
 
     def _measure_trained(
         self, agent: Agent, protocol: Protocol, progress: Callable[[int, int], None] | None
@@ -224,9 +272,13 @@ def write_results(folder: Path, measured: Results) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make {folder}: {error.strerror}; free space there") from error
-    paths = [folder / RESULTS_FILE, folder / CURVE_FILE]
+    paths = [folder / RESULTS_FILE]
     write_json(paths[0], measured)
-    adaptation_curve(paths[1], [measured])
+    if "drift" in measured:
+        drift_picture(folder / DRIFT_FILE, measured)
+        return [*paths, folder / DRIFT_FILE]
+    adaptation_curve(folder / CURVE_FILE, [measured])
+    paths.append(folder / CURVE_FILE)
     if environments := measured.get("environments"):
         table = folder / f"{ENVIRONMENTS}.csv"
         write_environments(table, environments)
@@ -237,6 +289,14 @@ def write_results(folder: Path, measured: Results) -> list[Path]:
             draw_environments(picture, environments, title)
             paths.append(picture)
     return paths
+
+
+def _label(run: Run) -> str:
+    """Algorithm and network, and the settings in which the run differs from the algorithm's; its folder if many."""
+    usual = asdict(find_algorithm(run.config.algo).config(run.config.env_name is not None))
+    differ = [f"{name} {value}" for name, value in asdict(run.algorithm).items() if value != usual[name]]
+    names = differ if len(differ) <= LABELLED_SETTINGS else [run.folder.name]
+    return ", ".join([f"{run.config.algo} {run.memory.method}", *names])
 
 
 def _make_new(folder: Path) -> Path:

@@ -59,6 +59,11 @@ class RunConfig:
     """Few-shot protocol: report the return after so many shots, e.g. 1 5 10 (and after none)."""
     zero_shot: bool = False
     """Zero-shot protocol: report the return without any adaptation."""
+    drift: bool = False
+    """Drift protocol, for bodies that break and worlds that change: what the change costs, and how soon it is made up
+    for, frozen and adapting, with the change and without it."""
+    beside: tuple[str, ...] = ()
+    """With --drift: folders of finished runs on the same family, whose agents are measured in the same episodes."""
     train_tasks: tuple[int, ...] = ()
     """Ids of the tasks to train on; none: all train tasks."""
     test_tasks: tuple[int, ...] = ()
@@ -80,8 +85,11 @@ class RunConfig:
         for name, value, least in (("epochs", self.epochs, 1), ("seed", self.seed, 0), ("num_envs", self.num_envs, 1)):
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} is at least {least}, got {value}")
-        if self.few_shot and self.zero_shot:
-            raise UsageError("--few-shot and --zero-shot exclude each other: give one")
+        chosen = [flag for flag, given in self._protocols.items() if given]
+        if len(chosen) > 1:
+            raise UsageError(f"{' and '.join(chosen)} exclude each other: give one")
+        if self.beside and not self.drift:
+            raise UsageError("--beside goes with --drift: to compare other measurements of runs, use metarl report")
         if self.max_episode_steps is not None and self.env_name is None:
             raise UsageError("--max-episode-steps goes with --env-name: a task family has a fixed horizon")
         if self.env_name is not None and (self.backend or self.reward_version):
@@ -93,9 +101,14 @@ class RunConfig:
         if self.algo not in ALGOS:
             raise unknown_name("algo", self.algo, ALGOS)
 
+    @property
+    def _protocols(self) -> dict[str, bool]:
+        """The flags that choose a protocol, and whether they are given."""
+        return {"--few-shot": bool(self.few_shot), "--zero-shot": self.zero_shot, "--drift": self.drift}
+
     def protocol(self, distribution: TaskDistribution, tasks: Sequence[Task]) -> Protocol:
         """How the run is measured on these tasks; what was not asked for is as the family recommends."""
-        name = "few-shot" if self.few_shot else "zero-shot" if self.zero_shot else "standard"
+        name = next((flag.removeprefix("--") for flag, given in self._protocols.items() if given), "standard")
         before, measured = distribution.episodes if name == "standard" else (1, 1)
         by_task = distribution.environment is not None and min(Counter(distribution.environments(tasks)).values()) > 1
         repeats = self.repeats if self.repeats is not None else 1 if by_task else REPEATS

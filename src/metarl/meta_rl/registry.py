@@ -27,6 +27,8 @@ class Algorithm:
         memory: the default network.
         knows: what `make` is also told of the task family: "reward_model" or "reward_scale", as `TaskDistribution` has
             them.
+        frozen: values of the config with which it acts by what all tasks share; empty: nothing of it changes between
+            calls of `adapt` but its memory.
     """
 
     make: Callable[..., Agent]
@@ -36,6 +38,7 @@ class Algorithm:
     single: Mapping[str, Any] = field(default_factory=dict)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     knows: tuple[str, ...] = ()
+    frozen: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, single: bool = False) -> Any:
         """The default hyper-parameters."""
@@ -56,7 +59,12 @@ _ALGORITHMS = {
     # With one environment nothing is carried from episode to episode, so short updates do.
     "rl2": Algorithm(RL2Agent, RL2Config, num_envs=64, single={"update_steps": 128}, knows=("reward_scale",)),
     "grbal": Algorithm(
-        GrBALAgent, GrBALConfig, num_envs=16, memory=MemoryConfig("mlp", width=128), knows=("reward_model",)
+        GrBALAgent,
+        GrBALConfig,
+        num_envs=16,
+        memory=MemoryConfig("mlp", width=128),
+        knows=("reward_model",),
+        frozen={"online_adaptation": False},
     ),
 }
 ALGOS = tuple(_ALGORITHMS)

@@ -71,6 +71,22 @@ TaskSource: TypeAlias = Mapping[str, Sampler] | Sequence[Params]
 MakeWorlds: TypeAlias = Callable[[Sequence[Task], int], TaskVectorEnv]
 
 
+@dataclass(frozen=True)
+class Drift:
+    """What breaks or changes in the tasks of a family: for who measures it, never for an agent."""
+
+    unchanged: Params
+    """Parameters of the body that is whole in a world that stays as it is; a task has others in their place."""
+
+    change_at: str | None = None
+    """The parameter that holds the step of every episode from which on a task differs from `unchanged`; None: it
+    differs from the first step on."""
+
+    def without_change(self, task: Task) -> Task:
+        """The task in which nothing breaks or changes."""
+        return Task(task.id, {**task.params, **self.unchanged})
+
+
 class TaskDistribution:
     """Train tasks, test tasks, and how to make worlds that run them.
 
@@ -106,6 +122,7 @@ class TaskDistribution:
         episodes: of a task before an adaptation, and in the query after it, as the family's standard protocol has them.
         reward_model: the reward as a function of observations, where it is the same in all tasks: agents that plan
             with a learned model of the dynamics need it.
+        drift: what breaks or changes, where that is what tasks differ by: `--drift` measures it.
     """
 
     def __init__(
@@ -128,6 +145,7 @@ class TaskDistribution:
         episodes: tuple[int, int] = (1, 1),
         reward_scale: float = 0.1,
         reward_model: RewardModel | None = None,
+        drift: Drift | None = None,
     ) -> None:
         if (make_env is None) == (make_worlds is None):
             raise UsageError(f"task distribution '{name}' needs either make_env or make_worlds")
@@ -144,6 +162,7 @@ class TaskDistribution:
         self.episodes = episodes
         self.reward_scale = reward_scale
         self.reward_model = reward_model
+        self.drift = drift
         self._make_env = make_env
         self._apply = apply
         self._make_worlds = make_worlds

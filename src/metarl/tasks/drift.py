@@ -13,8 +13,9 @@ import mujoco  # type: ignore[import-untyped]
 import numpy as np
 
 from metarl.core.task import Task
+from metarl.env_runner.mujoco_batch import CHANGE_AT
 from metarl.env_runner.mujoco_family import MujocoFamily
-from metarl.tasks.distribution import Params, TaskDistribution, Uniform
+from metarl.tasks.distribution import Drift, Params, TaskDistribution, Uniform
 from metarl.tasks.locomotion import (
     ANT,
     HALF_CHEETAH,
@@ -58,7 +59,7 @@ def _draw_crippled(generator: np.random.Generator, may_die: Sequence[int]) -> Pa
     return {"dead_actuator": int(generator.choice(may_die)), "mass_scale": mass}
 
 
-_NOTHING_CHANGES: Params = {"gravity_scale": 1.0, "mass_scale": 1.0, "dead_actuator": NONE, "change_at": LATEST}
+_NOTHING_CHANGES: Params = {"gravity_scale": 1.0, "mass_scale": 1.0, "dead_actuator": NONE}
 
 
 def _draw_change(generator: np.random.Generator, may_die: Sequence[int]) -> Params:
@@ -67,7 +68,7 @@ def _draw_change(generator: np.random.Generator, may_die: Sequence[int]) -> Para
     dead = int(generator.choice([actuator for actuator in may_die if actuator != NONE]))
     changes: list[dict[str, float]] = [{"gravity_scale": factor}, {"mass_scale": factor}, {"dead_actuator": dead}]
     change = changes[int(generator.integers(len(changes)))]
-    return {**_NOTHING_CHANGES, **change, "change_at": int(generator.integers(EARLIEST, LATEST))}
+    return {**_NOTHING_CHANGES, **change, CHANGE_AT: int(generator.integers(EARLIEST, LATEST))}
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Drifting:
     """Actuators that may die in train tasks."""
     test: tuple[int, ...]
     """Actuators that may die in test tasks: others than in training."""
-    whole: Params
-    """Parameters of a task in which nothing is broken or changes."""
+    drift: Drift
+    """What a task differs by from the body that is whole, and from when on."""
 
 
 _CHANGING_CHEETAH = replace(HALF_CHEETAH, late_edit=_change)
@@ -97,7 +98,7 @@ FAMILIES = {
         _draw_crippled,
         train=(NONE, 0, 1, 2, 4),
         test=(3, 5),
-        whole={"dead_actuator": NONE, "mass_scale": 1.0},
+        drift=Drift({"dead_actuator": NONE, "mass_scale": 1.0}),
     ),
     "halfcheetah-drift": Drifting(
         "Half-cheetah whose gravity, mass or an actuator changes at an unknown step of every episode.",
@@ -105,7 +106,7 @@ FAMILIES = {
         _draw_change,
         train=(0, 1, 2, 4),
         test=(3, 5),
-        whole=_NOTHING_CHANGES,
+        drift=Drift(_NOTHING_CHANGES, CHANGE_AT),
     ),
     "ant-drift": Drifting(
         "Ant whose gravity, mass or an actuator changes at an unknown step of every episode.",
@@ -113,7 +114,7 @@ FAMILIES = {
         _draw_change,
         train=(0, 1, 2, 3, 5, 6),
         test=(4, 7),
-        whole=_NOTHING_CHANGES,
+        drift=Drift(_NOTHING_CHANGES, CHANGE_AT),
     ),
 }
 
@@ -144,6 +145,7 @@ def _factory(name: str) -> Callable[..., TaskDistribution]:
             seed=seed,
             make_worlds=partial(make_worlds, family, HORIZON, num_threads),
             reward_model=forward_reward(family),
+            drift=drifting.drift,
         )
 
     make.__doc__ = f"""{drifting.summary}

@@ -1,0 +1,112 @@
+"""What `--drift` found out, to look at: a table for the terminal, a picture of reward and model error over time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAVY
+from rich.table import Table
+
+from metarl.experiments.drift import CHANGE, UNCHANGED
+from metarl.experiments.files import atomic_write
+from metarl.experiments.plots import COLOURS, GREY, INK, interval_text, measured_on, number
+from metarl.experiments.results import Results
+
+MEASURES = {
+    "return": "return",
+    "before": "reward a step, before",
+    "after": "reward a step, after",
+    "steps_to_recover": "steps to recover",
+    "recovered": "recovered",
+    "error": "model error",
+    "error_before": "model error, before",
+    "error_after": "model error, after",
+}
+CONDITIONS = {CHANGE: "held-out tasks", UNCHANGED: "nothing changes"}
+CURVES = {"reward": "reward a step", "error": "model error"}
+
+
+def drift_table(results: Results) -> Table:
+    """Every measure, a row a variant, with the change and without it."""
+    conditions = results["drift"]["conditions"]
+    caption = (
+        f"{measured_on(results)}; {interval_text([results])}. Recovered: back at {results['drift']['fraction']:.0%} of the own level "
+        f"before, in the mean of {results['drift']['window']} steps; who never is counts with all steps that were left"
+    )
+    timed = "after" in next(iter(conditions[CHANGE].values()))
+    table = Table(
+        title=f"{results['task_dist']} · with the change, and where nothing changes",
+        caption=caption if timed else f"{measured_on(results)}; {interval_text([results])}",
+        box=SIMPLE_HEAVY,
+        padding=0,
+        collapse_padding=True,
+    )
+    table.add_column("agent", no_wrap=True)
+    for label in CONDITIONS.values():
+        for column in (label, "95 % CI", "IQM"):
+            table.add_column(column, justify="right")
+    for measure, label in MEASURES.items():
+        variants = [name for name, found in conditions[CHANGE].items() if measure in found]
+        if variants:
+            table.add_row(label, style="bold")
+        for variant in variants:
+            found = [conditions[condition][variant].get(measure) for condition in CONDITIONS]
+            table.add_row(f"  {variant}", *(cell for each in found for cell in _cells(each)))
+    return table
+
+
+def drift_picture(path: str | Path, results: Results) -> None:
+    """Draw reward, and model error where there is one, over time as a PNG: mean and 95 % band of every variant.
+
+    Time is counted from the change on; without one, from the start of the episode.
+    """
+    conditions = results["drift"]["conditions"]
+    drawn = [curve for curve in CURVES if any(curve in found["curves"] for found in conditions[CHANGE].values())]
+    figure = Figure(figsize=(10.4, 1.2 + 3.2 * len(drawn)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(drawn), len(CONDITIONS), sharey="row", sharex=True, squeeze=False)
+    timed = "after" in next(iter(conditions[CHANGE].values()))
+    for row, curve in zip(grid, drawn, strict=True):
+        for axes, condition in zip(row, CONDITIONS, strict=True):
+            _draw(axes, conditions[condition], curve)
+            if timed:
+                axes.axvline(0.0, color=GREY, linewidth=1.2, linestyle=(0, (4, 2)))
+        row[0].set_ylabel(CURVES[curve], color=INK)
+    for axes, label in zip(grid[0], CONDITIONS.values(), strict=True):
+        axes.set_title(label, loc="left", fontsize=10.5, color=INK)
+    for axes in grid[-1]:
+        axes.set_xlabel("steps from the change on" if timed else "step of the episode", color=INK)
+    title = " · ".join((results["task_dist"], measured_on(results), interval_text([results])))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    atomic_write(path, image.getvalue())
+
+
+def _draw(axes: Axes, variants: Mapping[str, Any], curve: str) -> None:
+    for index, (variant, found) in enumerate(variants.items()):
+        if curve not in found["curves"]:
+            continue
+        points, colour = found["curves"][curve], COLOURS[index % len(COLOURS)]
+        axes.fill_between(points["step"], points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
+        axes.plot(points["step"], points["mean"], color=colour, linewidth=1.6, label=variant)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=INK, labelsize=9)
+
+
+def _cells(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["", "", ""]
+    summary = found["summary"]
+    low, high = summary["ci95"]
+    return [number(summary["mean"]), f"[{number(low)}, {number(high)}]", number(summary["iqm"])]

@@ -1,0 +1,223 @@
+"""The drift protocol on worlds whose rewards are known beforehand, so that every number can be computed by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from metarl.core.agent import Agent, Array
+from metarl.core.errors import UsageError
+from metarl.core.task import Task
+from metarl.experiments.drift import (
+    BIN,
+    CHANGE,
+    FRACTION,
+    UNCHANGED,
+    WINDOW,
+    DriftEvaluation,
+    measure_drift,
+    steps_to_recover,
+)
+from metarl.experiments.drift_views import drift_picture, drift_table
+from metarl.experiments.protocol import Protocol
+from metarl.tasks.distribution import Drift, TaskDistribution
+
+HORIZON = 100
+PROTOCOL = Protocol("drift", repeats=2, seed=4)
+TASKS = ({"lame": 0, "change_at": 30}, {"lame": 35, "change_at": 40}, {"lame": 100, "change_at": 50})
+"""It never falls; falls and recovers; never recovers."""
+
+
+class Treadmill(gymnasium.Env[Array, Array]):
+    """Pays 2 a step, and nothing for `lame` steps from step `change_at` on; shows the number of the step. An episode
+    ends at step `falls_at`, where the task has one."""
+
+    observation_space = gymnasium.spaces.Box(0.0, 200.0, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(0.0, 10.0, (1,), np.float32)
+    task: Task
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._step = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        since = self._step - int(self.task["change_at"]) if "change_at" in self.task else self._step
+        lame = 0 <= since < int(self.task["lame"])
+        self._step += 1
+        fallen = "falls_at" in self.task and self._step >= int(self.task["falls_at"])
+        return np.full(1, self._step**2, np.float32), 0.0 if lame else 2.0, fallen, False, {}
+
+
+def family(*params: dict[str, Any], drift: Drift | None = Drift({"lame": 0}, "change_at")) -> TaskDistribution:  # noqa: B008
+    return TaskDistribution(
+        Treadmill,
+        train=[{"lame": 1, "change_at": 60}],
+        test=params,
+        apply=lambda env, task: setattr(env.unwrapped, "task", task),
+        max_episode_steps=HORIZON,
+        name="treadmill",
+        drift=drift,
+    )
+
+
+def measured(distribution: TaskDistribution, **variants: Agent) -> DriftEvaluation:
+    return measure_drift(variants, distribution, distribution.test, PROTOCOL)
+
+
+def test_steps_to_recover_by_hand() -> None:
+    assert (WINDOW, FRACTION) == (20, 0.8)
+    up, down = [1.0] * 40, [0.0] * 30
+    # Below once 5 of the last 20 steps are lame; back once 16 of them are not.
+    assert steps_to_recover(np.array(up + down + up), 40) == (30 + 16, True)
+    assert steps_to_recover(np.array(up + down), 40) == (30, False)
+    assert steps_to_recover(np.array(up + down[:4] + up), 40) == (0, True)
+    assert steps_to_recover(np.array(up + down[:5] + up), 40) == (5 + 1 + 15, True)
+    # A late fall counts from the change on: 30 steps unharmed, 30 lame.
+    assert steps_to_recover(np.array(up + up[:30] + down + up), 40) == (30 + 30 + 16, True)
+
+
+def test_of_a_negative_level_it_may_lose_as_large_a_part() -> None:
+    up = [-1.0] * 40
+    assert steps_to_recover(np.array([*up, *[-1.19] * 40]), 40) == (0, True)
+    assert steps_to_recover(np.array([*up, *[-1.21] * 40]), 40) == (40, False)
+
+
+def test_measures_by_hand(scripted_agent) -> None:
+    distribution = family(*TASKS)
+    course = measured(distribution, one=scripted_agent).courses[CHANGE]["one"]
+    expected = {
+        "return": [200.0, 130.0, 100.0],
+        "before": [2.0, 2.0, 2.0],
+        "after": [2.0, 2 * 25 / 60, 0.0],
+        "steps_to_recover": [0.0, 35 + 16, 50.0],
+        "recovered": [1.0, 1.0, 0.0],
+    }
+    measures = course.measures()
+    assert list(measures) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(measures[name], [values] * 2)
+
+
+def test_where_nothing_changes_every_variant_lives_in_the_same_worlds(scripted_agent) -> None:
+    courses = measured(family(*TASKS), one=scripted_agent, other=scripted_agent).courses
+    assert list(courses) == [CHANGE, UNCHANGED]
+    for course in courses[UNCHANGED].values():
+        assert [task.id for task in course.evaluation.tasks] == [100, 101, 102]
+        measures = course.measures()
+        np.testing.assert_array_equal(measures["return"], np.full((2, 3), 200.0))
+        np.testing.assert_array_equal(measures["after"], np.full((2, 3), 2.0))
+        np.testing.assert_array_equal(measures["steps_to_recover"], np.zeros((2, 3)))
+    np.testing.assert_array_equal(courses[CHANGE]["one"].rewards, courses[CHANGE]["other"].rewards)
+
+
+def test_without_a_time_of_change_there_is_a_return_alone(scripted_agent) -> None:
+    evaluation = measured(family({"lame": 30}, {"lame": 0}, drift=Drift({"lame": 0})), one=scripted_agent)
+    (course,) = evaluation.courses[CHANGE].values()
+    measures = course.measures()
+    assert list(measures) == ["return"]
+    np.testing.assert_array_equal(measures["return"], [[140.0, 200.0]] * 2)
+    curve = evaluation.results()["conditions"][CHANGE]["one"]["curves"]["reward"]
+    assert curve["step"] == [bin * BIN + BIN / 2 for bin in range(HORIZON // BIN)]
+    assert curve["mean"] == [1.0] * (30 // BIN) + [2.0] * (70 // BIN)
+
+
+def test_rewards_after_the_end_of_an_episode_count_as_nothing(scripted_agent) -> None:
+    early = {"lame": 0, "change_at": 50, "falls_at": 40}
+    late = {"lame": 0, "change_at": 50, "falls_at": 75}
+    (course,) = measured(family(early, late), one=scripted_agent).courses[CHANGE].values()
+    measures = course.measures()
+    np.testing.assert_allclose(measures["return"], [[80.0, 150.0]] * 2)
+    np.testing.assert_allclose(measures["before"], [[80 / 50, 2.0]] * 2)
+    np.testing.assert_allclose(measures["after"], [[0.0, 1.0]] * 2)
+    assert course.rewards.shape == (HORIZON, 4)
+
+
+def test_curves_are_aligned_at_the_change(scripted_agent) -> None:
+    found = measured(family(*TASKS[1:]), one=scripted_agent).results()["conditions"][CHANGE]["one"]
+    curve = found["curves"]["reward"]
+    # Both tasks have 40 steps before the change and 50 after it; one recovers after 35.
+    assert curve["step"] == [step + BIN / 2 for step in range(-40, 50, BIN)]
+    assert curve["mean"] == [2.0] * (40 // BIN) + [0.0] * (35 // BIN) + [1.0] * (15 // BIN)
+    assert curve["low"] == curve["mean"] == curve["high"]
+    assert found["after"]["scores"] == [[2 * 25 / 60] * 2, [0.0] * 2]
+    assert found["after"]["summary"]["mean"] == pytest.approx(25 / 60)
+
+
+def test_errors_are_in_units_of_what_there_was_to_predict(scripted_agent) -> None:
+    """The observation is t², so the change after t steps is 2 t + 1; one agent expects a change of 3 each time."""
+
+    class Predicting(type(scripted_agent)):  # type: ignore[misc]
+        def _observe(self, *transition_and_active: Array) -> None:
+            self.expected = transition_and_active[0] + 3.0
+
+    course = measured(family(*TASKS), one=Predicting()).courses[CHANGE]["one"]
+    changes = 2.0 * np.arange(HORIZON) + 1
+    errors = (changes - 3) ** 2 / changes.var()
+    assert course.errors is not None
+    np.testing.assert_allclose(course.errors, np.repeat(errors[:, None], 6, 1), rtol=1e-5)
+    for column, at in enumerate((30, 40, 50)):
+        np.testing.assert_allclose(course.measures()["error_before"][:, column], errors[:at].mean(), rtol=1e-5)
+        np.testing.assert_allclose(course.measures()["error_after"][:, column], errors[at:].mean(), rtol=1e-5)
+    # Where an episode ends before its change, no error after it can be told.
+    gone = measured(family(TASKS[0], {"lame": 0, "change_at": 50, "falls_at": 40}), one=Predicting())
+    assert "error_before" in gone.courses[CHANGE]["one"].measures()
+    assert "error_after" not in gone.courses[CHANGE]["one"].measures()
+
+
+def test_rows_of_a_trial_are_one_score(scripted_agent) -> None:
+    scripted_agent.trial_rows = 2
+    course = measured(family(*TASKS), one=scripted_agent).courses[CHANGE]["one"]
+    assert course.rewards.shape == (HORIZON, 12)
+    np.testing.assert_allclose(course.measures()["after"], [[2.0, 2 * 25 / 60, 0.0]] * 2)
+
+
+def test_progress_counts_courses(scripted_agent) -> None:
+    distribution, told = family(*TASKS), []
+    variants = {"one": scripted_agent, "other": scripted_agent}
+    measure_drift(variants, distribution, distribution.test, PROTOCOL, lambda *where: told.append(where))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("drift", "at", "message"),
+    [
+        (None, 50, "nothing breaks or changes in 'treadmill': choose halfcheetah-cripple, .* or give drift="),
+        (Drift({"lame": 0}, "change_at"), 19, "takes changes from step 20 on and before step 100.* changes at 19"),
+        (Drift({"lame": 0}, "change_at"), 100, "takes changes from step 20 on and before step 100"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(scripted_agent, drift: Drift | None, at: int, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        measured(family({"lame": 0, "change_at": at}, drift=drift), one=scripted_agent)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_table_and_the_picture(scripted_agent, tmp_path: Path, timed: bool) -> None:
+    distribution = family(*TASKS) if timed else family({"lame": 30}, {"lame": 0}, drift=Drift({"lame": 0}))
+    evaluation = measured(distribution, first=scripted_agent, second=scripted_agent)
+    results = {
+        "task_dist": "treadmill",
+        "tasks": [{"shots": {"0": {"return": [0.0, 0.0]}}} for _ in distribution.test],
+        "task_split": {"same_as_train": []},
+        "drift": evaluation.results(),
+    }
+    text = _printed(drift_table(results))
+    assert text.count("first") == text.count("second") == (5 if timed else 1)
+    assert ("steps to recover" in text, "Recovered: back at 80%" in text) == (timed, timed)
+    drift_picture(tmp_path / "drift.png", results)
+    with Image.open(tmp_path / "drift.png") as image:
+        assert image.size[0] > 1000
+
+
+def _printed(table: Any) -> str:
+    console = Console(width=110)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
