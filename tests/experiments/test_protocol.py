@@ -32,7 +32,7 @@ def test_shots_of_each_protocol(protocol: Protocol, shots: tuple[int, ...]) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "fewshot"}, "unknown protocol 'fewshot': choose from few-shot, .*did you mean 'few-shot'"),
+        ({"name": "fewshot"}, "unknown protocol 'fewshot': choose from drift, few-shot, .*did you mean 'few-shot'"),
         ({"name": "few-shot", "few_shot": (1, -1)}, "--few-shot takes integers >= 1.*got 1 -1"),
         ({"name": "few-shot", "few_shot": (0,)}, "--few-shot takes integers >= 1.*got 0"),
         ({"name": "few-shot"}, "--few-shot takes integers >= 1.*got nothing"),

@@ -36,8 +36,9 @@ def drift_table(results: Results) -> Table:
     """Every measure, a row a variant, with the change and without it."""
     conditions = results["drift"]["conditions"]
     caption = (
-        f"{measured_on(results)}; {interval_text([results])}. Recovered: back at {results['drift']['fraction']:.0%} of the own level "
-        f"before, in the mean of {results['drift']['window']} steps; who never is counts with all steps that were left"
+        f"{measured_on(results)}; {interval_text([results])}. Recovered: back at {results['drift']['fraction']:.0%} of "
+        f"the own level before, in the mean of {results['drift']['window']} steps; who never is counts with all "
+        "steps that were left"
     )
     timed = "after" in next(iter(conditions[CHANGE].values()))
     table = Table(
