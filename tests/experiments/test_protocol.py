@@ -9,6 +9,7 @@ import torch
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.env_runner.recording import Recorder
 from metarl.env_runner.trial import run_trial
 from metarl.experiments.protocol import Protocol, check_disjoint, evaluate, reference_lines, row_tasks
 from metarl.experiments.statistics import summary
@@ -261,3 +262,28 @@ def test_intervals_over_tasks_are_within_their_environments(bonus_family, script
     family.environment = "length"
     protocol = Protocol("standard", repeats=1, interval="tasks")
     assert evaluate(scripted_agent, family, family.test, protocol).strata == ("3", "1", "2")
+
+
+def test_many_tasks_are_measured_in_turn_in_one_agents_streams(bonus_family, scripted_agent, monkeypatch) -> None:
+    family = bonus_family(luck=1.0)
+    protocol = Protocol("few-shot", (2,), repeats=2, seed=6)
+    together = evaluate(scripted_agent, family, family.test, protocol)
+    recorder = Recorder((0, 2))
+    reported: list[tuple[int, int]] = []
+    # 2 repeats of 10 steps at most: two tasks, then one.
+    monkeypatch.setattr("metarl.experiments.protocol.ROUND_STEPS", 40)
+    parts = evaluate(
+        scripted_agent, family, family.test, protocol, lambda begun, rounds: reported.append((begun, rounds)), recorder
+    )
+    assert reported == [(number, 6) for number in range(1, 7)]
+    assert [task.id for task in parts.tasks] == list(recorder.tasks) == [100, 101, 102]
+    assert set(recorder.episodes) == {(id, shot) for id in (100, 101, 102) for shot in (0, 2)}
+    assert (parts.env_steps, parts.unstable_rows) == (together.env_steps, 0)
+    assert scripted_agent.state_dict()["noise"] == 0
+    for shot, whole in zip(parts.shots, together.shots, strict=True):
+        assert shot.returns.shape == (2, 3)
+        np.testing.assert_array_equal(shot.success, whole.success)
+        np.testing.assert_array_equal(shot.final_success, whole.final_success)
+        # The worlds of a row are those of its place: the first task's, and luck of deviation 1 apart for the others.
+        np.testing.assert_array_equal(shot.returns[0, :2], whole.returns[0, :2])
+        np.testing.assert_allclose(shot.returns, whole.returns, atol=8.0)

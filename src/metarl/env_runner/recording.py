@@ -47,11 +47,12 @@ class Recorder:
         self.episodes: dict[tuple[int, int], Episode] = {}
         self.tasks: dict[int, Task] = {}
         self.world: TaskVectorEnv | None = None
+        """The last that was wrapped."""
 
     def wrap(self, env: TaskVectorEnv, rows: Mapping[Task, int]) -> TaskVectorEnv:
         """The same worlds, watched; `rows`: the row that is kept of each task."""
         self.world = env.env if isinstance(env, ShownTask) else env
-        self.tasks = {task.id: task for task in rows}
+        self.tasks |= {task.id: task for task in rows}
         return _Watched(env, self, {row: task.id for task, row in rows.items()})
 
 

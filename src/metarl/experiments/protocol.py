@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -22,6 +23,10 @@ from metarl.tasks.distribution import TaskDistribution
 
 PROTOCOLS = ("few-shot", "zero-shot", "standard", "drift")
 Progress: TypeAlias = Callable[[int, int], None]
+ROUND_STEPS = 500_000
+"""So many steps, over all rows, are in the round of an evaluation where its episodes last to the end; more tasks are
+measured in turn. A gradient step through a state space memory holds 13 kB a step."""
+
 References: TypeAlias = Mapping[str, Summary | None]
 
 
@@ -140,17 +145,24 @@ def evaluate(
     Args:
         progress: called with (rounds begun, rounds in all).
         recorder: keeps the first row of every task.
-        on_step: called after each step with the arguments of `agent.observe`.
+        on_step: called after each step with the arguments of `agent.observe`, all tasks being measured at once.
 
     Raises:
         UsageError: no task, or a task twice.
     """
     check_unique(tasks)
-    with closing(distribution.make_env(row_tasks(tasks, protocol, agent.trial_rows), seed=protocol.seed)) as env:
-        rows = {task: index * agent.trial_rows for index, task in enumerate(tasks)}
-        worlds = env if recorder is None else recorder.wrap(env, rows)
-        evaluation = _evaluate_in(worlds, agent, tasks, protocol, progress, on_step)
-    return _with_strata(evaluation, distribution)
+    rows_of_a_task = protocol.repeats * agent.trial_rows
+    size = max(ROUND_STEPS // (rows_of_a_task * distribution.max_episode_steps), 1) if on_step is None else len(tasks)
+    parts = [tasks[first : first + size] for first in range(0, len(tasks), size)]
+    evaluations = []
+    with _measuring(agent):
+        for number, part in enumerate(parts):
+            report = None if progress is None else partial(_in_part, progress, number, len(parts))
+            with closing(distribution.make_env(row_tasks(part, protocol, agent.trial_rows), seed=protocol.seed)) as env:
+                rows = {task: index * agent.trial_rows for index, task in enumerate(part)}
+                worlds = env if recorder is None else recorder.wrap(env, rows)
+                evaluations.append(_evaluate_in(worlds, agent, part, protocol, report, on_step))
+    return _with_strata(_joined(evaluations), distribution)
 
 
 def reference_lines(
@@ -170,7 +182,8 @@ def reference_lines(
             agents["task_conditioned"] = OracleAgent(*spaces, distribution.oracle, rows)
         lines: dict[str, Summary | None] = {"random": None, "task_conditioned": None}
         for name, agent in agents.items():
-            evaluation = _with_strata(_evaluate_in(env, agent, tasks, protocol), distribution)
+            with _measuring(agent):
+                evaluation = _with_strata(_evaluate_in(env, agent, tasks, protocol), distribution)
             lines[name] = evaluation.summary(evaluation.shots[0].returns)
     return lines
 
@@ -207,7 +220,7 @@ def _evaluate_in(
 ) -> Evaluation:
     last = max(protocol.shots)
     before, measured = protocol.episodes_by_row(agent.trial_rows)
-    with torch_threads(1), _measuring(agent):
+    with torch_threads(1):
         trial = run_trial(
             agent,
             env,
@@ -221,6 +234,36 @@ def _evaluate_in(
         )
     shots = tuple(_shot_scores(trial, shot, protocol, agent.trial_rows) for shot in protocol.shots)
     return Evaluation(protocol, tuple(tasks), shots, trial.env_steps, trial.unstable_rows)
+
+
+def _in_part(progress: Progress, part: int, parts: int, begun: int, rounds: int) -> None:
+    progress(part * rounds + begun, parts * rounds)
+
+
+def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of all the tasks of several."""
+    first = evaluations[0]
+
+    def beside(matrices: Sequence[Scores | None]) -> Scores | None:
+        known = [matrix for matrix in matrices if matrix is not None]
+        return np.concatenate(known, axis=1) if len(known) == len(matrices) else None
+
+    shots = [
+        replace(
+            same[0],
+            returns=np.concatenate([shot.returns for shot in same], axis=1),
+            success=beside([shot.success for shot in same]),
+            final_success=beside([shot.final_success for shot in same]),
+        )
+        for same in zip(*(evaluation.shots for evaluation in evaluations), strict=True)
+    ]
+    return replace(
+        first,
+        tasks=tuple(task for evaluation in evaluations for task in evaluation.tasks),
+        shots=tuple(shots),
+        env_steps=sum(evaluation.env_steps for evaluation in evaluations),
+        unstable_rows=sum(evaluation.unstable_rows for evaluation in evaluations),
+    )
 
 
 def _with_strata(evaluation: Evaluation, distribution: TaskDistribution) -> Evaluation:
