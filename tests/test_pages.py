@@ -34,7 +34,7 @@ KINDS = ("", "bash", "console", "python", "math", "text")
 """Of blocks; a block of text is a picture in letters, all others are tried."""
 NIGHTLY = {"docs/metaworld.md"}
 """Pages whose snippets take long: they make hundreds of worlds."""
-RUN_WHOLE = ("list", "doctor", "watch", "evaluate", "report")
+RUN_WHOLE = ("list", "doctor", "watch", "evaluate")
 """Commands that are cheap on a small run; the others end once their flags are parsed, `run` once it is planned."""
 
 
@@ -176,9 +176,6 @@ def test_a_command_is_right(
         stands_for = {"RUN": str(small_run), "METHOD": "ssm"}
         arguments = [stands_for.get(word, word) for word in arguments if word != "main.py"]
         whole = arguments[0] in RUN_WHOLE
-        if arguments[0] == "report":
-            pytest.importorskip("altair")
-            arguments = list(dict.fromkeys(arguments))  # the same run twice is refused
         stopping(whole)
         try:
             assert cli.main(arguments) == 0

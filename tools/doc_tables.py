@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import io
 import json
 import re
 import textwrap
@@ -102,6 +103,18 @@ def methods() -> str:
         title = f"`{runs[0]['task_dist']}`, `{runs[0]['algo']}`, {_millions(runs[0]['env_steps'])} steps each"
         parts += [f"{title} (`results/{folder}`):", _by_shot(runs), _commands(runs)]
     return "\n\n".join(parts)
+
+
+def printed(name: str) -> str:
+    """The table that a recorded run printed at its end."""
+    from rich.console import Console
+
+    from metarl.experiments.plots import adaptation_table
+
+    (run,) = (run for run in recorded_runs() if run["name"] == name)
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(adaptation_table([run]))
+    return f"```text\n{console.export_text().rstrip()}\n```"
 
 
 def _by_shot(runs: Rows) -> str:
@@ -283,6 +296,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "measured": measured,
     "overview": overview,
     "methods": methods,
+    "printed": printed,
     "speed": speed,
     "benchmark": benchmark,
     "planning": planning,

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 ROUND, INNER, OUTER, PLAIN, INK = "#e8f0fb", "#fde9c9", "#dcefdc", "#f3f3f3", "#223044"
-LABEL, SMALL = 11, 8.5
+LABEL, SMALL = 10.5, 8.5
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, fill: str, text: str = "") -> None:
@@ -47,10 +47,10 @@ def one_round(axes: Axes, x: float, title: str) -> None:
     box(axes, x, 1.5, 3.1, 3.4, ROUND)
     axes.text(x + 1.55, 4.6, title, ha="center", va="center", fontsize=LABEL, weight="bold", color=INK)
     for y, text in ((3.6, "act(observation)"), (2.7, "env.step(action)"), (1.8, "observe(...)")):
-        box(axes, x + 0.4, y, 1.95, 0.55, "white", text)
+        box(axes, x + 0.2, y, 2.3, 0.6, "white", text)
     for above in (3.6, 2.7):
-        arrow(axes, (x + 1.37, above), (x + 1.37, above - 0.35))
-    arrow(axes, (x + 2.35, 2.07), (x + 2.35, 3.87), bend=0.75)
+        arrow(axes, (x + 1.35, above), (x + 1.35, above - 0.3))
+    arrow(axes, (x + 2.5, 2.1), (x + 2.5, 3.9), bend=0.6)
     axes.text(
         x + 1.55, 1.28, "until every row has had its episodes", ha="center", va="center", fontsize=SMALL, color=INK
     )
@@ -59,7 +59,7 @@ def one_round(axes: Axes, x: float, title: str) -> None:
 def draw(path: Path) -> None:
     """Write the picture."""
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "trial", "font.family": "sans-serif"})
-    figure = plt.figure(figsize=(13.2, 4.3), facecolor="white")
+    figure = plt.figure(figsize=(11.2, 3.65), facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0, 17.6), ylim=(0, 5.7))
     axes.axis("off")
     box(axes, 0.15, 2.6, 2.25, 1.2, PLAIN, "begin_trial\nforget the last task")

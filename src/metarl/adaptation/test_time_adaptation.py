@@ -41,8 +41,6 @@ _COUNTERS: dict[str, Callable[[float], Any]] = {
 class Adapter:
     """A copy of a model that learns from the stream it runs on. The model itself is never written to.
 
-    ::
-
         adapter = Adapter(model, AdaptationConfig(learning_rate=0.01), loss_fn=mse_loss)
         prediction = adapter.predict(x)         # with the adapted weights
         adapter.observe(x, y)                   # y has turned up: learn from it when an update is due

@@ -23,7 +23,7 @@ Array: TypeAlias = NDArray[Any]
 class Agent(ABC):
     """An agent that acts on rows of worlds, each row in one task for a whole trial.
 
-    The life of a trial::
+    The life of a trial:
 
         agent.begin_trial(num_rows)              # forget the last task, keep what was meta-learned
         action = agent.act(observation)          # [B, obs] -> [B, act]

@@ -35,16 +35,14 @@ class AgentFailed(RuntimeError):
 class AgentCoordinator:
     """A population of agents, each with its own rows.
 
-    ::
+    coordinator = AgentCoordinator()
+    coordinator.register_agent(memory_agent, "memory")
+    coordinator.register_agent(maml_agent, "MAML")
+    actions = coordinator.run_step_all(env.reset())                    # step by step, by hand
 
-        coordinator = AgentCoordinator()
-        coordinator.register_agent(memory_agent, "memory")
-        coordinator.register_agent(maml_agent, "MAML")
-        actions = coordinator.run_step_all(env.reset())                    # step by step, by hand
-
-        tasks = coordinator.distribute(distribution.test)
-        results = coordinator.run_episodes(distribution.make_env, 3, 200, tasks=tasks)    # whole episodes
-        print(results_table(results))
+    tasks = coordinator.distribute(distribution.test)
+    results = coordinator.run_episodes(distribution.make_env, 3, 200, tasks=tasks)    # whole episodes
+    print(results_table(results))
     """
 
     def __init__(self) -> None:

@@ -16,8 +16,6 @@ from metarl.env_runner.task_env import Array, successor
 class Environment:
     """A batch of `batch_size` copies of a Gymnasium environment that reset themselves.
 
-    ::
-
         with Environment("CartPole-v1", batch_size=8, seed=0) as env:
             observation = env.reset()                                    # [8, 4]
             observation, reward, done, info = env.step(action)           # action [8]

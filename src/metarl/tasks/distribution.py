@@ -90,7 +90,7 @@ class Drift:
 class TaskDistribution:
     """Train tasks, test tasks, and how to make worlds that run them.
 
-    An own environment takes a constructor and a function that puts a task into it::
+    An own environment takes a constructor and a function that puts a task into it:
 
         distribution = metarl.TaskDistribution(
             make_env,                                            # () -> gymnasium.Env

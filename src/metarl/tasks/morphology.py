@@ -45,8 +45,6 @@ Edit: TypeAlias = Mapping[str, Any] | Callable[[mujoco.MjSpec], None]
 class MorphologyDistribution(TaskDistribution):
     """Variants of one body as tasks; a row steps its variant bit for bit as that model would step alone.
 
-    ::
-
         distribution = metarl.MorphologyDistribution(
             "HalfCheetah-v5",                                    # or the path of your own MJCF file
             edits=[
