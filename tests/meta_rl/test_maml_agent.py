@@ -17,7 +17,7 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.policy import Actor
-from metarl.meta_rl import maml_agent, trust_region
+from metarl.meta_rl import meta_objective, trust_region
 from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.meta_rl.meta_maml import MetaMAML
 
@@ -384,7 +384,9 @@ def test_a_scaled_step_is_so_much_of_a_whole_one():
     agent = make_agent()
     trial(agent, [0])
     start, batch = agent._params, agent._batch(agent._collected())
-    whole, half = (agent.maml.inner_step(agent._inner_loss, start, batch, False, scale) for scale in (1.0, 0.5))
+    whole, half = (
+        agent.maml.inner_step(agent.objective.inner_loss, start, batch, False, scale) for scale in (1.0, 0.5)
+    )
     for name, value in start.items():
         torch.testing.assert_close(half[name] - value, 0.5 * (whole[name] - value), atol=1e-6, rtol=1e-4)
 
@@ -504,7 +506,7 @@ def test_what_collected_is_met_again_in_the_losses(window, method, kind):
             mine = {name: values[task] for name, values in batch.items()}
             there = mine["active"] > 0  # not what fills up the last window
             assert int(there.sum()) == STEPS * TASK_ROWS
-            output = agent._output_of(own, mine)
+            output = agent.objective.output_of(own, mine)
             torch.testing.assert_close(output[there], mine["output"][there], atol=1e-5, rtol=1e-4)
             log_prob = agent.actor.head.log_prob(output, mine["action"])
             torch.testing.assert_close(log_prob[there], mine["log_prob"][there], atol=1e-4, rtol=1e-4)
@@ -522,7 +524,9 @@ def test_another_memory_at_a_windows_start_would_show(method):
         assert experience["0.memory"].shape[0] == 2
         agent.give_experience(experience | {"0.memory": factor * experience["0.memory"]})
         batches = [agent._batch(each) for each in agent._held()]
-        divergence = agent.maml.task_losses(agent._divergence, agent.maml.parameters(), batches[0], stacked=False)
+        divergence = agent.maml.task_losses(
+            agent.objective.divergence, agent.maml.parameters(), batches[0], stacked=False
+        )
         metrics.append(float(divergence.max().detach()))
     assert metrics[0] < 1e-6
     assert metrics[1] > 1e-5
@@ -781,7 +785,7 @@ def test_the_meta_gradient_is_that_of_finite_differences(variant, method, kind):
     parameters = meta_learned(agent)
 
     def loss():
-        return agent._outer_loss(batches, agent._inner_loss)
+        return agent.objective.outer_loss(batches, agent.objective.inner_loss)
 
     gradient = gradient_of(loss(), parameters)
     names = list(parameters) if method == "mlp" else []
@@ -797,14 +801,14 @@ def test_the_meta_gradient_is_that_of_finite_differences(variant, method, kind):
 def test_the_meta_gradient_of_fomaml_is_the_gradient_at_the_adapted_parameters(kind):
     agent, batches = in_double(VARIANTS["fomaml"], kind, rounds=3)
     parameters = agent.maml.parameters()
-    found = gradient_of(agent._outer_loss(batches, agent._inner_loss), parameters)
-    *_, adapted = agent.maml.inner_loop(agent._inner_loss, batches[:-1])
+    found = gradient_of(agent.objective.outer_loss(batches, agent.objective.inner_loss), parameters)
+    *_, adapted = agent.maml.inner_loop(agent.objective.inner_loss, batches[:-1])
     adapted = {name: value.detach().requires_grad_() for name, value in adapted.items()}
-    by_task = gradient_of(agent.maml.task_losses(agent._inner_loss, adapted, batches[-1]).sum(), adapted)
+    by_task = gradient_of(agent.maml.task_losses(agent.objective.inner_loss, adapted, batches[-1]).sum(), adapted)
     for name, value in found.items():
         torch.testing.assert_close(value, by_task[name].mean(0))
     exact, same = in_double(VARIANTS["maml"], kind, rounds=3)
-    second_order = gradient_of(exact._outer_loss(same, exact._inner_loss), exact.maml.parameters())
+    second_order = gradient_of(exact.objective.outer_loss(same, exact.objective.inner_loss), exact.maml.parameters())
     assert any((second_order[name] - found[name]).abs().max() > 1e-3 for name in found)
 
 
@@ -812,13 +816,13 @@ def test_the_meta_gradient_of_fomaml_is_the_gradient_at_the_adapted_parameters(k
 def test_the_meta_gradient_of_reptile_is_the_sum_of_all_policy_gradients(kind):
     agent, batches = in_double(VARIANTS["reptile"], kind, rounds=3)
     parameters = agent.maml.parameters()
-    found = gradient_of(agent._outer_loss(batches, agent._inner_loss), parameters)
+    found = gradient_of(agent.objective.outer_loss(batches, agent.objective.inner_loss), parameters)
     expected = {name: torch.zeros_like(value) for name, value in parameters.items()}
     for task in range(TASKS):
         own = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
         for batch in batches:  # plain SGD on one round after the other
             mine = {name: values[task] for name, values in batch.items()}
-            gradient = gradient_of(agent._inner_loss(own, mine), own)
+            gradient = gradient_of(agent.objective.inner_loss(own, mine), own)
             for name, value in gradient.items():
                 expected[name] += value / TASKS
             stepped = {name: value - agent.maml.inner_lr * gradient[name] for name, value in own.items()}
@@ -837,10 +841,10 @@ def test_the_curvature_may_come_from_some_of_the_tasks(monkeypatch):
 
     with torch.no_grad():
         agent.actor.output.mean.bias.add_(0.5)
-    monkeypatch.setattr(maml_agent, "trust_region_step", watch)
-    agent._trust_region(batches)
-    *_, adapted = agent.maml.inner_loop(agent._inner_loss, batches[:-1])
-    divergences = agent.maml.task_losses(agent._divergence, adapted, batches[-1])
+    monkeypatch.setattr(meta_objective, "trust_region_step", watch)
+    agent.objective.trust_region(batches)
+    *_, adapted = agent.maml.inner_loop(agent.objective.inner_loss, batches[:-1])
+    divergences = agent.maml.task_losses(agent.objective.divergence, adapted, batches[-1])
     torch.testing.assert_close(seen["all"], divergences.mean())
     torch.testing.assert_close(seen["some"], divergences[0])
     assert abs(float((seen["all"] - seen["some"]).detach())) > 1e-3
@@ -861,13 +865,13 @@ def test_the_curvature_of_the_trust_region_is_that_of_the_divergence(method, mon
         return torch.zeros_like(target)
 
     def divergence_gradient():
-        *_, adapted = agent.maml.inner_loop(agent._inner_loss, batches[:-1])
-        return gradient_of(agent.maml.task_losses(agent._divergence, adapted, batches[-1]).mean(), parameters)
+        *_, adapted = agent.maml.inner_loop(agent.objective.inner_loss, batches[:-1])
+        return gradient_of(agent.maml.task_losses(agent.objective.divergence, adapted, batches[-1]).mean(), parameters)
 
     expected = directional(divergence_gradient, parameters, direction)
-    gradient = gradient_of(agent._outer_loss(batches, agent._inner_loss), parameters)
+    gradient = gradient_of(agent.objective.outer_loss(batches, agent.objective.inner_loss), parameters)
     monkeypatch.setattr(trust_region, "conjugate_gradient", solve)
-    agent._trust_region(batches)
+    agent.objective.trust_region(batches)
     torch.testing.assert_close(
         seen["product"], torch.cat([value.flatten() for value in expected.values()]), rtol=1e-5, atol=1e-6
     )
@@ -881,12 +885,12 @@ def test_a_trust_region_step_lowers_the_loss_within_the_divergence(method, kind)
     agent = make_agent(kind=kind, method=method)
     trial(agent, [0, 1])
     batches = [agent._batch(each) for each in agent._held()]
-    before = float(agent._outer_loss(batches, agent._inner_loss).detach())
-    metrics = agent._trust_region(batches)
-    *_, adapted = agent.maml.inner_loop(agent._inner_loss, batches[:-1])
-    divergence = float(agent.maml.task_losses(agent._divergence, adapted, batches[-1]).mean().detach())
+    before = float(agent.objective.outer_loss(batches, agent.objective.inner_loss).detach())
+    metrics = agent.objective.trust_region(batches)
+    *_, adapted = agent.maml.inner_loop(agent.objective.inner_loss, batches[:-1])
+    divergence = float(agent.maml.task_losses(agent.objective.divergence, adapted, batches[-1]).mean().detach())
     assert metrics["policy_loss"] == pytest.approx(before, abs=1e-6)
-    assert float(agent._outer_loss(batches, agent._inner_loss).detach()) < before - 1e-3
+    assert float(agent.objective.outer_loss(batches, agent.objective.inner_loss).detach()) < before - 1e-3
     assert metrics["step_fraction"] > 0
     assert metrics["kl"] == pytest.approx(divergence, rel=1e-3)
     assert 0.2 * TRPO.max_divergence < divergence <= 1.001 * TRPO.max_divergence
@@ -894,13 +898,13 @@ def test_a_trust_region_step_lowers_the_loss_within_the_divergence(method, kind)
 
 def test_the_divergence_is_zero_for_the_policy_that_collected():
     agent, batches = in_double()
-    params = list(agent.maml.inner_loop(agent._inner_loss, batches[:-1]))
+    params = list(agent.maml.inner_loop(agent.objective.inner_loss, batches[:-1]))
     for number, (each, batch) in enumerate(zip(params, batches, strict=True)):
-        divergence = agent.maml.task_losses(agent._divergence, each, batch, stacked=number > 0)
+        divergence = agent.maml.task_losses(agent.objective.divergence, each, batch, stacked=number > 0)
         assert divergence.shape == (TASKS,)
         assert float(divergence.abs().max().detach()) < 1e-10
     agent, batches = in_double(off_policy=0.1)
-    divergence = agent.maml.task_losses(agent._divergence, agent.maml.parameters(), batches[0], stacked=False)
+    divergence = agent.maml.task_losses(agent.objective.divergence, agent.maml.parameters(), batches[0], stacked=False)
     assert float(divergence.min().detach()) > 1e-3
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from metarl.core.errors import UsageError, unknown_name
+from metarl.core.errors import check_limits, unknown_name
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
@@ -53,7 +53,8 @@ class AdaptationConfig:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise unknown_name("optimizer", self.optimizer, OPTIMIZERS)
-        for name, allowed, holds in (
+        check_limits(
+            vars(self),
             ("learning_rate", "above 0", self.learning_rate > 0),
             ("num_steps", "at least 0", self.num_steps >= 0),
             ("update_every", "at least 1", self.update_every >= 1),
@@ -67,6 +68,4 @@ class AdaptationConfig:
             ("reset_every", "at least 1, or None", self.reset_every is None or self.reset_every >= 1),
             ("rollback_window", "at least 1", self.rollback_window >= 1),
             ("rollback_tolerance", "at least 0", self.rollback_tolerance >= 0),
-        ):
-            if not holds:
-                raise UsageError(f"{name} is {allowed}, got {getattr(self, name)}")
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UsageError(ValueError):
@@ -16,6 +16,20 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
     return UsageError(f"unknown {kind} '{name}': choose from {', '.join(names)}{hint}")
+
+
+def check_limits(values: Mapping[str, object], *limits: tuple[str, str, bool], flags: bool = False) -> None:
+    """Refuse the first value that is out of bounds.
+
+    Args:
+        values: by name.
+        limits: (name, what is allowed, whether that holds).
+        flags: whether the names are flags of the command line.
+    """
+    for name, allowed, holds in limits:
+        if not holds:
+            shown = f"--{name.replace('_', '-')}" if flags else name
+            raise UsageError(f"{shown} is {allowed}, got {values[name]}")
 
 
 def missing_extra(package: str, extra: str) -> UsageError:

@@ -10,10 +10,8 @@ penalty on the divergence from what collected (promp, Rothfuss et al. 2019).
 from __future__ import annotations
 
 import copy
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -24,94 +22,23 @@ from metarl.core.agent import Agent, Array, Metrics
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
-from metarl.core.optimization import TrainingDiverged, clipped_step, part_of
+from metarl.core.optimization import TrainingDiverged, part_of
 from metarl.core.policy import Actor
 from metarl.core.policy_controller import PolicyController
 from metarl.core.policy_gradient import (
     Round,
     by_task,
-    clipped_loss,
     in_windows,
     masked_mean,
-    ratio_loss,
     with_advantages,
 )
 from metarl.core.trajectory import Trajectory
-from metarl.meta_rl.inner_loop import Loss, Parameters, over_tasks
+from metarl.meta_rl.inner_loop import Parameters, over_tasks
+from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
-from metarl.meta_rl.trust_region import trust_region_step
+from metarl.meta_rl.meta_objective import MetaObjective
 
-FINAL_RATE = 0.05
-"""Adam's step size falls to this fraction of its start."""
-
-
-@dataclass(frozen=True)
-class MAMLConfig:
-    """Gradient-based adaptation of a policy. Values without a source were measured on halfcheetah-dir."""
-
-    inner_lr: float = 0.1
-    """Rate of an inner gradient step (Rothfuss et al. 2019)."""
-    inner_steps: int = 1
-    """Inner gradient steps of a training trial."""
-    trial_rows: int = 10
-    """Rows that share a task, and its adapted parameters: episodes that a gradient step sees."""
-    outer: Literal["trpo", "ppo"] = "trpo"
-    """Outer step: trpo (Finn et al. 2017), or ppo with a divergence penalty (ProMP)."""
-    first_order: bool = False
-    """Take inner gradients as constants (FOMAML)."""
-    reptile: bool = False
-    """Follow the sum of the policy gradients of all rounds, each at its own parameters (Nichol et al. 2018)."""
-    window: int = 50
-    """Steps over which gradients flow back through the policy's memory; windows begin with the memory held then."""
-    adapt: Literal["all", "head"] = "all"
-    """Parameters that adaptation changes; head: the last layer (ANIL, Raghu et al. 2020)."""
-    learn_rates: bool = False
-    """Meta-learn the inner rate of every parameter (Meta-SGD, Li et al. 2017)."""
-    discount: float = 0.99
-    """γ of the return."""
-    trace: float = 0.97
-    """λ of generalised advantage estimation."""
-    max_divergence: float = 0.01
-    """trpo: largest mean KL divergence of an outer step (Schulman et al. 2015)."""
-    conjugate_iterations: int = 10
-    """trpo: iterations of conjugate gradients (Schulman et al. 2015)."""
-    curvature_tasks: float = 0.2
-    """trpo: fraction of the tasks on which the divergence's Hessian is taken (Schulman et al. 2015: of the data)."""
-    learning_rate: float = 2e-3
-    """ppo: Adam's step size at the start; it falls linearly to 5 % over the run."""
-    update_epochs: int = 5
-    """ppo: outer gradient steps an update."""
-    clip: float = 0.2
-    """ppo: largest relative change of an action's probability that still earns."""
-    divergence_weight: float = 5e-4
-    """ppo: weight of the divergence of the policies from those that collected the rounds before the last (ProMP)."""
-    grad_clip_norm: float = 0.5
-    """ppo: largest norm of a meta-gradient."""
-    min_std: float = 0.2
-    """Smallest standard deviation of meta-learned continuous actions: without variety nothing can be adapted from."""
-
-    def __post_init__(self) -> None:
-        for name, allowed, holds in (
-            ("inner_lr", "above 0", self.inner_lr > 0),
-            ("inner_steps", "at least 1", self.inner_steps >= 1),
-            ("trial_rows", "at least 1", self.trial_rows >= 1),
-            ("outer", "trpo or ppo", self.outer in ("trpo", "ppo")),
-            ("adapt", "all or head", self.adapt in ("all", "head")),
-            ("discount", "in [0, 1]", 0 <= self.discount <= 1),
-            ("trace", "in [0, 1]", 0 <= self.trace <= 1),
-            ("max_divergence", "above 0", self.max_divergence > 0),
-            ("conjugate_iterations", "at least 1", self.conjugate_iterations >= 1),
-            ("curvature_tasks", "in (0, 1]", 0 < self.curvature_tasks <= 1),
-            ("window", "at least 1", self.window >= 1),
-            ("learning_rate", "above 0", self.learning_rate > 0),
-            ("update_epochs", "at least 1", self.update_epochs >= 1),
-            ("clip", "above 0", self.clip > 0),
-            ("divergence_weight", "at least 0", self.divergence_weight >= 0),
-            ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
-            ("min_std", "above 0", self.min_std > 0),
-        ):
-            if not holds:
-                raise UsageError(f"--{name.replace('_', '-')} is {allowed}, got {getattr(self, name)}")
+__all__ = ["MAMLConfig", "MetaMAMLAgent", "make_maml_agent"]
 
 
 class MetaMAMLAgent(Agent):
@@ -147,7 +74,7 @@ class MetaMAMLAgent(Agent):
         self.trial_rows = self.config.trial_rows
         (observation_size,) = self.observation_space.shape or (0,)
         self.device = next(maml.model.parameters()).device
-        self.num_updates = num_updates
+        self.objective = MetaObjective(maml, self.actor, self.config, num_updates)
         self.moments = RunningMoments(observation_size)
         self.generator = torch.Generator().manual_seed(seed)
         self.begin_trial(0)
@@ -288,7 +215,9 @@ class MetaMAMLAgent(Agent):
         collected = self._collected()
         with torch.no_grad():
             scale = self.maml.inner_steps / max(self.maml.inner_steps, self._steps + 1)
-            adapted = self.maml.inner_step(self._inner_loss, self._params, self._batch(collected), self._stacked, scale)
+            adapted = self.maml.inner_step(
+                self.objective.inner_loss, self._params, self._batch(collected), self._stacked, scale
+            )
         for name in self.maml.adapted:
             finite = torch.isfinite(adapted[name])
             broken = torch.nonzero(~finite.reshape(len(finite), -1).all(1)).flatten().tolist()
@@ -350,14 +279,6 @@ class MetaMAMLAgent(Agent):
         memory = by_task(collected["memory"], self._rows).flatten(1, 2)  # [M, W E, ...]
         return {**windows, "memory": memory}
 
-    def _output_of(self, params: Parameters, batch: Round) -> Tensor:
-        """Distribution parameters [L, W E, output] of one task."""
-        output: Tensor = self.maml.functional_forward(batch["x"], params, batch["memory"], batch["starts"])[0]
-        return output
-
-    def _inner_loss(self, params: Parameters, batch: Round) -> Tensor:
-        return ratio_loss(self.actor.head.log_prob(self._output_of(params, batch), batch["action"]), batch)
-
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def _held(self) -> list[Round]:
@@ -386,73 +307,11 @@ class MetaMAMLAgent(Agent):
         if len(rounds) != self.trial_rounds:
             raise UsageError(f"an update needs a trial of {self.trial_rounds} rounds, got {len(rounds)}")
         batches = [self._batch(each) for each in rounds]
-        metrics = self._trust_region(batches) if self.config.outer == "trpo" else self._clipped(batches)
-        self._keep_variety()
-        self.maml.updates += 1
+        metrics = self.objective.step(batches)
         self.moments.update(np.concatenate([each["raw"][each["active"].cpu()].numpy() for each in rounds]))
         self.begin_trial(len(self._starts))
         before, after = _mean_reward(rounds[0]), _mean_reward(rounds[-1])
         return {**metrics, "reward_before": before, "reward_after": after}
-
-    def _trust_region(self, batches: Sequence[Round]) -> Metrics:
-        def divergence(batches: Sequence[Round]) -> Tensor:
-            *_, adapted = self.maml.inner_loop(self._inner_loss, batches[:-1])
-            return self.maml.task_losses(self._divergence, adapted, batches[-1]).mean()
-
-        some = math.ceil(self.config.curvature_tasks * len(batches[0]["x"]))
-        sample = [{name: values[:some] for name, values in batch.items()} for batch in batches]
-        return trust_region_step(
-            [parameter for parameter in self.maml.learned.parameters() if parameter.requires_grad],
-            lambda: self._outer_loss(batches, self._inner_loss),
-            lambda: divergence(batches),
-            lambda: divergence(sample),
-            max_divergence=self.config.max_divergence,
-            iterations=self.config.conjugate_iterations,
-        )
-
-    def _clipped(self, batches: Sequence[Round]) -> Metrics:
-        config = self.config
-        if self.num_updates is not None:
-            remaining = max(FINAL_RATE, 1 - self.maml.updates / self.num_updates)
-            self.maml.optimizer.param_groups[0]["lr"] = config.learning_rate * remaining
-
-        def clipped(params: Parameters, batch: Round) -> Tensor:
-            log_prob = self.actor.head.log_prob(self._output_of(params, batch), batch["action"])
-            return clipped_loss(log_prob, batch, config.clip)
-
-        history: list[Metrics] = []
-        for _ in range(config.update_epochs):
-            params = list(self.maml.inner_loop(self._inner_loss, batches[:-1]))
-            moved = [
-                self.maml.task_losses(self._divergence, each, batch, stacked=number > 0).mean()
-                for number, (each, batch) in enumerate(zip(params, batches[:-1], strict=False))
-            ]
-            losses = {
-                "policy": self._outer_loss(batches, clipped, params),
-                "divergence": config.divergence_weight * torch.stack(moved).mean(),
-            }
-            norm = clipped_step(self.maml.optimizer, self.maml.learned, losses, config.grad_clip_norm)
-            policy, divergence = losses["policy"].item(), torch.stack(moved).mean().item()
-            history.append({"policy_loss": policy, "kl": divergence, "grad_norm": norm})
-        return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
-
-    def _outer_loss(self, batches: Sequence[Round], loss: Loss, params: Sequence[Parameters] | None = None) -> Tensor:
-        """Mean over tasks of `loss` on the last round, by the parameters adapted to it; reptile: summed over rounds."""
-        params = list(self.maml.inner_loop(self._inner_loss, batches[:-1])) if params is None else params
-        measured = range(len(batches)) if self.maml.reptile else [len(batches) - 1]
-        losses = [self.maml.task_losses(loss, params[k], batches[k], stacked=k > 0).mean() for k in measured]
-        return torch.stack(losses).sum()
-
-    def _divergence(self, params: Parameters, batch: Round) -> Tensor:
-        """Mean KL(policy that collected ‖ policy of `params`) over one task's round."""
-        divergence = self.actor.head.divergence(batch["output"], self._output_of(params, batch))
-        return masked_mean(divergence, batch["active"])
-
-    @torch.no_grad()
-    def _keep_variety(self) -> None:
-        for name, parameter in self.actor.named_parameters():
-            if name.endswith("log_std"):
-                parameter.clamp_(min=math.log(self.config.min_std))
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 

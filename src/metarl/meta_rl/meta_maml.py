@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.functional import mse_loss
 
 from metarl.core.differentiable import differentiable_kernels, differentiable_twin
-from metarl.core.errors import UsageError
+from metarl.core.errors import UsageError, check_limits
 from metarl.core.optimization import (
     TrainingDiverged,
     load_optimizer_tensors,
@@ -100,16 +100,15 @@ class MetaMAML:
         compile: bool = False,
         grad_clip_norm: float = 10.0,
     ) -> None:
-        for name, value, allowed, holds in (
-            ("inner_lr", inner_lr, "above 0", inner_lr > 0),
-            ("outer_lr", outer_lr, "above 0", outer_lr > 0),
-            ("inner_steps", inner_steps, "at least 1", inner_steps >= 1),
-            ("multi_step_updates", multi_step_updates, "at least 0", multi_step_updates >= 0),
-            ("samples_at_once", samples_at_once, "at least 1", samples_at_once >= 1),
-            ("grad_clip_norm", grad_clip_norm, "above 0", grad_clip_norm > 0),
-        ):
-            if not holds:
-                raise UsageError(f"{name} is {allowed}, got {value}")
+        check_limits(
+            locals(),
+            ("inner_lr", "above 0", inner_lr > 0),
+            ("outer_lr", "above 0", outer_lr > 0),
+            ("inner_steps", "at least 1", inner_steps >= 1),
+            ("multi_step_updates", "at least 0", multi_step_updates >= 0),
+            ("samples_at_once", "at least 1", samples_at_once >= 1),
+            ("grad_clip_norm", "above 0", grad_clip_norm > 0),
+        )
         if reptile and (learn_rates or multi_step_updates):
             raise UsageError(
                 "reptile takes inner gradients as constants: it goes without learn_rates and multi_step_updates"

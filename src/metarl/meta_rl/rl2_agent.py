@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.agent import Agent, Array, Metrics
-from metarl.core.errors import UsageError
+from metarl.core.errors import UsageError, check_limits
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
 from metarl.core.optimization import clipped_step, load_optimizer_tensors, optimizer_tensors, part_of
@@ -72,7 +72,8 @@ class RL2Config:
     """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016)."""
 
     def __post_init__(self) -> None:
-        for name, allowed, holds in (
+        check_limits(
+            vars(self),
             ("learning_rate", "above 0", self.learning_rate > 0),
             ("discount", "in [0, 1]", 0 <= self.discount <= 1),
             ("trace", "in [0, 1]", 0 <= self.trace <= 1),
@@ -84,9 +85,8 @@ class RL2Config:
             ("reward_scale", "above 0", self.reward_scale is None or self.reward_scale > 0),
             ("update_steps", "at least 1", self.update_steps >= 1),
             ("continuation", "in [0, 1)", 0 <= self.continuation < 1),
-        ):
-            if not holds:
-                raise UsageError(f"--{name.replace('_', '-')} is {allowed}, got {getattr(self, name)}")
+            flags=True,
+        )
 
 
 class RL2Agent(Agent):

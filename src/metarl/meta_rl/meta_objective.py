@@ -1,0 +1,121 @@
+"""`MetaObjective`: what a gradient-based agent minimises, within a task and over tasks, and its outer step.
+
+A trial is a list of batches, one a round, each {name: [M, ...]} by task: its first K are adapted to, the last is what
+the meta-gradient improves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarl.core.agent import Metrics
+from metarl.core.optimization import clipped_step
+from metarl.core.policy import Actor
+from metarl.core.policy_gradient import Round, clipped_loss, masked_mean, ratio_loss
+from metarl.meta_rl.inner_loop import Loss, Parameters
+from metarl.meta_rl.maml_config import MAMLConfig
+from metarl.meta_rl.meta_maml import MetaMAML
+from metarl.meta_rl.trust_region import trust_region_step
+
+FINAL_RATE = 0.05
+"""Adam's step size falls to this fraction of its start."""
+
+
+class MetaObjective:
+    """Policy-gradient losses of an `Actor` whose parameters are given, and the steps that TRPO or PPO take on them.
+
+    Args:
+        maml: over the actor.
+        num_updates: of the whole run, over which Adam's step size falls to 5 %; None: it stays.
+    """
+
+    def __init__(self, maml: MetaMAML, actor: Actor, config: MAMLConfig, num_updates: int | None) -> None:
+        self.maml, self.actor, self.config, self.num_updates = maml, actor, config, num_updates
+
+    def step(self, batches: Sequence[Round]) -> Metrics:
+        """One outer step on a trial."""
+        metrics = self.trust_region(batches) if self.config.outer == "trpo" else self.clipped(batches)
+        self._keep_variety()
+        self.maml.updates += 1
+        return metrics
+
+    # --- of one task --------------------------------------------------------------------------------------------------
+
+    def output_of(self, params: Parameters, batch: Round) -> Tensor:
+        """Distribution parameters [L, W E, output]."""
+        output: Tensor = self.maml.functional_forward(batch["x"], params, batch["memory"], batch["starts"])[0]
+        return output
+
+    def inner_loss(self, params: Parameters, batch: Round) -> Tensor:
+        """The likelihood-ratio surrogate: what adaptation descends."""
+        return ratio_loss(self.actor.head.log_prob(self.output_of(params, batch), batch["action"]), batch)
+
+    def divergence(self, params: Parameters, batch: Round) -> Tensor:
+        """Mean KL(policy that collected ‖ policy of `params`) over a round."""
+        divergence = self.actor.head.divergence(batch["output"], self.output_of(params, batch))
+        return masked_mean(divergence, batch["active"])
+
+    # --- over tasks ---------------------------------------------------------------------------------------------------
+
+    def outer_loss(self, batches: Sequence[Round], loss: Loss, params: Sequence[Parameters] | None = None) -> Tensor:
+        """Mean over tasks of `loss` on the last round, by the parameters adapted to it; reptile: summed over rounds."""
+        params = list(self.maml.inner_loop(self.inner_loss, batches[:-1])) if params is None else params
+        measured = range(len(batches)) if self.maml.reptile else [len(batches) - 1]
+        losses = [self.maml.task_losses(loss, params[k], batches[k], stacked=k > 0).mean() for k in measured]
+        return torch.stack(losses).sum()
+
+    def trust_region(self, batches: Sequence[Round]) -> Metrics:
+        """A step of TRPO."""
+
+        def divergence(batches: Sequence[Round]) -> Tensor:
+            *_, adapted = self.maml.inner_loop(self.inner_loss, batches[:-1])
+            return self.maml.task_losses(self.divergence, adapted, batches[-1]).mean()
+
+        some = math.ceil(self.config.curvature_tasks * len(batches[0]["x"]))
+        sample = [{name: values[:some] for name, values in batch.items()} for batch in batches]
+        return trust_region_step(
+            [parameter for parameter in self.maml.learned.parameters() if parameter.requires_grad],
+            lambda: self.outer_loss(batches, self.inner_loss),
+            lambda: divergence(batches),
+            lambda: divergence(sample),
+            max_divergence=self.config.max_divergence,
+            iterations=self.config.conjugate_iterations,
+        )
+
+    def clipped(self, batches: Sequence[Round]) -> Metrics:
+        """Steps of Adam on PPO's clipped loss, with ProMP's penalty on how far the policies of earlier rounds move."""
+        config = self.config
+        if self.num_updates is not None:
+            remaining = max(FINAL_RATE, 1 - self.maml.updates / self.num_updates)
+            self.maml.optimizer.param_groups[0]["lr"] = config.learning_rate * remaining
+
+        def clipped(params: Parameters, batch: Round) -> Tensor:
+            log_prob = self.actor.head.log_prob(self.output_of(params, batch), batch["action"])
+            return clipped_loss(log_prob, batch, config.clip)
+
+        history: list[Metrics] = []
+        for _ in range(config.update_epochs):
+            params = list(self.maml.inner_loop(self.inner_loss, batches[:-1]))
+            moved = [
+                self.maml.task_losses(self.divergence, each, batch, stacked=number > 0).mean()
+                for number, (each, batch) in enumerate(zip(params, batches[:-1], strict=False))
+            ]
+            losses = {
+                "policy": self.outer_loss(batches, clipped, params),
+                "divergence": config.divergence_weight * torch.stack(moved).mean(),
+            }
+            norm = clipped_step(self.maml.optimizer, self.maml.learned, losses, config.grad_clip_norm)
+            policy, divergence = losses["policy"].item(), torch.stack(moved).mean().item()
+            history.append({"policy_loss": policy, "kl": divergence, "grad_norm": norm})
+        return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
+
+    @torch.no_grad()
+    def _keep_variety(self) -> None:
+        for name, parameter in self.actor.named_parameters():
+            if name.endswith("log_std"):
+                parameter.clamp_(min=math.log(self.config.min_std))
