@@ -23,15 +23,15 @@ import gymnasium
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from metarl import AdaptationConfig, Adapter
 
 TRAINING = (
-    "run --task-dist cartpole-dynamics --algo rl2 --method gru --width 32 --num-envs 32 --epochs 2 --zero-shot "
-    "--test-tasks 100 101 --repeats 2"
+    "run --task-dist cartpole-dynamics --algo rl2 --method gru --width 32 --num-envs 64 --update-steps 64 "
+    "--num-minibatches 2 --epochs 3 --zero-shot --test-tasks 100 101 --repeats 2"
 )
 KNOWN_STEPS = 2000
 """Steps in the world as it is known, on which the model is trained before it is shipped."""
@@ -173,7 +173,10 @@ def main() -> None:
     described = policy.metadata
     print(f"{path.name}: {described['algo']}, {described['method']}, trained on {described['task_family']}")
     changes = {name: float(value) for name, value in (each.split("=") for each in flags.change)}
-    table = Table("world", "return", "error of the shipped model", "of the adapted one")
+    table = Table(
+        "world",
+        *(Column(name, justify="right") for name in ("return", "error of the shipped model", "of the adapted one")),
+    )
     with gymnasium.make(flags.env) as world:
         world.reset(seed=0)
         loop = Loop(policy, world)

@@ -13,6 +13,12 @@ import matplotlib.image
 import pytest
 import torch
 
+from metarl.core.memory import MemoryConfig
+from metarl.experiments.checkpoint import LAST, save_checkpoint
+from metarl.experiments.run import Run
+from metarl.experiments.run_config import RunConfig
+from metarl.meta_rl.registry import find_algorithm
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -50,3 +56,28 @@ def test_maml_sinusoid_learns_what_pretraining_cannot(monkeypatch: pytest.Monkey
         if name != "pretrained":
             assert after[name] < 0.6 * float(before.mean())
     assert max(after["MAML"], after["Meta-SGD"]) < 0.6 * after["pretrained"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param([], marks=pytest.mark.nightly), ["run"]],  # without arguments it trains first
+)
+def test_deploy_runs_an_exported_policy_beside_a_model_that_adapts(arguments: list[str], tmp_path: Path) -> None:
+    if arguments:
+        config = RunConfig(task_dist="cartpole-dynamics", algo="rl2", output_dir=str(tmp_path))
+        memory = MemoryConfig("ssm", width=8, state_dim=8)
+        run = Run.plan(config, find_algorithm("rl2").config(), memory, "metarl run").prepare_folder()
+        run.checkpoints.mkdir(exist_ok=True)
+        save_checkpoint(run.checkpoints / LAST, run.make_agent().state_dict(), {"epoch": 1})
+        arguments = [str(run.folder), "--steps", "500"]
+    command = [sys.executable, str(EXAMPLES / "deploy.py"), *arguments]
+    environment = {**os.environ, "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"│ (as known|changed) +│ +([\d.]+) │ +([\d.]+) │ +([\d.]+)", done.stdout)
+    (known, changed) = rows
+    assert float(changed[3]) < 0.7 * float(changed[2])
+    assert float(changed[2]) > 3 * float(known[2])
+    assert re.fullmatch(r"act: p50 \d+ µs, p99 \d+ µs over [\d,]+ steps", done.stdout.splitlines()[-1])

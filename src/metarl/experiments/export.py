@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 import gymnasium
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from metarl.core.agent import Agent, Array
@@ -100,16 +99,16 @@ def largest_difference(agent: Agent, step: PolicyStep, exported: Step, rows: int
     agent.explore = agent.training = False
     agent.begin_trial(rows)
     given = _first_inputs(agent, step, rows)
+    observation, _ = _drawn(agent, step, rows, random)
     differences = []
     for _ in range(STEPS):
-        given["observation"] = _observations(agent, step, rows, random)
-        action = agent.act(given["observation"])
+        given["observation"] = observation
+        action = agent.act(observation)
         got, next_state = exported(given)
         differences.append(_difference(agent.action_space, step, given, action, got))
-        reward = random.normal(size=rows).astype(np.float32)
+        following, reward = _drawn(agent, step, rows, random)
         terminated, truncated = random.random((2, rows)) < EPISODE_END / 2
-        following = _observations(agent, step, rows, random)
-        agent.observe(given["observation"], action, reward, terminated, truncated, following)
+        agent.observe(observation, action, reward, terminated, truncated, following)
         renew: Array = np.repeat(random.random(rows // agent.trial_rows) < TRIAL_END, agent.trial_rows)
         if renew.any():
             agent.begin_trial(rows, renew)
@@ -120,6 +119,7 @@ def largest_difference(agent: Agent, step: PolicyStep, exported: Step, rows: int
             "episode_start": terminated | truncated,
             "state": next_state,
         }
+        observation = following
     return float(np.max(differences))
 
 
@@ -136,11 +136,13 @@ def _difference(
     return float(np.max(np.abs(logits[rows, expected[rows] - space.start] - logits[rows, got[rows] - space.start])))
 
 
-def _observations(agent: Agent, step: PolicyStep, rows: int, random: np.random.Generator) -> NDArray[np.float32]:
+def _drawn(agent: Agent, step: PolicyStep, rows: int, random: np.random.Generator) -> tuple[Array, Array]:
+    """Observations [B, obs] and rewards [B] (only a policy that sees rewards has statistics of them)."""
     (size,) = agent.observation_space.shape or (0,)
     normal = step.normalize
-    drawn: Array = random.normal(size=(rows, size)) / normal.inverse_std[:size].numpy() + normal.mean[:size].numpy()
-    return drawn.astype(np.float32)
+    drawn = random.normal(size=(rows, len(normal.mean))) / normal.inverse_std.numpy() + normal.mean.numpy()
+    drawn = drawn.astype(np.float32)
+    return drawn[:, :size], drawn[:, -1]
 
 
 def _first_inputs(agent: Agent, step: PolicyStep, rows: int) -> dict[str, Array]:
@@ -214,7 +216,8 @@ def _trace(step: PolicyStep, agent: Agent) -> torch.export.ExportedProgram:
     """The step as a graph with a free number of rows."""
     batch = torch.export.Dim("batch")
     with _quiet(), torch.no_grad():
-        arguments = tuple(_tensors(_first_inputs(agent, step, 2)).values())
+        given = _tensors(_first_inputs(agent, step, 2))
+        arguments = tuple(given[name] for name in INPUTS)
         return torch.export.export(step, arguments, dynamic_shapes=tuple({0: batch} for _ in arguments))
 
 
