@@ -131,7 +131,7 @@ def test_foreign_packages_of_the_same_names_disturb_nothing(tmp_path: Path) -> N
     assert "--task-dist" in run_python(sys.executable, "main.py", "--help", cwd=ROOT, path=[tmp_path])
 
 
-@pytest.mark.parametrize("python_version", ["3.10", "3.11", "3.12"])
+@pytest.mark.parametrize("python_version", ["3.10", "3.11", "3.12", "3.13"])
 def test_every_declared_requirement_has_one_pin(wheel: zipfile.ZipFile, python_version: str) -> None:
     pinned = pins(python_version)
     for requirement in requirements(wheel):
