@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, make_dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,21 +25,19 @@ from metarl.experiments.environments import environment_table
 from metarl.experiments.export import STEPS, TOLERANCE, ExportDiffers, check_format, export_policy
 from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, film, write_before_after
 from metarl.experiments.flags import parse, value_of, without
+from metarl.experiments.interrupt import first_interrupt_asks
 from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.plots import adaptation_table
 from metarl.experiments.pretrained import list_pretrained, load_card
 from metarl.experiments.report import load_entries
 from metarl.experiments.results import Results
 from metarl.experiments.run import EVALUATIONS, Run, write_results
-from metarl.experiments.run_config import EPOCHS_ALIAS, RunConfig
+from metarl.experiments.run_config import EPOCHS_ALIAS
+from metarl.experiments.run_flags import plan_run
 from metarl.experiments.watch import watch
-from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks import describe_tasks
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
-SINGLE_ALGO = "rl2"
-"""The algorithm where --env-name is given without --algo: one environment leaves gradient steps nothing to adapt to."""
-ASKED_TO_STOP = b"\nfinishing this epoch, then saving (Ctrl-C again: stop at once, keep the checkpoint before it)\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,21 +68,7 @@ def _run(arguments: list[str]) -> int:
     resumed = value_of(arguments, "resume")
     if resumed is not None:
         return _resume([resumed, *without(arguments, "resume")])
-    if value_of(arguments, "env-name") is not None and value_of(arguments, "task-dist") is not None:
-        raise UsageError("--env-name and --task-dist exclude each other: give one")
-    single = value_of(arguments, "env-name") is not None
-    algo = value_of(arguments, "algo") or (SINGLE_ALGO if single else RunConfig.algo)
-    algorithm = find_algorithm(algo)
-    groups = {"run": RunConfig(algo=algo), "memory": algorithm.memory, "algo": algorithm.config(single)}
-    flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
-    flags.__doc__ = (
-        "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
-        "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, watch RUN, "
-        "report RUN ..., video RUN, export RUN, doctor."
-    )
-    parsed: Any = parse(flags, arguments, "run")
-    run = Run.plan(parsed.run, parsed.algo, parsed.memory, shlex.join(["metarl", "run", *arguments]))
-    return _train_and_measure(run.prepare_folder())
+    return _train_and_measure(plan_run(arguments).prepare_folder())
 
 
 @dataclass(frozen=True)
@@ -116,7 +97,7 @@ def _given(**values: Any) -> dict[str, Any]:
 def _train_and_measure(run: Run) -> int:
     go_on = f"metarl resume {shlex.quote(str(run.folder))}"
     try:
-        with _first_interrupt_asks() as stop, Display(run.config.epochs) as display:
+        with first_interrupt_asks() as stop, Display(run.config.epochs) as display:
             title = f"{run.distribution.name}, {run.config.algo}, {run.memory.method}, seed {run.config.seed}"
             console.print(title, style="bold")
             console.print(f"writing to {run.folder}")
@@ -133,25 +114,6 @@ def _train_and_measure(run: Run) -> int:
     if recorder is not None:
         _show(run, recorder, measured)
     return 0
-
-
-@contextmanager
-def _first_interrupt_asks() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks for a stop after the running epoch, whose work is then saved; the second stops at once."""
-    asked = False
-
-    def handle(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        os.write(2, ASKED_TO_STOP)  # not a print: the handler may have interrupted one, and they do not nest
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _show(run: Run, recorder: Recorder, measured: Results) -> None:

@@ -278,9 +278,12 @@ def test_the_row_of_an_epoch_by_hand(bonus_family, tmp_path: Path) -> None:
         "env_steps": "80",  # 10 updates of 4 steps in 2 rows
         "loss": "5.5",  # the mean of 1, ..., 10
         "train_return": "3",  # 2 steps of 1.5
+        "train_success": "1",  # the second step of an episode succeeds
         "unstable_rows": "0",
         "test_return_shot0": f"{-11 / 3:.7g}",
         "test_return_shot1": f"{-11 / 3:.7g}",
+        "test_success_shot0": f"{2 / 3:.7g}",  # the episodes of one task end before
+        "test_success_shot1": f"{2 / 3:.7g}",
         "test_unstable_rows": "0",
     }
 

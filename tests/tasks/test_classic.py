@@ -5,6 +5,7 @@ from __future__ import annotations
 import gymnasium
 import numpy as np
 import pytest
+import torch
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
@@ -129,3 +130,16 @@ def test_a_single_environment_needs_a_name_and_a_limit() -> None:
             single_environment("metarl-tests/Endless-v0", max_episode_steps=0)
     finally:
         del gymnasium.registry["metarl-tests/Endless-v0"]
+
+
+def test_the_pendulum_s_reward_is_known_from_what_is_observed() -> None:
+    distribution = make_tasks("pendulum-dynamics")
+    env = distribution.make_env(distribution.train[:5], seed=1)
+    before, _ = env.reset()
+    assert distribution.reward_model is not None
+    for _ in range(50):
+        action = 1.5 * env.action_space.sample()
+        after, reward, *_ = env.step(action)
+        transition = (torch.from_numpy(np.array(each)) for each in (before, action, after))
+        assert distribution.reward_model.reward(*transition).numpy() == pytest.approx(reward, abs=1e-4)
+        before = after

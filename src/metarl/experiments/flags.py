@@ -27,34 +27,35 @@ WRONG_VALUES = (
 """What Python and tyro say of a value of the wrong type, and what is said to the user; unmatched, it stays as it is."""
 
 
-def parse(config: type[T], arguments: Sequence[str], command: str) -> T:
+def parse(config: type[T], arguments: Sequence[str], command: str, program: str = "metarl {}") -> T:
     """An instance of the dataclass `config` from `arguments`; `-` and `_` are interchangeable in flags.
 
     Args:
         config: its fields are the flags; where a field's default is a dataclass, so are that one's fields.
+        command, program: what is typed before them, `program` with the command in place of {}.
 
     Raises:
         UsageError: for a flag that does not exist (naming the nearest), a value that does not fit (naming what does),
             and whatever the dataclass itself refuses.
         SystemExit: with code 0, after --help.
     """
-    box = io.StringIO()
+    box, typed = io.StringIO(), program.format(command)
     try:
         with redirect_stderr(box):
             parsed, unknown = tyro.cli(
                 config,
                 args=arguments,
-                prog=f"metarl {command}",
+                prog=typed,
                 config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
                 return_unknown_args=True,
             )
     except SystemExit as stopped:
         if stopped.code in (0, None):
             raise
-        reason = _refusal(stopped) or f"{_first_sentence(box.getvalue())}; see metarl {command} --help"
+        reason = _refusal(stopped) or f"{_first_sentence(box.getvalue())}; see {typed} --help"
         raise UsageError(reason) from None
     if unknown:
-        raise UsageError(f"{_unknown(unknown, list(_names(config)))}; see metarl {command} --help")
+        raise UsageError(f"{_unknown(unknown, list(_names(config)))}; see {typed} --help")
     _refuse_empty_lists(parsed, arguments)
     return parsed
 

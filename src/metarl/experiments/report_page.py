@@ -55,7 +55,7 @@ def render(entries: Sequence[Entry]) -> str:
         lstrip_blocks=True,
     )
     templates.policies["json.dumps_kwargs"] = {"sort_keys": False}  # a CSV has its columns in the order of its rows
-    templates.filters |= {"number": _number, "interval": _interval, "setting": _setting, "thousands": "{:,}".format}
+    templates.filters |= {"number": number_text, "interval": _interval, "setting": _setting, "thousands": "{:,}".format}
     page = templates.get_template("report.html").render(
         library=_library(),
         figures={figure.name: figure for figure in figures},
@@ -156,18 +156,18 @@ def _finding(summaries: Sequence[Row], shots: Sequence[int]) -> str:
     best = max(last, key=lambda row: row["iqm"])
     interval = _interval(best["iqm_low"], best["iqm_high"])
     before = next(row for row in summaries if row["shot"] == shots[0] and row["agent"] == best["agent"])
-    found = f"IQM {_number(best['iqm'])} {interval}"
+    found = f"IQM {number_text(best['iqm'])} {interval}"
     if len(last) > 1:
-        found = f"{best['agent']} has the highest IQM after shot {shots[-1]}: {_number(best['iqm'])} {interval}"
-    return found + (f"; before adapting it had {_number(before['iqm'])}." if len(shots) > 1 else ".")
+        found = f"{best['agent']} has the highest IQM after shot {shots[-1]}: {number_text(best['iqm'])} {interval}"
+    return found + (f"; before adapting it had {number_text(before['iqm'])}." if len(shots) > 1 else ".")
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
     return with_minus(number(value))
 
 
 def _interval(low: float, high: float) -> str:
-    return f"[{_number(low)}, {_number(high)}]"
+    return f"[{number_text(low)}, {number_text(high)}]"
 
 
 def _setting(value: Any) -> str:

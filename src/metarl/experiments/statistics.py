@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
@@ -162,21 +163,64 @@ def probability_of_improvement(
     x, y = score_matrix(x), score_matrix(y)
     if x.shape[1] != y.shape[1]:
         raise UsageError(f"an improvement is judged on the same tasks, got {x.shape[1]} and {y.shape[1]} of them")
-    wins = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])  # [repeats of X, repeats of Y, tasks]
+    wins = _wins(x, y)
     if strata is not None:
         values = mean(_resampled(wins.mean(axis=(0, 1))[None], level, resamples, seed, strata))
         low, high = _limits(values, level)
         return float(wins.mean()), float(low), float(high)
     _check_bootstrap(min(len(x), len(y)), level, resamples)
     generator = np.random.default_rng(seed)
-    # How often each repeat is drawn, as a fraction [resamples, tasks, repeats]: the same law as drawing indices.
-    drawn_x, drawn_y = (
-        generator.multinomial(count - 1, np.full(count, 1 / count), size=(resamples, x.shape[1])) / (count - 1)
-        for count in (len(x), len(y))
-    )
+    drawn_x, drawn_y = (_drawn(generator, len(scores), resamples, x.shape[1]) for scores in (x, y))
     values = np.einsum("stx,xyt,sty->s", drawn_x, wins, drawn_y, optimize=True) / x.shape[1]
     low, high = _limits(values, level)
     return float(wins.mean()), float(low), float(high)
+
+
+def mean_improvement(
+    scores: Sequence[Sequence[ArrayLike]],
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    strata: Sequence[Strata | None] | None = None,
+) -> tuple[Scores, Scores, Scores]:
+    """How likely each agent's score is above that of another agent, the other and the task drawn at random.
+
+    The mean over the other agents, and over all tasks of all families, of `probability_of_improvement`: scores are
+    compared within a task only, so families need no common scale. 0.5 is the mean of all agents. The interval resamples
+    the repeats of every agent within each task; in a family with strata, the tasks within each, for all agents alike.
+
+    Args:
+        scores: for each family the matrices [repeats, tasks] of all agents, at least two, in one order.
+        strata: for each family, as in `stratified_bootstrap_ci`; None: in none.
+
+    Returns:
+        Three arrays [agents]: the probability, and the lower and upper limit of its interval.
+    """
+    families = [[score_matrix(matrix) for matrix in agents] for agents in scores]
+    if {len(agents) for agents in families} != {len(families[0])} or len(families[0]) < 2:
+        raise UsageError("a ranking needs at least two agents, the same ones in every family")
+    generator, count = np.random.default_rng(seed), len(families[0])
+    shares = (count - 1) * sum(agents[0].shape[1] for agents in families)
+    found, values = np.zeros(count), np.zeros((resamples, count))
+    for agents, groups in zip(families, strata or [None] * len(families), strict=True):
+        num_tasks = agents[0].shape[1]
+        if {matrix.shape[1] for matrix in agents} != {num_tasks}:
+            raise UsageError("an improvement is judged on the same tasks: measure all agents of a family on the same")
+        if groups is None:
+            _check_bootstrap(min(map(len, agents)), level, resamples)
+            drawn = [_drawn(generator, len(matrix), resamples, num_tasks) for matrix in agents]
+        for one, other in combinations(range(count), 2):
+            wins = _wins(agents[one], agents[other])
+            by_task = wins.mean(axis=(0, 1))
+            if groups is None:
+                resampled = np.einsum("stx,xyt,sty->s", drawn[one], wins, drawn[other], optimize=True)
+            else:  # one seed for all pairs: they meet the same tasks
+                resampled = _resampled(by_task[None], level, resamples, seed, groups).sum(axis=(1, 2))
+            found[[one, other]] += by_task.sum(), num_tasks - by_task.sum()
+            values[:, one] += resampled
+            values[:, other] += num_tasks - resampled
+    low, high = _limits(values / shares, level)
+    return found / shares, low, high
 
 
 def summary(scores: ArrayLike, strata: Strata | None = None) -> Summary:
@@ -191,6 +235,21 @@ def summary(scores: ArrayLike, strata: Strata | None = None) -> Summary:
         "ci95": list(stratified_bootstrap_ci(scores, mean, strata=strata)),
         "cvar05": cvar(scores.mean(axis=0)),
     }
+
+
+def _wins(x: Scores, y: Scores) -> Scores:
+    """1 where x is above y, one half where they tie: [repeats of X, repeats of Y, tasks]."""
+    wins: Scores = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])
+    return wins
+
+
+def _drawn(generator: np.random.Generator, count: int, resamples: int, num_tasks: int) -> Scores:
+    """How often each of `count` repeats is drawn, as a fraction [resamples, tasks, repeats]: the same law as drawing
+    indices."""
+    drawn: Scores = generator.multinomial(count - 1, np.full(count, 1 / count), size=(resamples, num_tasks)) / (
+        count - 1
+    )
+    return drawn
 
 
 def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int, strata: Strata | None = None) -> Scores:

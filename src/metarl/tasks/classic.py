@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarl.core.errors import UsageError, unknown_name
 from metarl.core.task import Task
-from metarl.env_runner.classic_worlds import CartPoleWorlds, PendulumWorlds
+from metarl.env_runner.classic_worlds import MAX_TORQUE, CartPoleWorlds, PendulumWorlds
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.toy_worlds import BanditWorlds, PointWorlds, go_to_goal, pull_best_arm
 from metarl.tasks.distribution import TaskDistribution, Uniform
 from metarl.tasks.registry import register_tasks
+from metarl.tasks.reward_model import RewardModel
+
+if TYPE_CHECKING:  # task families import without torch
+    from torch import Tensor
 
 HORIZON = 200
 """Steps of an episode of the dynamics families; Pendulum-v1's."""
@@ -87,7 +92,15 @@ def pendulum_dynamics(seed: int = 0, num_train: int = 100, num_test: int = 30) -
         num_train=num_train,
         num_test=num_test,
         make_worlds=make_worlds,
+        reward_model=RewardModel(_pendulum_reward),
     )
+
+
+def _pendulum_reward(observation: Tensor, action: Tensor, next_observation: Tensor) -> Tensor:
+    """−(θ² + 0.1 θ̇² + 0.001 torque²) of the state before the step, from cos θ, sin θ, θ̇ [..., 3] -> [...]."""
+    cosine, sine, speed = observation.unbind(-1)
+    torque = action[..., 0].clamp(-MAX_TORQUE, MAX_TORQUE)
+    return -(sine.atan2(cosine) ** 2 + 0.1 * speed**2 + 0.001 * torque**2)
 
 
 def point_goal(

@@ -1,0 +1,99 @@
+"""How long a suite still takes, by measured steps per second: of its own epochs, or of two updates run for that."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from metarl.core.threads import torch_threads
+from metarl.experiments.jobs import cores
+from metarl.experiments.metrics_log import read_metrics
+from metarl.experiments.protocol import Protocol
+from metarl.experiments.run import Run
+from metarl.experiments.suite import Planned, Suite, epochs_done
+from metarl.experiments.trainer import UPDATES_PER_EPOCH, WATCH, WATCHED_TASKS, Progress
+from metarl.meta_rl.grbal_agent import GrBALConfig
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The runs of one agent on one family: `seconds` is what they still take, one after the other.
+
+    `source` says where the speed was measured; "" where nothing is left to do.
+    """
+
+    runs: tuple[Planned, ...]
+    epochs_left: int
+    seconds: float
+    source: str
+
+
+class _Enough(Exception):
+    """Ends a calibration."""
+
+
+def forecast(suite: Suite, jobs: int, tell: Callable[[str], None] = lambda line: None) -> list[Forecast]:
+    """What every agent of a suite still takes on every family, measured with the threads that each of `jobs` gets.
+
+    Steps of evaluations count like steps of training, which take longer: a forecast is rather too long.
+    """
+    groups: dict[tuple[str, str], list[Planned]] = {}
+    for planned in suite.runs:
+        groups.setdefault((planned.run.distribution.name, planned.agent), []).append(planned)
+    return [_of_group(tuple(runs), jobs, tell) for runs in groups.values()]
+
+
+def total_seconds(forecasts: Sequence[Forecast], jobs: int) -> float:
+    """Time of all runs, `jobs` at a time: evenly shared, but no shorter than the longest run."""
+    longest = max((each.seconds / len(each.runs) for each in forecasts), default=0.0)
+    return max(sum(each.seconds for each in forecasts) / jobs, longest)
+
+
+def _of_group(runs: tuple[Planned, ...], jobs: int, tell: Callable[[str], None]) -> Forecast:
+    left = [(each.run.config.epochs - epochs, done) for each in runs for epochs, done in [epochs_done(each.run)]]
+    open_runs, epochs = sum(not done for _, done in left), sum(epochs for epochs, _ in left)
+    if not open_runs:
+        return Forecast(runs, 0, 0.0, "")
+    measured = [rows[-1] for each in runs if (rows := read_metrics(each.run.folder))]
+    if measured:
+        row = measured[-1]
+        steps, speed = row["env_steps"] / row["epoch"], row["env_steps"] / row["wall_seconds"]
+        source = "its own epochs"
+    else:
+        tell(f"two updates of {runs[0].name}")
+        with torch_threads(max(1, cores() // jobs)):
+            steps, speed = calibrate(runs[0].run)
+        source = "two updates"
+    run = runs[0].run
+    watched = epochs * evaluation_steps(run, WATCH, min(WATCHED_TASKS, len(run.test_tasks)))
+    judged = open_runs * evaluation_steps(run, run.protocol, len(run.test_tasks))
+    return Forecast(runs, epochs, (epochs * steps + watched + judged) / speed, source)
+
+
+def calibrate(run: Run) -> tuple[float, float]:
+    """Steps of an epoch, and steps per second of the second update, which no longer compiles anything."""
+    if isinstance(run.algorithm, GrBALConfig):  # its first updates act at random, which takes no time
+        run = replace(run, algorithm=replace(run.algorithm, random_updates=0))
+    seen: list[tuple[float, int]] = []
+
+    def report(progress: Progress) -> None:
+        seen.append((time.perf_counter(), progress.env_steps))
+        if len(seen) == 2:
+            raise _Enough
+
+    with TemporaryDirectory() as folder, contextlib.suppress(_Enough):
+        replace(run, folder=Path(folder)).train(report, lambda: False)
+    (before, steps_before), (after, steps_after) = seen
+    steps = steps_after - steps_before
+    return steps * UPDATES_PER_EPOCH, steps / (after - before)
+
+
+def evaluation_steps(run: Run, protocol: Protocol, num_tasks: int) -> int:
+    """Environment steps of one evaluation, where no episode ends before its limit."""
+    rows = run.make_agent().trial_rows
+    rounds = [protocol.episodes_by_row(rows)[0]] * max(protocol.shots) + [protocol.episodes_by_row(rows)[1]]
+    return num_tasks * protocol.repeats * rows * sum(rounds) * run.distribution.max_episode_steps

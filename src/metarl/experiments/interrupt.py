@@ -1,0 +1,30 @@
+"""Ctrl-C as a request: the first lets whole epochs end and be saved, the second stops at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+ASKED_TO_STOP = b"\nfinishing this epoch, then saving (Ctrl-C again: stop at once, keep the checkpoint before it)\n"
+
+
+@contextmanager
+def first_interrupt_asks() -> Iterator[Callable[[], bool]]:
+    """Gives a function that says whether Ctrl-C was pressed; pressed again, it is a KeyboardInterrupt."""
+    asked = False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        os.write(2, ASKED_TO_STOP)  # not a print: the handler may have interrupted one, and they do not nest
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

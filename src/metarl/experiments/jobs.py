@@ -1,0 +1,192 @@
+"""Runs of a suite, each in a process of its own, so many at a time: one that breaks costs no other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from metarl.core.errors import UsageError
+from metarl.experiments.display import epoch_line
+from metarl.experiments.interrupt import first_interrupt_asks
+from metarl.experiments.run import CONFIG_FILE, Run, write_results
+from metarl.experiments.suite import Planned, Suite, epochs_done
+from metarl.experiments.trainer import Progress
+
+LOG_FILE = "log.txt"
+"""What a run prints, its traceback included, in its folder."""
+
+LOCK_FILE = ".lock"
+STOPPED = 130
+"""Exit code of a run that was asked to stop, and did so after a whole epoch."""
+
+POLL_SECONDS = 1.0
+THREADS = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: finished, or stopped, or with an error in one line."""
+
+    planned: Planned
+    finished: bool
+    error: str | None = None
+
+
+def execute(
+    suite: Suite,
+    jobs: int,
+    ended: Callable[[Outcome], None] = lambda outcome: None,
+    moved: Callable[[Sequence[Planned]], None] = lambda running: None,
+) -> list[Outcome]:
+    """Train and measure every run that is not finished, `jobs` at a time; how each ended, in the suite's order.
+
+    A run goes on from its last checkpoint. The first Ctrl-C lets every running epoch end and be saved; the second, like
+    a kill of this process, stops at once and costs the epochs that were running. Cores are shared out by
+    OMP_NUM_THREADS; MuJoCo's own threads are not.
+
+    Args:
+        ended: called with every outcome as it comes, those of finished runs first.
+        moved: called about once a second with the runs that are running.
+    """
+    if jobs < 1:
+        raise UsageError(f"--jobs is at least 1, got {jobs}")
+    outcomes: dict[str, Outcome] = {}
+
+    def note(outcome: Outcome) -> None:
+        outcomes[outcome.planned.name] = outcome
+        ended(outcome)
+
+    with _only_one(suite.folder), _threads(max(1, cores() // jobs)), first_interrupt_asks() as asked:
+        waiting = deque(suite.runs)
+        running: dict[int, tuple[BaseProcess, Planned]] = {}
+        told = False
+        try:
+            while running or (waiting and not asked()):
+                while waiting and len(running) < jobs and not asked():
+                    planned = waiting.popleft()
+                    if epochs_done(planned.run)[1]:
+                        note(Outcome(planned, True))
+                    else:
+                        process = _start(planned)
+                        running[process.sentinel] = process, planned
+                if asked() and not told:
+                    told = True
+                    for process, _ in running.values():
+                        process.terminate()
+                for sentinel in wait(list(running), timeout=POLL_SECONDS):
+                    assert isinstance(sentinel, int)
+                    process, planned = running.pop(sentinel)
+                    process.join()
+                    note(_outcome(planned, process.exitcode))
+                moved([planned for _, planned in running.values()])
+        finally:
+            for process, _ in running.values():
+                process.kill()
+    return [outcomes.get(planned.name, Outcome(planned, False)) for planned in suite.runs]
+
+
+def cores() -> int:
+    """Processor cores open to this process."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _start(planned: Planned) -> BaseProcess:
+    run = planned.run
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if not (run.folder / CONFIG_FILE).exists():
+        run.write_config()
+    # On Linux processes fork from one that has imported everything and computed nothing; elsewhere that is not safe.
+    if sys.platform == "linux":
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
+    else:
+        context = multiprocessing.get_context("spawn")
+    process: BaseProcess = context.Process(target=_work, args=(run.folder,), name=planned.name)
+    process.start()
+    return process
+
+
+def _outcome(planned: Planned, exit_code: int | None) -> Outcome:
+    if exit_code == 0:
+        return Outcome(planned, True)
+    if exit_code == STOPPED:
+        return Outcome(planned, False)
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        return Outcome(planned, False, f"killed by {name}" + (": out of memory?" if name == "SIGKILL" else ""))
+    log = planned.run.folder / LOG_FILE
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    said = next((line for line in reversed(lines) if line.strip()), f"ended with code {exit_code}")
+    kind, colon, message = said.partition(": ")
+    return Outcome(planned, False, f"{kind.rpartition('.')[2]}{colon}{message}")
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    """Refuse a second suite on the same folder: two trainers would write the same checkpoints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("w") as file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"another process works on {folder}: wait for it, or give another output") from None
+        yield
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """So many threads for the processes that are started."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ |= dict.fromkeys(THREADS, str(number))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# --- in the run's own process -----------------------------------------------------------------------------------------
+
+
+def _work(folder: Path) -> None:
+    """Train a run from its last checkpoint, measure it, and write its results; exit code STOPPED where asked to."""
+    asked = threading.Event()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the suite decides what it means
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with (folder / LOG_FILE).open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    run = Run.load(folder)
+
+    def report(progress: Progress) -> None:
+        if progress.row is not None:
+            print(epoch_line(progress.row, run.config.epochs), flush=True)
+
+    if not run.train(report, asked.is_set):
+        sys.exit(STOPPED)
+    write_results(folder, run.measure())
+
+
+def _end_with_parent() -> None:
+    """Nothing goes on that nobody waits for: a suite started again would train the same run a second time."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

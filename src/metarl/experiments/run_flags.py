@@ -1,0 +1,41 @@
+"""The flags of `metarl run`, with the algorithm's and the memory's among them, to a planned `Run`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import make_dataclass
+from typing import Any
+
+from metarl.core.errors import UsageError
+from metarl.experiments.flags import parse, value_of
+from metarl.experiments.run import Run
+from metarl.experiments.run_config import RunConfig
+from metarl.meta_rl.registry import find_algorithm
+
+SINGLE_ALGO = "rl2"
+"""The algorithm where --env-name is given without --algo: one environment leaves gradient steps nothing to adapt to."""
+HELP = (
+    "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
+    "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, watch RUN, "
+    "report RUN ..., video RUN, export RUN, doctor."
+)
+
+
+def plan_run(arguments: Sequence[str]) -> Run:
+    """The run that `metarl run ARGUMENTS` asks for, checked; nothing is written yet.
+
+    Raises:
+        UsageError: what cannot be meant, in one line.
+        SystemExit: with code 0, after --help.
+    """
+    if value_of(arguments, "env-name") is not None and value_of(arguments, "task-dist") is not None:
+        raise UsageError("--env-name and --task-dist exclude each other: give one")
+    single = value_of(arguments, "env-name") is not None
+    algo = value_of(arguments, "algo") or (SINGLE_ALGO if single else RunConfig.algo)
+    algorithm = find_algorithm(algo)
+    groups = {"run": RunConfig(algo=algo), "memory": algorithm.memory, "algo": algorithm.config(single)}
+    flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
+    flags.__doc__ = HELP
+    parsed: Any = parse(flags, arguments, "run")
+    return Run.plan(parsed.run, parsed.algo, parsed.memory, shlex.join(["metarl", "run", *arguments]))

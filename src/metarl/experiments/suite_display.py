@@ -1,0 +1,137 @@
+"""What a suite shows in the terminal: its plan, its progress, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAVY
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from metarl.core.errors import missing_extra
+from metarl.experiments.display import console
+from metarl.experiments.forecast import Forecast, total_seconds
+from metarl.experiments.jobs import Outcome, execute
+from metarl.experiments.plots import number, with_minus
+from metarl.experiments.ranking import Families, families_of, family_ranking, overall_ranking
+from metarl.experiments.report_rows import Row
+from metarl.experiments.results import load_results
+from metarl.experiments.suite import Planned, Suite, epochs_done
+
+REPORT_FOLDER = "report"
+BAR_WIDTH = 20
+
+
+def run_with_progress(suite: Suite, jobs: int) -> list[Outcome]:
+    """Execute a suite; a line for every run that ends, and in a terminal a bar over all epochs."""
+    total = sum(planned.run.config.epochs for planned in suite.runs)
+    ended: list[Outcome] = []
+    bar = Progress(
+        TextColumn("{task.fields[runs]} runs"),
+        BarColumn(BAR_WIDTH),
+        TextColumn("{task.completed}/{task.total} epochs  {task.fields[running]}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("", total=total, runs=f"0/{len(suite.runs)}", running="")
+
+    def note(outcome: Outcome) -> None:
+        ended.append(outcome)
+        console.print(f"[{len(ended):>3}/{len(suite.runs)}] {outcome.planned.name:<44} {_how(outcome)}")
+
+    def move(running: Sequence[Planned]) -> None:
+        if console.is_terminal:
+            done = sum(epochs_done(planned.run)[0] for planned in suite.runs)
+            names = ", ".join(planned.name for planned in running)
+            bar.update(task, completed=done, runs=f"{len(ended)}/{len(suite.runs)}", running=names)
+
+    with bar:
+        return execute(suite, jobs, note, move)
+
+
+def plan_table(forecasts: Sequence[Forecast], jobs: int) -> Table:
+    """What a suite is going to do, and how long it takes."""
+    runs = sum(len(each.runs) for each in forecasts)
+    took = f"about {duration(total_seconds(forecasts, jobs))} with {jobs} job{'s' if jobs > 1 else ''}"
+    table = Table(title=f"{runs} runs, {took}", box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
+    for column in ("family", "agent", "seeds"):
+        table.add_column(column)
+    for column in ("epochs", "left", "time"):
+        table.add_column(column, justify="right")
+    table.add_column("measured on")
+    for each in forecasts:
+        config = [planned.run.config for planned in each.runs]
+        table.add_row(
+            each.runs[0].run.distribution.name,
+            each.runs[0].agent,
+            " ".join(str(one.seed) for one in config),
+            str(sum(one.epochs for one in config)),
+            str(each.epochs_left),
+            duration(each.seconds),
+            each.source or "finished",
+        )
+    return table
+
+
+def conclude(suite: Suite, outcomes: Sequence[Outcome], title: str) -> None:
+    """Print the rankings of what is finished, name what is not, and write the report."""
+    families = families_of([outcome.planned for outcome in outcomes if outcome.finished])
+    if not families:
+        console.print("no run is finished: there is nothing to report")
+        return
+    for table in _ranking_tables(families):
+        console.print(table)
+    failures = {each.planned.name: each.error or "stopped" for each in outcomes if not each.finished}
+    path = write_pages(suite.folder, families, title, failures)
+    if path is not None:
+        console.print(f"wrote {path}")
+
+
+def write_pages(folder: Path, families: Families, title: str, failures: dict[str, str]) -> Path | None:
+    """The path of the written report; where its extra is not installed, None after a line that says so."""
+    try:
+        from metarl.experiments.suite_page import write_suite_report
+    except ModuleNotFoundError as error:
+        console.print(f"no report: {missing_extra(str(error.name), 'report')}")
+        return None
+    with console.status("writing the report"):
+        return write_suite_report(folder / REPORT_FOLDER, families, title, failures)
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _how(outcome: Outcome) -> str:
+    if outcome.finished:
+        return f"done, {duration(load_results(outcome.planned.run.folder)['wall_seconds'])} of training"
+    return outcome.error or "stopped after a whole epoch"
+
+
+def _ranking_tables(families: Families) -> list[Table]:
+    overall = overall_ranking(families)
+    tables = [_ranking_table("over all families", overall)] if overall else []
+    return [*tables, *(_ranking_table(name, family_ranking(entries)) for name, entries in families.items())]
+
+
+def _ranking_table(title: str, rows: Sequence[Row]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
+    table.add_column("rank", justify="right")
+    table.add_column("agent")
+    scored = "iqm" in rows[0]
+    for column in ("P(better)", "95 % CI", *(("seeds", "IQM", "95 % CI") if scored else ())):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        cells: tuple[str, ...] = ("–", "")
+        if "better" in row:
+            cells = (f"{row['better']:.2f}", f"[{row['better_low']:.2f}, {row['better_high']:.2f}]")
+        if scored:
+            iqm, low, high = (with_minus(number(row[name])) for name in ("iqm", "low", "high"))
+            cells += (str(row["seeds"]), iqm, f"[{low}, {high}]")
+        table.add_row(str(row["rank"]), row["agent"], *cells)
+    return table

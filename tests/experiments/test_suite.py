@@ -1,0 +1,148 @@
+"""From a file to runs: what is planned, what is refused before anything runs, and what is found again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metarl.core.errors import UsageError
+from metarl.experiments.run_flags import plan_run
+from metarl.experiments.suite import Suite, epochs_done, load_suite
+
+PRESETS = Path(__file__).resolve().parents[2] / "experiments" / "presets"
+Load = Callable[..., Suite]
+
+GRID = """
+[[grid]]
+families = ["point-goal", "bandit"]
+algos = ["rl2"]
+methods = ["mlp", "gru"]
+seeds = [0, 3]
+"""
+SMALL = "[settings]\nepochs = 2\nwidth = 8\nnum_envs = 4\ntest_tasks = [100, 101]\nbenchmark_mode = true\n"
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """The suite that a text declares, its runs in a folder of the test."""
+
+    def load_text(text: str) -> Suite:
+        (tmp_path / "suite.toml").write_text(text)
+        return load_suite(tmp_path / "suite.toml", tmp_path / "out")
+
+    return load_text
+
+
+def test_a_grid_is_a_product_with_a_folder_for_every_run(load: Load, tmp_path: Path) -> None:
+    runs = load(SMALL + GRID).runs
+    assert [planned.name for planned in runs] == [
+        f"{family} rl2 {method} s{seed}"
+        for family in ("point-goal", "bandit")
+        for method in ("mlp", "gru")
+        for seed in (0, 3)
+    ]
+    assert runs[1].run.folder == tmp_path / "out" / "point-goal-rl2-mlp-s3"
+    config = runs[1].run.config
+    assert (config.epochs, config.seed, config.test_tasks, config.benchmark_mode) == (2, 3, (100, 101), True)
+    assert (runs[1].run.memory.width, len({planned.run.folder for planned in runs})) == (8, 8)
+    assert list(tmp_path.iterdir()) == [tmp_path / "suite.toml"]
+
+
+def test_a_run_s_command_asks_for_the_same_run(load: Load) -> None:
+    settings = 'benchmark_mode = true\nfew_shot = [1, 5]\nlearning_rate = 1e-4\nlearn_rates = false\nouter = "ppo"\n'
+    grid = GRID.replace('"rl2"', '"metasgd", "maml"').replace('"point-goal", "bandit"', '"point-goal"')
+    for planned in load("[settings]\n" + settings + grid).runs:
+        again = plan_run(shlex.split(planned.run.command)[2:])
+        assert (again.algorithm, again.memory) == (planned.run.algorithm, planned.run.memory)
+        assert again.config.seed == planned.run.config.seed
+        assert (again.config.few_shot, again.algorithm.learn_rates, again.algorithm.outer) == ((1, 5), False, "ppo")
+
+
+def test_a_grid_s_settings_outrank_those_of_all_and_names_tell_grids_apart(load: Load) -> None:
+    second = GRID + 'name = "slow"\nsettings = { learning-rate = 1e-5 }\n'
+    runs = load(SMALL + GRID + second).runs
+    rates = {planned.agent: planned.run.algorithm.learning_rate for planned in runs}
+    assert rates == {"rl2 mlp": 1.5e-3, "rl2 gru": 1.5e-3, "rl2 mlp slow": 1e-5, "rl2 gru slow": 1e-5}
+    assert all(planned.run.memory.width == 8 for planned in runs)
+
+
+def test_an_algorithm_without_methods_takes_its_own(load: Load) -> None:
+    (planned,) = load('[[grid]]\nfamilies = ["pendulum-dynamics"]\nalgos = ["grbal"]\nseeds = [0]').runs
+    assert planned.agent == "grbal mlp"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"needs at least one \[\[grid\]\]"),
+        ("grid = 3", r"needs at least one \[\[grid\]\]"),
+        ("[[grid", "is not TOML: "),
+        ("seeds = [0]\n" + GRID, "unknown key 'seeds': choose from grid, output, settings"),
+        (GRID + "epochs = 3", r"unknown key of \[\[grid\]\] 'epochs': choose from algos, "),
+        (GRID.replace("bandit", "bandits"), "unknown task family 'bandits': .*did you mean 'bandit'"),
+        (GRID.replace('"rl2"', '"rl3"'), "unknown algo 'rl3': .*did you mean 'rl2'"),
+        (GRID.replace('"gru"', '"grue"'), "unknown method 'grue': .*did you mean 'gru'"),
+        (GRID.replace("seeds = [0, 3]", ""), r"\[\[grid\]\] needs seeds, a list of integers"),
+        (GRID.replace("[0, 3]", "3"), "seeds .* is a list of integers, got 3"),
+        (GRID.replace("[0, 3]", "[0, 0]"), r"seeds of \[\[grid\]\] holds 0 twice"),
+        (GRID.replace("[0, 3]", "[0, -3]"), "--seed is at least 0, got -3"),
+        (GRID.replace('["rl2"]', '"rl2"'), "algos .* is a list of names, got 'rl2'"),
+        (GRID + GRID, "'point-goal rl2 mlp s0' is planned twice: give one of its grids a name"),
+        ("[settings]\nepocs = 3" + GRID, "unknown flag '--epocs': did you mean --epochs"),
+        ("[settings]\nupdate_stpes = 3" + GRID, "unknown flag '--update-stpes': did you mean --update-steps"),
+        ('[settings]\nepochs = "many"' + GRID, "--epochs takes an integer, got 'many'"),
+        ("[settings]\nepochs = [1, 2]" + GRID, "unexpected argument '2'"),
+        ("[settings]\nepochs = { a = 1 }" + GRID, "setting 'epochs' is a table: give a value"),
+        ("[settings]\nseed = 1" + GRID, "'seed' is no setting: seeds decides it"),
+        ("settings = 3" + GRID, "settings is a table of flags of metarl run, got 3"),
+        ("[settings]\ntest_tasks = [999]" + GRID, "has no task 999"),
+        (GRID + 'expect = "wins"', "unknown expect 'wins': choose from adapts, beats-random"),
+        (GRID.replace("rl2", "grbal"), "grbal plans with the reward"),
+        (
+            GRID + GRID + 'name = "b"\nsettings = { few_shot = [1] }',
+            r"has few_shot \(\), .* has \(1,\): in one report the runs of a family are measured alike",
+        ),
+    ],
+)
+def test_what_a_file_cannot_mean_is_refused_in_one_line(load: Load, tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        load(text)
+    assert str(error.value).startswith(str(tmp_path / "suite.toml"))
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(UsageError, match=r"cannot read nowhere\.toml: No such file"):
+        load_suite("nowhere.toml")
+
+
+def test_a_folder_with_other_settings_is_refused(load: Load) -> None:
+    run = load(SMALL + GRID).runs[0].run
+    run.folder.mkdir(parents=True)
+    run.write_config()
+    assert epochs_done(load(SMALL + GRID).runs[0].run) == (0, False)
+    with pytest.raises(UsageError, match="was started with epochs 2, not 5: give another output, or remove"):
+        load(SMALL.replace("epochs = 2", "epochs = 5") + GRID)
+    (run.folder / "config.json").write_text(json.dumps({"run": {}}))
+    with pytest.raises(UsageError, match=r"config\.json is damaged"):
+        load(SMALL + GRID)
+
+
+def test_quick_holds_every_algorithm_and_every_method(tmp_path: Path) -> None:
+    from metarl.core.memory import METHODS
+    from metarl.meta_rl.registry import ALGOS
+
+    agents = {planned.agent for planned in load_suite(PRESETS / "quick.toml", tmp_path).runs}
+    assert agents == {f"{algo} {method}" for algo in ALGOS if algo != "grbal" for method in METHODS} | {"grbal mlp"}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("path", sorted(PRESETS.glob("*.toml")), ids=lambda path: path.stem)
+def test_presets_can_be_planned(path: Path, tmp_path: Path) -> None:
+    suite = load_suite(path, tmp_path)
+    assert len({planned.name for planned in suite.runs}) == len(suite.runs) > 1
