@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from email.message import Message
 from importlib import metadata
@@ -37,6 +38,14 @@ def test_report_agrees_with_this_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rows["threads"].startswith(f"torch {torch.get_num_threads()}, numba ")
     assert float(rows["memory"].removesuffix(" GiB")) > 0.5
     assert "extra dev" in rows
+
+
+def test_the_threads_are_only_looked_at() -> None:
+    """Starting numba's, where they are OpenMP's, would set torch's number as well."""
+    script = "import torch; from metarl.experiments.doctor import hardware; hardware(); print(torch.get_num_threads())"
+    limited = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    ran = subprocess.run([sys.executable, "-c", script], env=limited, capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "1"
 
 
 def test_the_probe_draws_a_frame_of_a_valid_model(monkeypatch: pytest.MonkeyPatch) -> None:
