@@ -283,11 +283,11 @@ def test_what_a_change_costs_is_measured_beside_other_runs(tmp_path: Path) -> No
     measured = run.measure()
     assert (measured["protocol"], list(measured["shots"])) == ("drift", ["0"])
     conditions = measured["drift"]["conditions"]
-    names = ["as trained", "frozen", f"grbal mlp, {plain.folder.name}"]
+    names = ["as trained", "frozen", "adapted", "without guard", "with resets", f"grbal mlp, {plain.folder.name}"]
     assert [list(variants) for variants in conditions.values()] == [names, names]
     returns = {name: found["return"] for name, found in conditions["change"].items()}
     assert returns["as trained"]["summary"] == measured["shots"]["0"]["return"]
-    assert returns["frozen"] == returns[names[2]] != returns["as trained"]  # of equal weights, in equal worlds
+    assert returns["frozen"] == returns[names[-1]] != returns["as trained"]  # of equal weights, in equal worlds
     paths = write_results(run.folder, measured)
     assert [path.name for path in paths] == ["results.json", "drift.png"]
     assert json.loads(paths[0].read_text()) == measured

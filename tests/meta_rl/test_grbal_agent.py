@@ -215,6 +215,20 @@ def test_a_row_acts_by_what_maml_adapts_to_its_last_transitions():
             assert not torch.equal(value, agent.maml.parameters()[name])
 
 
+def test_it_expects_what_the_parameters_that_it_acted_by_predict():
+    agent, stream = trained(), Stream(5)
+    agent.training = False
+    trial(agent, stream)
+    params, observation = agent.row_parameters(), stream.observation[0]
+    action = agent.act(observation)
+    agent.observe(observation, action, *stream.at(0))
+    seen = (torch.from_numpy(array)[:, None] for array in (observation, action))
+    np.testing.assert_allclose(agent.expected, agent.model.predict_rows(params, *seen)[:, 0], atol=1e-5)
+    first = make_agent()
+    trial(first, stream)
+    assert first.expected is None  # it acted at random
+
+
 def test_a_row_with_too_few_transitions_keeps_the_shared_parameters():
     agent, stream = trained(), Stream(5)
     agent.training = False

@@ -133,6 +133,7 @@ class AdaptationAgent(Agent):
         step, before = self._controller.observe(
             observation, action, reward, terminated, truncated, next_observation, active
         )
+        self.expected = self._controller.expected
         finite = _finite({**step, **before})
         step["active"] = step["active"] & finite
         self._append(_zeroed(step, ~finite), _zeroed(before, ~finite))

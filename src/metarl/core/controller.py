@@ -47,6 +47,9 @@ class Controller(ABC):
     rates: Weights | None = None
     """Of gradient steps, by parameter name, as meta-learning found them; None: the same for all."""
 
+    expected: Array | None = None
+    """As in `Agent`, by the weights that acted."""
+
     def __init__(
         self,
         model: nn.Module,

@@ -20,6 +20,7 @@ from metarl.env_runner.recording import Recorder
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
 from metarl.experiments.doctor import hardware
 from metarl.experiments.drift import CHANGE, check_drift, measure_drift
+from metarl.experiments.drift_variants import variants
 from metarl.experiments.drift_views import drift_picture
 from metarl.experiments.environments import draw_environments, environment_rows, some_of_each, write_environments
 from metarl.experiments.files import write_json
@@ -35,8 +36,6 @@ CONFIG_FILE, EVALUATIONS = "config.json", "evaluations"
 CURVE_FILE, DRIFT_FILE = "adaptation_curve.png", "drift.png"
 ENVIRONMENTS = "environments"
 """A CSV and a PNG of this name are written where the family has environments."""
-AS_TRAINED, FROZEN = "as trained", "frozen"
-"""Variants of an agent that the drift protocol measures."""
 LABELLED_SETTINGS = 2
 """So many settings that differ are named in a label; more, and the run's folder is."""
 FREE_BYTES = 50 * 2**20
@@ -160,9 +159,10 @@ class Run:
                 **known,
             )
 
-    def trained_agent(self, **changes: Any) -> Agent:
-        """The agent of the last checkpoint, with some values of its config changed."""
-        agent = replace(self, algorithm=replace(self.algorithm, **changes)).make_agent()
+    def trained_agent(self, algorithm: Any = None) -> Agent:
+        """The agent of the last checkpoint; with other hyper-parameters where they are given."""
+        run = self if algorithm is None else replace(self, algorithm=algorithm)
+        agent = run.make_agent()
         restore(agent, self.checkpoints / LAST)
         return agent
 
@@ -183,12 +183,10 @@ class Run:
         return runs
 
     def variants(self) -> dict[str, Agent]:
-        """The agents that the drift protocol measures: this run's as it was trained and frozen, then those beside."""
-        agents = {AS_TRAINED: self.trained_agent()}
-        frozen = find_algorithm(self.config.algo).frozen
-        if replace(self.algorithm, **frozen) != self.algorithm:
-            agents[FROZEN] = self.trained_agent(**frozen)
-        return agents | {label: run.trained_agent() for label, run in self.runs_beside().items()}
+        """The agents that the drift protocol measures, by name: this run's as it was trained, its variants, then those
+        of the runs beside it as they were trained."""
+        own = variants(self.config.algo, self.algorithm, self.trained_agent, self.config.seed)
+        return own | {label: run.trained_agent() for label, run in self.runs_beside().items()}
 
     def train(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:
         """Train to the last epoch, from the last checkpoint where there is one; False where `stop` ended it before."""
@@ -230,8 +228,9 @@ class Run:
         protocol = self.protocol if seed is None else replace(self.protocol, seed=seed)
         found: Results = {}
         if self.config.drift:
-            drift = measure_drift(self.variants(), self.distribution, self.test_tasks, protocol, progress, recorder)
-            evaluation = drift.courses[CHANGE][AS_TRAINED].evaluation
+            agents = self.variants()
+            drift = measure_drift(agents, self.distribution, self.test_tasks, protocol, progress, recorder)
+            evaluation = drift.courses[CHANGE][next(iter(agents))].evaluation
             found = {"unstable_rows": drift.unstable_rows, "drift": drift.results()}
         else:
             agent = self.trained_agent()

@@ -74,8 +74,11 @@ class DynamicsModel(nn.Module):
 
     def predict_rows(self, params: Mapping[str, Tensor], observation: Tensor, action: Tensor) -> Tensor:
         """Next observations [R, C, obs], each row by its own parameters."""
-        change = self.forward_rows(params, torch.cat([observation, action], -1))
-        return observation + self.change_mean + self.change_std * change
+        return observation + self.change_by(params, torch.cat([observation, action], -1))
+
+    def change_by(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """Changes of the observation [R, C, obs] after x [R, C, obs + act], each row by its own parameters."""
+        return self.change_mean + self.change_std * self.forward_rows(params, x)
 
     def _standardized(self, x: Tensor) -> Tensor:
         return ((x - self.input_mean) / self.input_std).clamp(-CLIP, CLIP)

@@ -208,6 +208,7 @@ class GrBALAgent(Agent):
         if self.training and not active.all():
             raise UsageError("training needs every row in every step: run trials that are measured in steps")
         step, _ = self.planner.observe(observation, action, reward, terminated, truncated, next_observation, active)
+        self.expected = self.planner.expected
         if self.training:
             self._trajectory.append(x=step["x"], change=step["change"])
         self._past_x = _appended(self._past_x, step["x"], step["active"])

@@ -95,6 +95,7 @@ class Planner(Controller):
     def act(self, observation: Array, weights: Weights | None, explore: bool) -> Array:
         self.check_rows(len(observation), len(self.plan))
         params, present = self._by_row(weights), self.tensor(observation)
+        self._planned_by: Weights | None = params
 
         def score(actions: Tensor) -> Tensor:
             return predicted_return(
@@ -112,7 +113,7 @@ class Planner(Controller):
     def random_action(self, observation: Array) -> Array:
         """Uniform actions [B, act], for want of a model to plan with."""
         self.check_rows(len(observation), len(self.plan))
-        self.planned = self.plan
+        self.planned, self._planned_by = self.plan, None
         return self._to_environment(self._rest + self._half_range * torch.erf(self._own_noise / 2**0.5))
 
     @property
@@ -146,7 +147,14 @@ class Planner(Controller):
         following = torch.where(over[:, None, None], self._rest, next_plan(self.planned, self._rest))
         self.plan = torch.where(rows[:, None, None], following, self.plan)
         self.draw_again()
-        return {"x": torch.cat([before, acted.float()], 1), "change": after - before, "active": rows}, {}
+        x = torch.cat([before, acted.float()], 1)
+        self.expected = None if self._planned_by is None else self._expected(self._planned_by, before, x)
+        return {"x": x, "change": after - before, "active": rows}, {}
+
+    @torch.no_grad()
+    def _expected(self, params: Weights, before: Tensor, x: Tensor) -> Array:
+        expected: Array = (before + self.model.change_by(params, x[:, None])[:, 0]).cpu().numpy()
+        return expected
 
     def samples(self, steps: Samples, before: Samples) -> Samples:
         return {name: tensor.transpose(0, 1).flatten(1, 2) for name, tensor in steps.items()}

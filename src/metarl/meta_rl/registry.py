@@ -28,7 +28,7 @@ class Algorithm:
         knows: what `make` is also told of the task family: "reward_model" or "reward_scale", as `TaskDistribution` has
             them.
         frozen: values of the config with which it acts by what all tasks share; empty: nothing of it changes between
-            calls of `adapt` but its memory.
+            calls of `adapt`, but for its memory.
     """
 
     make: Callable[..., Agent]
