@@ -110,7 +110,8 @@ class WorldModel(nn.Module):
 
     def __init__(self, seen: Tensor, change: Tensor) -> None:
         super().__init__()
-        self.mean, self.spread = seen.mean(0), seen.std(0) + 1e-3
+        self.mean, spread = seen.mean(0), seen.std(0)
+        self.spread = torch.where(spread > 1e-3, spread, 1.0)  # what never varied stays in its own unit
         self.unit = change.std(0) + 1e-3  # errors are counted in it
         self.layers = nn.Sequential(nn.Linear(seen.shape[1], 64), nn.Tanh(), nn.Linear(64, change.shape[1]))
         optimizer = torch.optim.Adam(self.parameters(), 1e-2)
