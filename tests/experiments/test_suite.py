@@ -100,6 +100,8 @@ def test_an_algorithm_without_methods_takes_its_own(load: Load) -> None:
         ("[settings]\nseed = 1" + GRID, "'seed' is no setting: seeds decides it"),
         ("settings = 3" + GRID, "settings is a table of flags of metarl run, got 3"),
         ("[settings]\ntest_tasks = [999]" + GRID, "has no task 999"),
+        ("output = 3" + GRID, "output is a text in quotes, got 3"),
+        (GRID + "name = 3", "name is a text in quotes, got 3"),
         (GRID + 'expect = "wins"', "unknown expect 'wins': choose from adapts, beats-random"),
         (GRID.replace("rl2", "grbal"), "grbal plans with the reward"),
         (

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -182,6 +183,7 @@ def _work(folder: Path) -> None:
     if not run.train(report, asked.is_set):
         sys.exit(STOPPED)
     write_results(folder, run.measure())
+    print(f"{time.process_time():.0f} s of processor time since it was started or resumed", flush=True)
 
 
 def _end_with_parent() -> None:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 import time
 from collections import Counter
@@ -79,12 +80,11 @@ class Suite:
     runs: tuple[Planned, ...]
 
 
-def load_suite(path: str | Path, output: str | Path | None = None, **settings: Any) -> Suite:
+def load_suite(path: str | Path, output: str | Path | None = None) -> Suite:
     """The suite that a file declares.
 
     Args:
         output: folder of the runs in place of the file's.
-        settings: in place of the file's for all runs.
 
     Raises:
         UsageError: what the file cannot mean, in one line that begins with its path; nothing has been written.
@@ -98,12 +98,13 @@ def load_suite(path: str | Path, output: str | Path | None = None, **settings: A
         raise UsageError(f"{path} is not TOML: {' '.join(str(error).split())}") from error
     try:
         _check_keys("key", content, SUITE_KEYS)
-        folder = Path(output or content.get("output") or Path("runs") / path.stem)
-        shared = {**_settings(content), **settings}
+        declared = _text(content, "output")
+        folder = Path(output or declared or Path("runs") / path.stem)
+        shared = _settings(content)
         grids = content.get("grid") or []
         if not isinstance(grids, list) or not grids or not all(isinstance(grid, dict) for grid in grids):
             raise UsageError("a suite needs at least one [[grid]] with families, algos and seeds")
-        runs = [planned for grid in grids for planned in _expanded(grid, {**shared, **_settings(grid)}, settings)]
+        runs = [planned for grid in grids for planned in _expanded(grid, {**shared, **_settings(grid)})]
         runs = [replace(each, run=_in_folder(each.run, folder, each.agent)) for each in runs]
         _check_apart(runs)
         _check_comparable(runs)
@@ -125,21 +126,20 @@ def epochs_done(run: Run) -> tuple[int, bool]:
 # --- from the file to runs --------------------------------------------------------------------------------------------
 
 
-def _expanded(grid: Table, settings: Table, given: Table) -> list[Planned]:
-    """The runs of one grid; `given` settings outrank the grid's."""
+def _expanded(grid: Table, settings: Table) -> list[Planned]:
+    """The runs of one grid."""
     _check_keys("key of [[grid]]", grid, GRID_KEYS)
     families, algos, methods, seeds = (_axis(grid, name) for name in AXES)
-    expect, name = grid.get("expect", ""), grid.get("name", "")
+    expect, name = _text(grid, "expect"), _text(grid, "name")
     if expect and expect not in EXPECTATIONS:
-        raise unknown_name("expect", str(expect), EXPECTATIONS)
+        raise unknown_name("expect", expect, EXPECTATIONS)
     planned = []
     for family, algo, method in product(families, algos, methods or [None]):
-        asked = {**settings, **given}
-        first = plan_run(_flags(family, algo, method, seeds[0], asked))
+        first = plan_run(_flags(family, algo, method, seeds[0], settings))
         first.make_agent()
-        agent = " ".join([algo, first.memory.method, *([str(name)] if name else [])])
+        agent = " ".join([algo, first.memory.method, *([name] if name else [])])
         for seed in seeds:
-            run = first if seed == seeds[0] else _with_seed(first, _flags(family, algo, method, seed, asked), seed)
+            run = first if seed == seeds[0] else _with_seed(first, _flags(family, algo, method, seed, settings), seed)
             planned.append(Planned(run, agent, expect))
     return planned
 
@@ -162,8 +162,7 @@ def _flags(family: str, algo: str, method: str | None, seed: int, settings: Tabl
 
 def _with_seed(run: Run, flags: Sequence[str], seed: int) -> Run:
     """The run with another seed: what was checked holds for every seed but a negative one, which RunConfig refuses."""
-    command = " ".join(["metarl", "run", *flags])
-    return replace(run, config=replace(run.config, seed=seed), command=command)
+    return replace(run, config=replace(run.config, seed=seed), command=shlex.join(["metarl", "run", *flags]))
 
 
 def _in_folder(run: Run, folder: Path, agent: str) -> Run:
@@ -190,6 +189,13 @@ def _settings(table: Table) -> Table:
         if isinstance(value, dict):
             raise UsageError(f"setting '{name}' is a table: give a value")
     return {name.replace("-", "_"): value for name, value in settings.items()}
+
+
+def _text(table: Table, key: str) -> str:
+    value = table.get(key, "")
+    if not isinstance(value, str):
+        raise UsageError(f"{key} is a text in quotes, got {value!r}")
+    return value
 
 
 def _axis(grid: Table, name: str) -> list[Any]:
