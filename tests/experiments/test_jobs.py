@@ -1,0 +1,131 @@
+"""A suite runs, is skipped where it is done, and survives what breaks, Ctrl-C and a kill of its process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from metarl.core.errors import UsageError
+from metarl.experiments.expectations import shortcoming
+from metarl.experiments.forecast import forecast, total_seconds
+from metarl.experiments.jobs import LOCK_FILE, LOG_FILE, execute
+from metarl.experiments.metrics_log import read_metrics
+from metarl.experiments.suite import Suite, epochs_done, load_suite
+from metarl.experiments.suite_display import plan_table
+from metarl.experiments.watch import standing
+
+TEXT = """
+[settings]
+epochs = {epochs}
+width = 8
+num_envs = 2
+update_steps = {steps}
+num_minibatches = 1
+update_epochs = 1
+repeats = 2
+test_tasks = [100, 101]
+
+[[grid]]
+families = ["point-goal"]
+algos = ["rl2"]
+methods = ["mlp"]
+seeds = [0, 1]
+"""
+KILLED = """
+import sys
+from metarl.experiments.jobs import execute
+from metarl.experiments.suite import load_suite
+if __name__ == "__main__":
+    execute(load_suite(sys.argv[1], sys.argv[2]), 1)
+"""
+
+
+def suite(folder: Path, epochs: int = 1, steps: int = 50) -> Suite:
+    (folder / "suite.toml").write_text(TEXT.format(epochs=epochs, steps=steps))
+    return load_suite(folder / "suite.toml", folder / "out")
+
+
+def test_runs_are_made_once_and_one_that_breaks_costs_no_other(tmp_path: Path) -> None:
+    planned = suite(tmp_path)
+    broken = planned.runs[0].run
+    broken.checkpoints.mkdir(parents=True)
+    (broken.checkpoints / "last.safetensors").write_bytes(b"no checkpoint")
+    (left,) = forecast(planned, jobs=1)
+    assert (left.epochs_left, left.source) == (2, "two updates")
+    assert 0 < total_seconds([left], jobs=2) < left.seconds
+    first, second = execute(planned, jobs=2)
+    assert first.error is not None
+    assert first.error.startswith("UsageError: checkpoint")
+    assert "\n" not in first.error
+    assert (second.finished, shortcoming(second.planned.run.folder)) == (True, None)
+    assert "epoch   1/1" in (second.planned.run.folder / LOG_FILE).read_text()
+
+    results = second.planned.run.folder / "results.json"
+    written = results.stat().st_mtime_ns
+    (broken.checkpoints / "last.safetensors").unlink()
+    assert [outcome.finished for outcome in execute(planned, jobs=1)] == [True, True]
+    assert results.stat().st_mtime_ns == written
+    (nothing,) = forecast(planned, jobs=1)
+    assert (nothing.epochs_left, nothing.seconds, nothing.source) == (0, 0.0, "")
+    assert plan_table([nothing], 1).title == "2 runs, about 0:00:00 with 1 job"
+
+
+def test_ctrl_c_ends_with_a_whole_epoch_from_which_the_suite_goes_on(tmp_path: Path) -> None:
+    planned = suite(tmp_path, epochs=3)
+    asked = []
+
+    def interrupt(running: object) -> None:
+        if epochs_done(planned.runs[0].run)[0] and not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped, later = execute(planned, 1, moved=interrupt)
+    if not stopped.finished:  # a fast machine may be done before it is asked
+        assert stopped.error is None
+        (left,) = forecast(planned, jobs=1)
+        assert left.source == "its own epochs"
+    assert asked
+    assert (later.finished, later.error) == (False, None)
+    assert all(outcome.finished for outcome in execute(planned, 2))
+    assert [row["epoch"] for row in read_metrics(planned.runs[0].run.folder)] == [1, 2, 3]
+
+
+def test_a_kill_costs_no_whole_epoch_and_leaves_nobody_behind(tmp_path: Path) -> None:
+    planned = suite(tmp_path, epochs=500)
+    run = planned.runs[0].run
+    (tmp_path / "script.py").write_text(KILLED)
+    command = [sys.executable, "script.py", "suite.toml", str(planned.folder)]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 300
+        while not (run.checkpoints / "last.safetensors").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    finally:
+        process.kill()
+        process.wait()
+    done, before = standing(run.folder, time.time()).epoch, -1
+    while done != before:  # the run's own process ends as soon as it is scheduled
+        time.sleep(2.0)
+        done, before = standing(run.folder, time.time()).epoch, done
+    assert 1 <= done < 500
+    assert epochs_done(suite(tmp_path, epochs=500).runs[0].run) == (done, False)
+
+
+def test_two_suites_do_not_share_a_folder(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    planned = suite(tmp_path)
+    planned.folder.mkdir()
+    with (planned.folder / LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match=r"another process works on .*out: wait for it"):
+            execute(planned, 1)
+    with pytest.raises(UsageError, match="--jobs is at least 1, got 0"):
+        execute(planned, 0)

@@ -1,0 +1,102 @@
+"""The two benchmark scripts, on suites that take seconds."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+SUITE = """
+[settings]
+epochs = 1
+width = 8
+num_envs = 2
+update_steps = 50
+num_minibatches = 1
+update_epochs = 1
+test_tasks = [100, 101]
+
+[[grid]]
+families = ["point-goal"]
+algos = ["rl2"]
+methods = ["mlp"]
+seeds = [0]
+
+[[grid]]
+families = ["point-goal"]
+algos = ["rl2"]
+methods = ["gru"]
+seeds = [0]
+expect = "beats-random"
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> list[str]:
+    (tmp_path / "small.toml").write_text(SUITE)
+    return [str(tmp_path / "small.toml"), "--output", str(tmp_path / "out")]
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[ModuleType, ModuleType]:
+    """quick_benchmark and serious_benchmark."""
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module("quick_benchmark"), importlib.import_module("serious_benchmark")
+
+
+def test_both_run_a_suite_and_write_its_report(
+    scripts: tuple[ModuleType, ModuleType], suite: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick, serious = scripts
+    assert quick.main(["--suite", *suite]) == 1  # without benchmark_mode no random policy is there to be beaten
+    printed = capsys.readouterr().out
+    assert "1 of 2 runs ok" in printed
+    assert "FAILED" in printed
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "point-goal.html" in page
+    assert "rl2 gru s0" in page
+    assert (tmp_path / "out" / "report" / "point-goal.html").stat().st_size > 10_000
+
+    assert serious.main([*suite, "--dry-run"]) == 0
+    assert "2 runs, about 0:00:00 with 1 job" in capsys.readouterr().out
+    assert serious.main(suite) == 0  # all runs are finished: their report is written again
+    printed = capsys.readouterr().out
+    assert printed.count("done, 0:00:0") == 2
+    assert "P(better)" in printed
+    assert printed.rstrip().endswith("index.html")
+
+
+def test_without_the_extra_a_line_says_so_and_the_table_is_printed(
+    scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
+) -> None:
+    from metarl.experiments.suite_display import write_pages
+
+    monkeypatch.setitem(sys.modules, "altair", None)
+    for name in ("report_page", "report_figures", "suite_page"):
+        monkeypatch.delitem(sys.modules, f"metarl.experiments.{name}", raising=False)
+    assert write_pages(tmp_path, {}, "title", {}) is None
+    assert "no report: altair is not installed: run  pip install" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["locomotoin"], "unknown preset 'locomotoin': choose from imujoco, .*did you mean 'locomotion'"),
+        (["nowhere.toml"], "cannot read nowhere.toml"),
+        (["locomotion", "--jobs", "0"], "--jobs is at least 1, got 0"),
+        (["locomotion", "--dry"], "unknown flag '--dry': did you mean --dry-run"),
+        ([], "Missing from python experiments/serious_benchmark.py: SUITE"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    scripts: tuple[ModuleType, ModuleType], arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert scripts[1].main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert re.search(message, captured.err)
