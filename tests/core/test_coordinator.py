@@ -218,6 +218,30 @@ def test_returns_by_hand_in_worlds_of_their_own(mode):
     assert results["moving"].tasks == tasks["moving"]
 
 
+@pytest.mark.parametrize("mode", ["parallel", "sequential"])
+def test_an_agent_gets_as_many_rows_of_a_task_as_its_trials_have(mode):
+    agents = {"single": Constant(0.0), "triple": Constant(1.0)}
+    agents["triple"].trial_rows = 3
+    coordinator = coordinate(**agents)
+    chosen = [Task(7, {"goal": (0.5, 0.0)}), Task(8, {"goal": (1.0, 0.0)})]
+    tasks = coordinator.distribute(chosen)
+    seen = []
+    results = coordinator.run_episodes(
+        point_worlds, 2, 10, mode, tasks=tasks, on_episode=lambda *episode: seen.append(episode)
+    )
+    assert (agents["single"].rows, agents["triple"].rows) == ([2], [6])
+    assert results["triple"].tasks == tuple(task for task in chosen for _ in range(3))
+    assert [len(result.returns) for result in results.values()] == [2, 6]
+    assert sorted((agent_id, len(result.returns[0])) for agent_id, result in seen) == [
+        (agent_id, episodes) for agent_id in ("single", "triple") for episodes in (1, 2)
+    ]
+    # Rows of one trial are not independent: the interval is that of the two tasks.
+    returns = np.array(results["triple"].returns)
+    assert (returns[:3] == returns[0]).all()
+    expected = ttest_1samp(returns[[0, 3]].mean(1), 0).confidence_interval(0.95)
+    np.testing.assert_allclose(results["triple"].mean_interval()[1:], [expected.low, expected.high])
+
+
 def test_a_batch_is_shared_in_order_and_an_episode_is_cut_at_max_steps():
     agents = {"a": Constant(0.0), "b": Constant(0.0)}
     env = point_worlds([Task(index, {"goal": (goal, 0.0)}) for index, goal in enumerate((1.0, 2.0))], steps=50)

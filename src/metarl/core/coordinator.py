@@ -17,7 +17,7 @@ import numpy as np
 
 from metarl.core.agent import Agent, Array, Metrics
 from metarl.core.errors import UsageError, unknown_name
-from metarl.core.population import AgentResult, AgentRun, in_pool, in_turn, play
+from metarl.core.population import AgentResult, AgentRun, OnEpisode, in_pool, in_turn, play
 from metarl.core.shared_worlds import share
 from metarl.core.task import Task
 from metarl.core.threads import torch_threads
@@ -144,6 +144,7 @@ class AgentCoordinator:
         tasks: Mapping[str, Sequence[Task]] | None = None,
         adapt: bool = True,
         seed: int | None = None,
+        on_episode: OnEpisode | None = None,
     ) -> dict[str, AgentResult]:
         """A trial of every agent: `num_episodes` episodes in every row, with `adapt` between one and the next.
 
@@ -161,9 +162,11 @@ class AgentCoordinator:
                 tasks, such as `TaskDistribution.make_env`; they are closed afterwards.
             max_steps: an episode is truncated after so many steps.
             mode: "parallel" gives every agent a thread, "sequential" takes one after the other.
-            tasks: by agent, one a row, as `distribute` returns them.
+            tasks: by agent, as `distribute` returns them; each is given `agent.trial_rows` neighbouring rows.
             adapt: whether agents adapt between episodes.
             seed: of the worlds, at the first reset.
+            on_episode: called with an agent's id and its results so far when it has finished an episode; with `tasks`
+                in the thread of that agent.
 
         Returns:
             results by agent. One that raised has its `failure` there (and a warning says so); what it had finished
@@ -172,7 +175,13 @@ class AgentCoordinator:
         self._check_some_agents()
         if min(num_episodes, max_steps) < 1:
             raise UsageError(f"num_episodes and max_steps are at least 1, got {num_episodes} and {max_steps}")
-        how = {"num_episodes": num_episodes, "max_steps": max_steps, "adapt": adapt, "seed": seed}
+        how = {
+            "num_episodes": num_episodes,
+            "max_steps": max_steps,
+            "adapt": adapt,
+            "seed": seed,
+            "on_episode": on_episode,
+        }
         with torch_threads(1), self._pool(mode) as pool:
             runs = self._run_shared(env, pool, how) if tasks is None else self._run_apart(env, tasks, pool, how)
         self._rows = {}
@@ -200,11 +209,12 @@ class AgentCoordinator:
         runs, jobs = {}, {}
         with ExitStack() as to_close:
             for agent_id, agent in self.agents.items():
-                env = make_env(tasks[agent_id])
+                row_tasks = tuple(task for task in tasks[agent_id] for _ in range(agent.trial_rows))
+                env = make_env(row_tasks)
                 to_close.callback(env.close)
                 worlds = share(env, [agent_id])
                 worlds.check({agent_id: agent})
-                runs[agent_id] = AgentRun(agent, worlds.rows[agent_id], tuple(tasks[agent_id]))
+                runs[agent_id] = AgentRun(agent, worlds.rows[agent_id], row_tasks)
                 jobs[agent_id] = partial(play, worlds, {agent_id: runs[agent_id]}, in_turn, **how)
             in_pool(pool, runs, jobs)
         return runs

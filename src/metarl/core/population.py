@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,6 +32,8 @@ class AgentResult:
 
     tasks: tuple[Task, ...]
     """One a row, where it had worlds of its own; else empty."""
+    trial_rows: int
+    """Neighbouring rows that share a task and what the agent found out about it."""
     returns: list[list[float]]
     """returns[row]: of its finished episodes, in their order."""
     lengths: list[list[int]]
@@ -44,13 +46,20 @@ class AgentResult:
     """What it raised."""
 
     def mean_interval(self, episode: int | None = None) -> tuple[float, float, float]:
-        """Mean return, and the limits of its 95 % interval over the rows, of one episode or of all.
+        """Mean return, and the limits of its 95 % interval over the trials, of one episode or of all.
 
-        Student's t on one number a row: rows are independent, the episodes of one row are not. NaN where there is no
-        episode, or no second row.
+        Student's t on one number a trial, `trial_rows` rows: trials are independent, the episodes of one are not. NaN
+        where there is no episode, or no second trial.
         """
         chosen = [row if episode is None else row[episode : episode + 1] for row in self.returns]
-        return mean_interval([float(np.mean(row)) for row in chosen if row])
+        means = [float(np.mean(row)) if row else math.nan for row in chosen]
+        trials = np.reshape(means, (-1, self.trial_rows))
+        played = [trial[~np.isnan(trial)] for trial in trials]
+        return mean_interval([trial.mean() for trial in played if len(trial)])
+
+
+OnEpisode: TypeAlias = Callable[[str, AgentResult], None]
+"""(agent, its results so far)."""
 
 
 def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
@@ -123,7 +132,9 @@ class AgentRun:
         self.failure = f"{when}{where}: {type(error).__name__}: {error}"
 
     def result(self) -> AgentResult:
-        return AgentResult(self.tasks, self._returns, self._lengths, self.adapt_metrics, self.failure, self.error)
+        trial_rows = 1 if self.num_rows == 1 else self.agent.trial_rows
+        returns, lengths = [[*row] for row in self._returns], [[*row] for row in self._lengths]
+        return AgentResult(self.tasks, trial_rows, returns, lengths, [*self.adapt_metrics], self.failure, self.error)
 
 
 def play(
@@ -135,6 +146,7 @@ def play(
     max_steps: int,
     adapt: bool,
     seed: int | None,
+    on_episode: OnEpisode | None,
 ) -> None:
     """Play episodes with all runs at once. A run that fails goes on without acting of its own."""
 
@@ -166,6 +178,9 @@ def play(
                 for agent_id, outcome in outcomes.items()
                 if outcome.observation is not None
             }
+        for agent_id, run in runs.items():
+            if on_episode is not None and run.error is None:
+                on_episode(agent_id, run.result())
         if adapt and episode + 1 < num_episodes:
             jobs({agent_id: run.adapt for agent_id, run in runs.items()})
 
