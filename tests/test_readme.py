@@ -21,8 +21,8 @@ def test_the_own_environment_passes_its_checks_and_trains(tmp_path, monkeypatch,
     (tmp_path / "thermostat.py").write_text(own)
     runpy.run_path("thermostat.py", run_name="__main__")
     assert "all checks hold" in capsys.readouterr().out
-    small = "--epochs 1 --num-envs 4 --trial-rows 2 --repeats 2 --test-tasks 100 101"
-    assert main(["run", "--task-dist", "thermostat.py:tasks", *small.split()]) == 0
+    small = "--algo rl2 --width 8 --epochs 1 --num-envs 4 --num-minibatches 1 --repeats 2 --test-tasks 100 101"
+    assert main(["run", "--task-dist", "thermostat.py:tasks", "--update-steps", "50", *small.split()]) == 0
     assert list((tmp_path / "runs").glob("*thermostat*/results.json"))
 
 
