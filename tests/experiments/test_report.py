@@ -115,3 +115,24 @@ def test_what_is_no_finished_run_is_refused(make_run: MakeRun, tmp_path: Path) -
     (run / "results.json").write_text(json.dumps({"task_dist": "x", "shots": {}, "tasks": []}))
     with pytest.raises(UsageError, match=r"results.json lacks algo, command, .*: measure one again"):
         load_entries([run])
+
+
+def test_intervals_over_tasks_are_within_environments_but_seeds_are_repeats(make_run: MakeRun) -> None:
+    def strata(*runs: Path) -> list[str] | None:
+        (entry,) = load_entries(runs)
+        return entry.strata
+
+    first = make_run("a", interval="tasks", environment="velocity")
+    assert strata(first) == ["0.0", "0.5", "1.0"]
+    assert strata(make_run("b", interval="tasks", environment=None)) == ["halfcheetah-vel"] * 3
+    assert strata(make_run("c", interval="repeats", environment=None)) is strata(make_run("d")) is None
+    assert strata(first, make_run("e", seed=1, interval="tasks", environment="velocity")) is None
+
+
+@pytest.mark.parametrize("field", ["adaptation_episodes", "evaluation_episodes"])
+def test_other_numbers_of_episodes_are_refused(make_run: MakeRun, field: str) -> None:
+    load_entries([make_run("a"), make_run("b", method="gru", **{field: 1})])
+    with pytest.raises(
+        UsageError, match=f"differ in {field.replace('_', ' ')} do not .* has 1, .* has 10; measure one"
+    ):
+        load_entries([make_run("c"), make_run("d", method="gru", **{field: 10})])

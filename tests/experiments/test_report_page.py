@@ -165,3 +165,24 @@ def test_in_a_browser(page: Any, tmp_path: Path) -> None:
     assert pdf.startswith(b"%PDF-")
     assert len(re.findall(rb"/Type /Page\b", pdf)) >= 2
     assert re.search(rb"/MediaBox \[0 0 59[45][.\d]* 84[12]", pdf)
+
+
+def test_environments_have_a_table_where_all_runs_have_them(make_run: MakeRun) -> None:
+    def environments(success: float) -> list[dict[str, Any]]:
+        shots = {shot: {"return": 7.0, "success": success, "final_success": 0.25} for shot in ("0", "1")}
+        return [{"environment": "reach", "split": split, "tasks": 2, "shots": shots} for split in ("train", "test")]
+
+    runs = [
+        make_run("a", environments=environments(0.5)),
+        make_run("b", seed=1, environments=environments(1.0)),
+        make_run("c", method="gru", environments=environments(0.0)),
+    ]
+    page = render(load_entries(runs))
+    assert data_of(page)["environments"][1] == {
+        **{"environment": "reach", "split": "train", "tasks": 2, "agent": "ssm", "shot": 1},
+        **{"return": 7.0, "success": 0.75, "final_success": 0.25},
+    }
+    table = re.search(r'<table id="environments".*?</table>', page, re.DOTALL)
+    assert table is not None
+    assert [table[0].count(text) for text in ("75 %", "25 %", ">7.00<")] == [2, 4, 4]
+    assert "environments" not in data_of(render(load_entries([*runs[:2], make_run("d", method="mlp")])))

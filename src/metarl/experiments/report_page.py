@@ -42,6 +42,7 @@ def render(entries: Sequence[Entry]) -> str:
     shots, labels = report_rows.shots_of(entries), [entry.label for entry in entries]
     summaries = report_rows.summary_rows(entries)
     tasks = report_rows.task_rows(entries)
+    environments = report_rows.environment_rows(entries)
     successes = report_rows.summary_rows(entries, "success") if report_rows.has_success(entries) else []
     differ, shared = report_rows.setting_rows(entries)
     first = entries[0].runs[0].results
@@ -59,7 +60,14 @@ def render(entries: Sequence[Entry]) -> str:
     page = templates.get_template("report.html").render(
         library=_library(),
         figures={figure.name: figure for figure in figures},
-        data=_rounded({**_data(figures), "results": summaries, "tasks": _flat(tasks)}),
+        data=_rounded(
+            {
+                **_data(figures),
+                "results": summaries,
+                "tasks": _flat(tasks),
+                **({"environments": environments} if environments else {}),
+            }
+        ),
         specs={figure.name: figure.spec for figure in figures},
         family=first["task_dist"],
         protocol=first["protocol"],
@@ -76,6 +84,7 @@ def render(entries: Sequence[Entry]) -> str:
         references=report_rows.reference_rows(entries),
         params=list(first["tasks"][0]["params"]),
         tasks=_by_task(tasks),
+        environments=_by_environment(environments, shots[-1]),
         seen=first["task_split"]["same_as_train"],
         without_metrics=[str(run.folder) for run in runs if not run.metrics],
         differ=differ,
@@ -148,6 +157,17 @@ def _by_task(rows: Sequence[Row]) -> dict[int, list[Row]]:
         shot: [{**line, "best": max(line["means"].values())} for line in tasks.values()]
         for shot, tasks in shots.items()
     }
+
+
+def _by_environment(rows: Sequence[Row], shot: int) -> list[Row]:
+    """The table of environments: a line an environment and split, with the scores of each entry after a shot."""
+    lines: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        if row["shot"] == shot:
+            named = {name: row[name] for name in ("environment", "split", "tasks")}
+            line = lines.setdefault((row["split"], row["environment"]), {**named, "scores": {}})
+            line["scores"][row["agent"]] = row
+    return list(lines.values())
 
 
 def _finding(summaries: Sequence[Row], shots: Sequence[int]) -> str:

@@ -105,6 +105,23 @@ def task_rows(entries: Sequence[Entry], measure: str = "return") -> list[Row]:
     ]
 
 
+def environment_rows(entries: Sequence[Entry]) -> list[Row]:
+    """Success and return of each entry in each environment, by shot, means over its runs; none where a run has none."""
+    if not all(run.results.get("environments") for entry in entries for run in entry.runs):
+        return []
+    rows = []
+    for entry in entries:
+        for same in zip(*(run.results["environments"] for run in entry.runs), strict=True):
+            named = {name: same[0][name] for name in ("environment", "split", "tasks")}
+            for shot, scores in same[0]["shots"].items():
+                means = {
+                    measure: None if value is None else float(np.mean([row["shots"][shot][measure] for row in same]))
+                    for measure, value in scores.items()
+                }
+                rows.append({**named, "agent": entry.label, "shot": int(shot), **means})
+    return rows
+
+
 def reference_rows(entries: Sequence[Entry]) -> list[Row]:
     """Reference lines, each from the first run that has it."""
     rows = []
