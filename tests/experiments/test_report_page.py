@@ -86,6 +86,25 @@ def test_one_run_without_metrics_and_success(make_run: MakeRun) -> None:
     assert "IQM 7.00 [" in page
 
 
+def test_what_a_change_costs_has_a_table(make_run: MakeRun) -> None:
+    after = {"summary": {"mean": -3.5, "iqm": -3.25, "ci95": [-4.0, -3.0], "cvar05": -5.0}, "scores": []}
+    variants = {"frozen": {"return": after, "curves": {}}, "adapted": {"return": after, "after": after, "curves": {}}}
+    drift = {"window": 20, "fraction": 0.8, "conditions": {"change": variants, "unchanged": variants}}
+    page = render(load_entries([make_run("a", drift=drift), make_run("b", method="gru")]))
+    rows = data_of(page)["drift"]
+    assert [(row["measure"], row["variant"], row["condition"]) for row in rows] == [
+        ("return", "frozen", "held-out tasks"),
+        ("return", "adapted", "held-out tasks"),
+        ("return", "frozen", "nothing changes"),
+        ("return", "adapted", "nothing changes"),
+        ("reward a step, after", "adapted", "held-out tasks"),
+        ("reward a step, after", "adapted", "nothing changes"),
+    ]
+    assert rows[0].items() >= {"agent": "ssm", "mean": -3.5, "iqm": -3.25, "low": -4.0, "high": -3.0}.items()
+    assert "<h2>Drift</h2>" in page
+    assert "<h2>Drift</h2>" not in render(load_entries([make_run("c")]))
+
+
 def test_the_command_writes_the_page(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

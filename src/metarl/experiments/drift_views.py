@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAVY
+from rich.padding import Padding
 from rich.table import Table
 
 from metarl.experiments.drift import CHANGE, UNCHANGED
@@ -48,17 +49,17 @@ def drift_table(results: Results) -> Table:
         padding=0,
         collapse_padding=True,
     )
-    table.add_column("agent", no_wrap=True)
-    for label in CONDITIONS.values():
+    table.add_column("agent", min_width=14)
+    for label in ("held out", "unchanged"):
         for column in (label, "95 % CI", "IQM"):
-            table.add_column(column, justify="right")
+            table.add_column(column, justify="right", no_wrap=column != label)
     for measure, label in MEASURES.items():
         variants = [name for name, found in conditions[CHANGE].items() if measure in found]
         if variants:
             table.add_row(label, style="bold")
         for variant in variants:
             found = [conditions[condition][variant].get(measure) for condition in CONDITIONS]
-            table.add_row(f"  {variant}", *(cell for each in found for cell in _cells(each)))
+            table.add_row(Padding(variant, (0, 0, 0, 2)), *(cell for each in found for cell in _cells(each)))
     return table
 
 

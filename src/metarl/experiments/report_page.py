@@ -44,6 +44,7 @@ def render(entries: Sequence[Entry]) -> str:
     tasks = report_rows.task_rows(entries)
     environments = report_rows.environment_rows(entries)
     successes = report_rows.summary_rows(entries, "success") if report_rows.has_success(entries) else []
+    drift = report_rows.drift_rows(entries)
     differ, shared = report_rows.setting_rows(entries)
     first = entries[0].runs[0].results
     runs = [run for entry in entries for run in entry.runs]
@@ -66,6 +67,7 @@ def render(entries: Sequence[Entry]) -> str:
                 "results": summaries,
                 "tasks": _flat(tasks),
                 **({"environments": environments} if environments else {}),
+                **({"drift": drift} if drift else {}),
             }
         ),
         specs={figure.name: figure.spec for figure in figures},
@@ -85,6 +87,7 @@ def render(entries: Sequence[Entry]) -> str:
         params=list(first["tasks"][0]["params"]),
         tasks=_by_task(tasks),
         environments=_by_environment(environments, shots[-1]),
+        drift=drift,
         seen=first["task_split"]["same_as_train"],
         without_metrics=[str(run.folder) for run in runs if not run.metrics],
         differ=differ,

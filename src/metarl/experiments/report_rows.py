@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from metarl.experiments.drift_views import CONDITIONS, MEASURES
 from metarl.experiments.plots import FAR, REFERENCES
 from metarl.experiments.report import NOT_THE_METHOD, Entry, FinishedRun
 from metarl.experiments.statistics import (
@@ -120,6 +121,21 @@ def environment_rows(entries: Sequence[Entry]) -> list[Row]:
                 }
                 rows.append({**named, "agent": entry.label, "shot": int(shot), **means})
     return rows
+
+
+def drift_rows(entries: Sequence[Entry]) -> list[Row]:
+    """What the drift protocol measured: a row an entry, measure, variant and condition. Of several seeds the first."""
+    return [
+        {"agent": entry.label, "measure": label, "variant": variant, "condition": CONDITIONS[condition]}
+        | {"mean": found[measure]["summary"]["mean"], "iqm": found[measure]["summary"]["iqm"]}
+        | dict(zip(("low", "high"), found[measure]["summary"]["ci95"], strict=True))
+        for entry in entries
+        if "drift" in entry.runs[0].results
+        for measure, label in MEASURES.items()
+        for condition, variants in entry.runs[0].results["drift"]["conditions"].items()
+        for variant, found in variants.items()
+        if measure in found
+    ]
 
 
 def reference_rows(entries: Sequence[Entry]) -> list[Row]:
