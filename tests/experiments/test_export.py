@@ -184,7 +184,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write_run(folder: Path, algo: str) -> Path:
     algorithm = find_algorithm(algo)
-    task_dist = "halfcheetah-gravity" if algorithm.plans else "point-goal"
+    task_dist = "halfcheetah-gravity" if "reward_model" in algorithm.knows else "point-goal"
     config = RunConfig(task_dist=task_dist, algo=algo, output_dir=str(folder))
     memory = MemoryConfig("mlp" if algorithm.plans else "ssm", width=8, state_dim=8)
     run = Run.plan(config, algorithm.config(), memory, "metarl run")
