@@ -186,7 +186,7 @@ def write_run(folder: Path, algo: str) -> Path:
     algorithm = find_algorithm(algo)
     task_dist = "halfcheetah-gravity" if "reward_model" in algorithm.knows else "point-goal"
     config = RunConfig(task_dist=task_dist, algo=algo, output_dir=str(folder))
-    memory = MemoryConfig("mlp" if algorithm.plans else "ssm", width=8, state_dim=8)
+    memory = MemoryConfig("mlp" if "reward_model" in algorithm.knows else "ssm", width=8, state_dim=8)
     run = Run.plan(config, algorithm.config(), memory, "metarl run")
     run = run.prepare_folder()
     run.checkpoints.mkdir(exist_ok=True)
