@@ -81,3 +81,22 @@ def test_deploy_runs_an_exported_policy_beside_a_model_that_adapts(arguments: li
     assert float(known[2]) < float(changed[2])
     assert float(changed[3]) < float(changed[2])
     assert re.fullmatch(r"act: p50 \d+ µs, p99 \d+ µs over [\d,]+ steps", done.stdout.splitlines()[-1])
+
+
+def test_multi_agent_demo_prints_a_table_and_draws(tmp_path: Path) -> None:
+    flags = ["--updates", "2", "--episodes", "2", "--tasks", "3", "--out", "figures/demo.png"]
+    command = [sys.executable, str(EXAMPLES / "multi_agent_demo.py"), *flags]
+    environment = {**os.environ, "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"│ (\w+) +│ -([\d.]+) ± ([\d.]+) +│ -([\d.]+) ± ([\d.]+) +│", done.stdout)
+    assert [agent for agent, *_ in rows[-3:]] == ["MAML", "Adapt", "memory"]
+    assert all(1 < float(returned) < 60 for row in rows for returned in row[1::2])
+    assert "meta-trained MAML: 2 updates" in done.stdout
+    assert done.stdout.splitlines()[-1] == "chart: figures/demo.png"
+    image = matplotlib.image.imread(tmp_path / "figures" / "demo.png")
+    assert image.shape[0] > 400
+    assert image.std() > 0.05
+    assert [path.name for path in tmp_path.iterdir()] == ["figures"]

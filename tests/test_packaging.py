@@ -123,6 +123,35 @@ for name in sys.argv[1:]:
     assert output.splitlines() == [f"{name} {ROOT / 'compat' / name.replace('.', '/')}.py" for name in names]
 
 
+FACE = """
+from core.coordinator import AgentCoordinator
+from meta_rl.maml_agent import MetaMAMLAgent
+from adaptation.adaptation_agent import AdaptationAgent
+agent_maml = MetaMAMLAgent(maml_algo)
+agent_adapt = AdaptationAgent(adapter)
+coordinator = AgentCoordinator()
+coordinator.register_agent(agent_maml, "MAML")
+coordinator.register_agent(agent_adapt, "Adapt")
+observations = env.reset()
+actions = coordinator.run_step_all(observations)
+"""
+
+
+def test_the_public_face_runs_from_an_editable_install(editable_python: Path, tmp_path: Path) -> None:
+    before = """
+from metarl import Actor, Adapter, Environment, MetaMAML
+env = Environment("Pendulum-v1", batch_size=2, seed=0)
+maml_algo = MetaMAML(Actor(env.observation_space, env.action_space))
+adapter = Adapter(Actor(env.observation_space, env.action_space))
+"""
+    after = """
+print(actions.shape, *((agent.act(observations[row : row + 1]) == actions[row]).all()
+                       for row, agent in enumerate((agent_maml, agent_adapt))))
+"""
+    output = run_python(editable_python, "-c", before + FACE + after, cwd=tmp_path)
+    assert output.split() == ["(2,", "1)", "True", "True"]
+
+
 def test_foreign_packages_of_the_same_names_disturb_nothing(tmp_path: Path) -> None:
     for name in ("core", "env_runner", "meta_rl", "adaptation", "tasks", "experiments"):
         package = tmp_path / name / "__init__.py"

@@ -37,8 +37,8 @@ CLIP = 0.2
 """Largest relative change of an action's probability that still earns (Schulman et al. 2017)."""
 LARGEST_RATIO = 10.0
 """c."""
-RIDGE = 0.1
-"""Weight of the baseline's penalty, per sample: a segment may have fewer steps than the baseline has features."""
+SHRINKAGE = 0.1
+"""Of the baseline: a segment may have fewer steps than the baseline has features, and must not be explained away."""
 
 
 class PolicyController(Controller):
@@ -200,7 +200,7 @@ class PolicyController(Controller):
         time = torch.arange(length, device=self.device)[:, None]
         last = (time == (flat["active"] * time).amax(0)) & flat["active"]  # past it the segment holds nothing
         flat["truncated"] = flat["truncated"] | (last & ~flat["terminated"])
-        whole = with_advantages(flat, rows, discount=self.discount, trace=self.trace, ridge=RIDGE)
+        whole = with_advantages(flat, rows, discount=self.discount, trace=self.trace, shrinkage=SHRINKAGE)
         names = ("inputs", "starts", "action", "log_prob", "advantage", "active")
         return {**{name: whole[name].transpose(1, 2) for name in names}, **before}
 

@@ -18,7 +18,7 @@ Round: TypeAlias = dict[str, Tensor]
 TIME_SCALE = 0.01
 """Steps are counted in hundreds in the baseline's features, which keeps their powers near 1."""
 RIDGE = 1e-5
-"""Weight of the baseline's ridge penalty, per sample, where nothing else is asked for (Duan et al. 2016)."""
+"""Weight of the baseline's ridge penalty, per sample (Duan et al. 2016)."""
 
 
 def by_task(values: Tensor, rows: int) -> Tensor:
@@ -27,7 +27,7 @@ def by_task(values: Tensor, rows: int) -> Tensor:
     return blocks.transpose(0, 1)
 
 
-def with_advantages(collected: Round, rows: int, *, discount: float, trace: float, ridge: float = RIDGE) -> Round:
+def with_advantages(collected: Round, rows: int, *, discount: float, trace: float, shrinkage: float = 0.0) -> Round:
     """A round by task, with "advantage" [M, T, E]: of mean 0 and deviation 1 over what is active in each task.
 
     The baseline is linear in [x, x², τ, τ², τ³, 1], τ the episode's time, and fitted to each task's own returns (Duan
@@ -39,7 +39,7 @@ def with_advantages(collected: Round, rows: int, *, discount: float, trace: floa
             else is to be carried along.
         rows: E.
         discount, trace: γ and λ.
-        ridge: weight of the baseline's penalty, per sample: the fewer samples, the more is needed.
+        shrinkage: of the weights of x and x², in units of each feature's own power, for rounds of few samples.
     """
     reward, terminated, truncated = (collected[name] for name in ("reward", "terminated", "truncated"))
     active = collected["active"].to(reward.dtype)
@@ -57,7 +57,7 @@ def with_advantages(collected: Round, rows: int, *, discount: float, trace: floa
             discount=discount,
             trace=1.0,
         )
-        weights = _fit(by_task(features, rows), by_task(returns, rows), by_task(active, rows), ridge)
+        weights = _fit(by_task(features, rows), by_task(returns, rows), by_task(active, rows), shrinkage)
         value, successor = (_predict(each, weights, rows) for each in (features, following))
     advantage = by_task(
         generalized_advantage(
@@ -97,13 +97,16 @@ def _features(x: Tensor, time: Tensor) -> Tensor:
     return torch.cat([x, x.square(), t, t.square(), t**3, torch.ones_like(t)], -1)
 
 
-def _fit(features: Tensor, targets: Tensor, mask: Tensor, ridge: float) -> Tensor:
+def _fit(features: Tensor, targets: Tensor, mask: Tensor, shrinkage: float) -> Tensor:
     """Ridge regression of each task, weights [M, P] from features [M, T, E, P], targets and mask [M, T, E]."""
     x = features.flatten(1, 2).double()
     weighted = x * mask.flatten(1)[..., None]
     count = mask.sum((1, 2)).clamp(min=1).double()[:, None, None]
-    penalty = ridge * count * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    moments = weighted.transpose(1, 2) @ x + penalty
+    power = weighted.transpose(1, 2) @ x
+    penalty = RIDGE * count * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    shrunk = shrinkage * power.diagonal(dim1=1, dim2=2)
+    shrunk[:, -4:] = 0.0  # time is free: what it adds is few
+    moments = power + penalty + torch.diag_embed(shrunk)
     weights: Tensor = torch.linalg.solve(moments, weighted.transpose(1, 2) @ targets.flatten(1)[..., None].double())
     return weights[..., 0]
 
