@@ -35,7 +35,7 @@ FROM ${BASE}
 # Debian keeps only the newest patch of a package: a pinned version could not be installed for long.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libegl1 libgl1 libosmesa6 \
+    && apt-get install -y --no-install-recommends libegl1 libopengl0 libgl1-mesa-dri \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 metarl \
     && install -d -o metarl -g metarl /work/runs

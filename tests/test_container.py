@@ -29,6 +29,13 @@ def test_it_ends_without_root_on_a_pinned_base() -> None:
     assert re.search(r"^ARG BASE=python:\d+\.\d+\.\d+-slim-[a-z]+$", DOCKERFILE, re.MULTILINE)
 
 
+def test_it_brings_what_the_advice_on_rendering_names() -> None:
+    line = re.search(r"apt-get install (.+)", (ROOT / "src/metarl/experiments/graphics.py").read_text())
+    assert line is not None
+    packages = line[1].rstrip('"')
+    assert f"--no-install-recommends {packages} " in DOCKERFILE
+
+
 def test_what_it_copies_is_what_the_builder_is_given() -> None:
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert ignored[0] == "*"
