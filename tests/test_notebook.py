@@ -1,0 +1,44 @@
+"""demo.ipynb runs from its first cell to its last, and is stored without what it printed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+DEMO = Path(__file__).parents[1] / "demo.ipynb"
+
+
+def read() -> Any:
+    return nbformat.read(DEMO, as_version=4)
+
+
+def test_it_is_stored_without_outputs() -> None:
+    for cell in read().cells:
+        if cell.cell_type == "code":
+            assert (cell.outputs, cell.execution_count) == ([], None)
+        assert cell.metadata == {}
+
+
+@pytest.mark.parametrize(
+    "quick", [pytest.param("1", id="quick"), pytest.param("", id="full", marks=pytest.mark.nightly)]
+)
+def test_it_runs(quick: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Path(__file__).parents[1] / "src"  # the kernel is a process of its own: it is to import this very code
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv("METARL_DEMO_QUICK", quick)
+    notebook = read()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
+    kinds = [kind for output in outputs if output.output_type == "display_data" for kind in output.data]
+    assert kinds.count("image/png") == 2  # a curve a training
+    assert kinds.count("image/gif") + printed.count("no video: ") == 2  # half-cheetah, and the points, which need no GL
+    assert "image/gif" in kinds
+    assert "all checks hold" in printed
+    assert printed.count("wrote runs/") >= 8
+    assert {path.name for path in tmp_path.iterdir()} - {"before_after.gif"} == {"runs", "thermostat.py"}
