@@ -15,6 +15,7 @@ from metarl.adaptation.config import AdaptationConfig
 from metarl.adaptation.test_time_adaptation import Adapter
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
+from metarl.core.policy import Actor
 from metarl.meta_rl.grbal_agent import GrBALAgent, GrBALConfig
 from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
 from metarl.meta_rl.rl2_agent import RL2Agent
@@ -365,3 +366,150 @@ def test_a_stream_learns_what_an_adapter_learns_from_it(options):
         torch.testing.assert_close(agent.streams._average[row], adapter._average.values, rtol=1e-3, atol=1e-4)
         assert agent.streams.guards[row].rollbacks == adapter.guard.rollbacks
         assert agent.streams.guards[row].excess == pytest.approx(adapter.guard.excess, rel=1e-3, abs=1e-4)
+
+
+# --- the guard --------------------------------------------------------------------------------------------------------
+
+
+def test_the_guard_ends_what_only_harms():
+    """Steps so large that nothing right is learned, by an agent that tolerates little and by one that tolerates all."""
+    harmful = replace(EAGER, learning_rate=50.0, rollback=True, rollback_window=8)
+    strict, lax = (make("plans", replace(harmful, rollback_tolerance=tau)) for tau in (0.1, 1e9))
+    for agent in (strict, lax):
+        trial(agent, Stream(5, steps=40))
+    assert all(guard.rollbacks for guard in strict.streams.guards)
+    assert not any(guard.rollbacks for guard in lax.streams.guards)
+    assert (strict.streams.losses[0] < 0.5 * lax.streams.losses[0]).all()
+    assert strict.streams.metrics()["frozen_loss"] < strict.streams.metrics()["loss"]
+
+
+@pytest.mark.parametrize("kind", ["actor-gru", "ssm", "discrete-lstm"])
+def test_a_policy_scores_itself_by_what_it_sampled_from(kind):
+    """For the weights that acted the ratio is 1, and the mean score with it; for others it is not."""
+    agent = make(kind, replace(EAGER, update_every=6, rollback=True, rollback_tolerance=1e9))
+    trial(agent, Stream(5))
+    adapted, frozen, samples = agent.streams.losses
+    torch.testing.assert_close(adapted / samples, torch.ones(ROWS).double(), rtol=1e-3, atol=1e-3)
+    assert (frozen / samples - 1).abs().max() > 1e-2
+
+
+def chase(config, target_at, steps=160, rows=48):
+    """Mean reward −(a − target)² of an agent with a policy that begins in the middle, by step."""
+    space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        actor = Actor(OBSERVATIONS, space, SMALL)
+        actor.output.mean.weight.zero_()
+    agent = AdaptationAgent(Adapter(actor, config))
+    agent.begin_trial(rows)
+    observation, never = np.ones((rows, 3), np.float32), np.zeros(rows, dtype=bool)
+    rewards = []
+    for step in range(steps):
+        action = agent.act(observation)
+        reward = -((action[:, 0] - target_at(step)) ** 2)
+        agent.observe(observation, action, reward, never, never, observation)
+        rewards.append(reward.mean())
+    return np.array(rewards)
+
+
+ONLINE = AdaptationConfig(learning_rate=0.2, update_every=20, buffer_size=1, batch_size=1, grad_clip_norm=10.0)
+
+
+def test_a_policy_learns_online_what_pays_now():
+    adapted = chase(ONLINE, lambda step: 0.8 if step < 80 else -0.8)
+    frozen = chase(replace(ONLINE, num_steps=0), lambda step: 0.8 if step < 80 else -0.8)
+    assert abs(adapted[:20].mean() - frozen[:20].mean()) < 0.1
+    assert adapted[40:80].mean() > frozen[40:80].mean() + 0.3
+    assert adapted[80:100].mean() < frozen[80:100].mean() - 0.3  # what it has learned is wrong now
+    assert adapted[140:].mean() > adapted[80:100].mean() + 0.6
+
+
+def test_the_guard_knows_when_a_policy_would_have_done_better_had_it_stayed():
+    """The target has changed whenever something was learned: who stands still does best."""
+
+    def target_at(step):
+        return 0.8 if step % 40 < 20 else -0.8
+
+    hasty = replace(ONLINE, learning_rate=0.4)
+    frozen, guarded, unguarded = (
+        chase(replace(hasty, **options), target_at)[80:].mean()
+        for options in ({"num_steps": 0}, {}, {"rollback": False})
+    )
+    assert unguarded < frozen - 0.1
+    assert guarded > (frozen + unguarded) / 2
+
+
+# --- learning and keeping ---------------------------------------------------------------------------------------------
+
+
+@each
+def test_an_update_moves_the_source_towards_what_streams_adapted_to(kind):
+    agent = make(kind, meta_rate=0.25)
+    source = agent.streams.source.clone()
+    trial(agent, Stream(5))
+    expected = source + 0.25 * (agent.streams.values.mean(0) - source)
+    assert agent.update()["distance"] > 0
+    torch.testing.assert_close(agent.streams.source, expected)
+    with pytest.raises(UsageError, match="holds no experience"):
+        agent.update()
+
+
+def test_without_a_meta_rate_an_update_changes_nothing():
+    agent = make()
+    before = {name: tensor for name, tensor in snapshot(agent).items() if name.startswith("model")}
+    trial(agent, Stream(5))
+    agent.update()
+    assert_same({name: tensor for name, tensor in snapshot(agent).items() if name.startswith("model")}, before)
+
+
+def test_an_agent_that_does_not_train_keeps_no_experience():
+    agent = make()
+    agent.training = False
+    trial(agent, Stream(5))
+    with pytest.raises(UsageError, match="holds no experience"):
+        agent.take_experience()
+
+
+def test_experience_given_to_a_copy_makes_the_same_update():
+    learner, collector, copy = (make("ssm", meta_rate=0.5) for _ in range(3))
+    for agent in (learner, collector):
+        trial(agent, Stream(5))
+    copy.load_state_dict(snapshot(collector))
+    copy.give_experience({name: tensor.clone() for name, tensor in collector.take_experience().items()})
+    assert copy.update() == learner.update()
+    assert_same(copy.state_dict(), learner.state_dict())
+
+
+@each
+def test_a_restored_agent_goes_on_as_the_old_one(kind):
+    agent, restored = make(kind, meta_rate=0.5), make(kind, meta_rate=0.5, seed=3)
+    trial(agent, Stream(4))
+    agent.update()
+    restored.load_state_dict(snapshot(agent))
+    np.testing.assert_array_equal(trial(restored, Stream(5)), trial(agent, Stream(5)))
+    assert torch.equal(restored.streams.values, agent.streams.values)
+
+
+# --- wrong use --------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_act_is_refused():
+    with pytest.raises(UsageError, match=r"needs a controller for a Linear: .*from_agent"):
+        AdaptationAgent(Adapter(torch.nn.Linear(3, 2)))
+    with pytest.raises(UsageError, match="need the same model object"):
+        AdaptationAgent(Adapter(Actor(OBSERVATIONS, ACTIONS, SMALL)), planning().controller())
+    with pytest.raises(UsageError, match=r"at least 1 and meta_rate in .*, got 0 and 0"):
+        AdaptationAgent(Adapter(Actor(OBSERVATIONS, ACTIONS, SMALL)), trial_rows=0)
+    with pytest.raises(UsageError, match="AdaptationAgent has nothing that can be adapted"):
+        make().controller()
+    with pytest.raises(UsageError, match="entropy_weight is for policies"):
+        trial(make(config=replace(EAGER, entropy_weight=0.1)), Stream(0))
+
+
+def test_entropy_can_be_lowered_on_the_way():
+    plain, sharpened = (make("actor", replace(EAGER, entropy_weight=weight)) for weight in (0.0, 1.0))
+    for agent in (plain, sharpened):
+        trial(agent, Stream(5))
+    index = list(plain.adapter.names).index("output.log_std")
+    spread = [agent.streams._by_name(agent.streams.values)[agent.adapter.names[index]] for agent in (plain, sharpened)]
+    assert (spread[1].sum(1) < spread[0].sum(1)).all()

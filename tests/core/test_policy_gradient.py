@@ -300,3 +300,24 @@ def test_the_clipped_loss_by_hand(ratio, advantage, loss, slope):
     found.backward()
     assert float(found.detach()) == pytest.approx(loss)
     assert log_prob.grad.tolist() == pytest.approx([slope, 0.0])
+
+
+def test_shrinkage_keeps_a_short_round_from_being_explained_away():
+    """Twelve samples and twenty features: the weights of x and x² are held back, those of time are not."""
+    generator = torch.Generator().manual_seed(0)
+    x, next_x = torch.randn(2, 12, 1, 8, generator=generator)
+    reward = torch.randn(12, 1, generator=generator)
+    nowhere = torch.zeros(12, 1, dtype=torch.bool)
+    time = torch.arange(12.0)[:, None]
+    collected = {"x": x, "next_x": next_x, "time": time, "reward": reward, "active": ~nowhere}
+    collected |= {"terminated": nowhere, "truncated": nowhere}
+    shrunk = with_advantages(collected, 1, discount=0.0, trace=0.0, shrinkage=0.5)["advantage"].flatten()
+    t = time.numpy().astype(np.float64) / 100
+    features = np.concatenate([x[:, 0], x[:, 0] ** 2, t, t**2, t**3, np.ones_like(t)], 1)
+    power = features.T @ features
+    held_back = 0.5 * np.diag(power) * (np.arange(20) < 16)
+    weights = np.linalg.solve(
+        power + 12e-5 * np.eye(20) + np.diag(held_back), features.T @ reward[:, 0].double().numpy()
+    )
+    expected = reward[:, 0].numpy() - features @ weights
+    np.testing.assert_allclose(shrunk, (expected - expected.mean()) / expected.std(), rtol=1e-3, atol=1e-3)
