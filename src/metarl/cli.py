@@ -1,4 +1,4 @@
-"""The commands: `metarl run | list | evaluate | resume | watch | report | video | export | doctor`, `run` if none."""
+"""The commands: `metarl run | list | evaluate | resume | watch | report | video | play | export | doctor`."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, fi
 from metarl.experiments.flags import parse, value_of, without
 from metarl.experiments.interrupt import first_interrupt_asks
 from metarl.experiments.metrics_log import METRICS_FILE
+from metarl.experiments.play import Playground, load_player
 from metarl.experiments.plots import adaptation_table
 from metarl.experiments.pretrained import list_pretrained, load_card
 from metarl.experiments.report import load_entries
@@ -256,6 +257,44 @@ def _export(arguments: list[str]) -> int:
 
 
 @dataclass(frozen=True)
+class PlayConfig:
+    """Play with an agent in the browser: change its task and its world while it runs, and watch it adapt."""
+
+    agent: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Folder of a run of a MuJoCo family, or the name of an agent that ships with the package."""
+    task: int | None = None
+    """Id of the task to begin in; none: the first held-out one."""
+    seed: int = 0
+    """Seed of the worlds."""
+    host: str = "127.0.0.1"
+    """Address to listen at; this machine alone, unless told otherwise."""
+    port: int = 8080
+    """Port to listen at, or the next one that is free."""
+
+
+def _play(arguments: list[str]) -> int:
+    parsed = parse(PlayConfig, arguments, "play")
+    try:
+        from metarl.experiments.play_page import serve
+    except ModuleNotFoundError as error:
+        raise missing_extra(str(error.name), "play") from error
+    run, agent = load_player(parsed.agent)
+    playground = Playground(agent, run.distribution, parsed.task, parsed.seed)
+    title = " · ".join((run.distribution.name, run.config.algo, run.memory.method))
+    try:
+        serve(
+            playground,
+            title,
+            parsed.host,
+            parsed.port,
+            lambda address: console.print(f"{title}: open {address} in a browser; Ctrl-C ends it"),
+        )
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+@dataclass(frozen=True)
 class WatchConfig:
     """Follow a run in the terminal until it is finished; Ctrl-C ends the watching, never the run."""
 
@@ -327,6 +366,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resume": _resume,
     "video": _video,
     "export": _export,
+    "play": _play,
     "watch": _watch,
     "report": _report,
     "doctor": _doctor,

@@ -18,7 +18,7 @@ SINGLE_ALGO = "rl2"
 HELP = (
     "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
     "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, watch RUN, "
-    "report RUN ..., video RUN, export RUN, doctor."
+    "report RUN ..., video RUN, play RUN, export RUN, doctor."
 )
 
 

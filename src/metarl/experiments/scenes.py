@@ -172,7 +172,7 @@ def _draw_mujoco(
     if _aim(family) == "velocity":
         seconds = np.tile(steps, len(episodes)) * family.frame_skip * model.opt.timestep
         flag_x = starts + _number(task, "velocity") * seconds
-    pictures = draw_states(model, qpos, camera, _markers(family, task, torso, flag_x), size)
+    pictures = draw_states(model, qpos, camera, markers(family, task, torso, flag_x), size)
     notes = [""] * len(qpos)
     if flag_x is not None:
         reach = math.tan(math.radians(model.vis.global_.fovy / 2)) * size[0] / size[1] * (camera.distance + BESIDE)
@@ -199,7 +199,7 @@ def _prepare(model: mujoco.MjModel, size: tuple[int, int]) -> None:
         data[:] = 255 - LIGHTER * (255.0 - data)
 
 
-def _markers(
+def markers(
     family: MujocoFamily, task: Task, torso: NDArray[np.float64], flag_x: NDArray[np.float64] | None
 ) -> list[Marker]:
     """What makes the task visible: a flag at the target's place, or an arrow beside the torso [F, 3]."""

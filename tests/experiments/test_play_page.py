@@ -1,0 +1,225 @@
+"""The page: what it says, and what a real browser makes of it when a slider is moved."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from metarl.cli import main
+from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig
+from metarl.experiments.checkpoint import LAST, save_checkpoint
+from metarl.experiments.play import Playground
+from metarl.experiments.run import Run
+from metarl.experiments.run_config import RunConfig
+from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
+from metarl.tasks.distribution import TaskDistribution
+from metarl.tasks.locomotion import FAMILIES, make_worlds
+
+pytest.importorskip("mjviser", reason="without mjviser:  pip install 'metarl-agent-framework[play]'")
+
+from metarl.experiments.play_page import numbers, picture, serve
+from metarl.experiments.play_scene import BODY, DEAD, HEAVY, LIGHT, painted
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SECONDS = 60_000
+"""How long a browser is waited for, in ms; seconds are usual, but tests may share their cores with others."""
+
+
+@pytest.fixture
+def playground() -> Playground:
+    """An agent that has learned nothing, in a half-cheetah's world whose episodes are over in a second."""
+    worlds = partial(make_worlds, FAMILIES["halfcheetah-vel"][1], 20, 1)
+    speeds = [{"velocity": 1.0}]
+    tasks = TaskDistribution(train=speeds, test=speeds, max_episode_steps=20, name="<b>short", make_worlds=worlds)
+    env = tasks.make_env(tasks.test)
+    agent = RL2Agent(env.single_observation_space, env.single_action_space, memory=MemoryConfig("gru", width=8))
+    return Playground(agent, tasks)
+
+
+def said(playground: Playground) -> dict[str, str]:
+    return dict(re.findall(r'data-play="(\w+)"[^>]*>([^<]*)<', numbers(playground, paused=False)))
+
+
+def test_the_numbers_say_what_is_asked_for_and_achieved(playground: Playground) -> None:
+    assert said(playground) == {
+        "state": "adapting",
+        "achieved": "0.00 m/s",
+        "asked": "1.00 m/s",
+        "place": "1 · 1 · 0",
+        "return": "0.0",
+        "last": "none yet",
+    }
+    playground.freeze()
+    for _ in range(21):
+        playground.step()
+    assert (said(playground)["state"], said(playground)["place"]) == ("frozen", "1 · 2 · 1")
+    assert said(playground)["last"] == f"{playground.finished[0].reward:.1f}"
+    assert ">paused<" in numbers(playground, paused=True)
+    playground.said = "<script>"
+    assert "&lt;script&gt;" in numbers(playground, paused=False)
+
+
+def test_memories_are_drawn_as_squares_blue_below_zero_and_orange_above() -> None:
+    shown = picture(np.array([[-1.0, 0.0], [0.5, 1.0]]))
+    assert shown.shape == (280, 280, 3)
+    blue, paper, orange = (shown[at].astype(int) for at in ((0, 0), (0, 279), (279, 279)))
+    assert blue[2] > blue[0]
+    assert orange[0] > orange[2]
+    assert paper.min() > 240
+    assert picture(np.zeros((0, 0))).shape == (35, 280, 3)
+
+
+def test_what_is_broken_can_be_seen(playground: Playground) -> None:
+    family, task = playground.family, playground.task
+
+    def colours(**params: float) -> list[tuple[float, ...]]:
+        model = painted(family, type(task)(task.id, {**task.params, **params}))
+        return [tuple(np.round(colour, 2)) for colour in model.geom_rgba[1:].tolist()]
+
+    assert set(colours()) == {BODY}
+    assert colours(dead_actuator=0) == [BODY, BODY, DEAD, *[BODY] * 5]
+    assert colours(limb=3, limb_mass_scale=2.0) == [*[BODY] * 3, HEAVY, *[BODY] * 4]
+    assert colours(limb=3, limb_mass_scale=0.5)[3] == LIGHT
+
+
+def test_a_host_that_is_not_here_is_refused(playground: Playground) -> None:
+    with pytest.raises(UsageError, match=r"cannot listen at 203\.0\.113\.1 \([\w ]+\): --host 127\.0\.0\.1 is"):
+        serve(playground, "x", "203.0.113.1", 8080, lambda address: None)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run with the checkpoint of an agent that has learned nothing yet."""
+    asked = RunConfig(algo="rl2", epochs=1, output_dir=str(tmp_path))
+    run = Run.plan(asked, RL2Config(), MemoryConfig("gru", width=8), "metarl run").prepare_folder()
+    run.checkpoints.mkdir()
+    save_checkpoint(run.checkpoints / LAST, run.make_agent().state_dict(), {"epoch": 1})
+    return run
+
+
+def test_the_command_serves_a_run_to_this_machine_alone(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+
+    def serve(playground: Playground, title: str, host: str, port: int, ready: Callable[[str], None]) -> None:
+        seen.extend((playground.task.id, title, host, port))
+        ready("http://127.0.0.1:8080")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("metarl.experiments.play_page.serve", serve)
+    assert main(["play", str(run.folder), "--task", "103"]) == 0
+    assert seen == [103, "halfcheetah-vel · rl2 · gru", "127.0.0.1", 8080]
+    assert "open http://127.0.0.1:8080 in a browser" in capsys.readouterr().out
+
+
+def test_without_the_extra_the_line_that_brings_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "metarl.experiments.play_page")
+    monkeypatch.setitem(sys.modules, "viser", None)
+    assert main(["play", "halfcheetah-vel"]) == 2
+    assert "pip install 'metarl-agent-framework[play]'" in capsys.readouterr().err
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def address(playground: Playground) -> Iterator[str]:
+    """The address of a page that is served while the test runs."""
+    over, ready, addresses = threading.Event(), threading.Event(), []
+
+    def note(address: str) -> None:
+        addresses.append(address)
+        ready.set()
+
+    thread = threading.Thread(target=serve, args=(playground, "<i>title", "127.0.0.1", 0, note, over.is_set))
+    thread.start()
+    assert ready.wait(60)
+    yield addresses[0]
+    over.set()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_only_this_machine_is_listened_to_and_nothing_moves_while_nobody_looks(
+    playground: Playground, address: str
+) -> None:
+    host, _, port = address.removeprefix("http://").partition(":")
+    assert host == "127.0.0.1"
+    with socket.socket() as elsewhere, pytest.raises(OSError, match="refused"):
+        elsewhere.connect(("127.0.0.2", int(port)))
+    time.sleep(0.3)
+    assert playground.steps == 0
+
+
+@pytest.fixture
+def page(address: str) -> Iterator[Any]:
+    """The page in headless Chromium; errors, and requests to anywhere else, fail the test."""
+    browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser_path is None:
+        pytest.skip("no Chromium here: on Debian and Ubuntu,  apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="without playwright:  pip install -e '.[dev]'")
+    complaints: list[str] = []
+    local = (address, address.replace("http", "ws"), "data:", "blob:")
+    with playwright.sync_playwright() as running:
+        # No graphics card is needed: WebGL is drawn by the processor. Chromium refuses to sandbox for root.
+        arguments = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+        arguments += ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = running.chromium.launch(executable_path=browser_path, args=arguments)
+        opened = browser.new_page(viewport={"width": 900, "height": 600})
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.on("request", lambda asked: None if asked.url.startswith(local) else complaints.append(asked.url))
+        opened.goto(address)
+        opened.wait_for_selector("[data-play=state]", timeout=SECONDS)
+        yield opened
+        browser.close()
+    assert complaints == []
+
+
+def test_a_slider_that_is_moved_changes_the_world_at_once(page: Any, playground: Playground) -> None:
+    """One page for all: a browser takes longer to start than to do any of this."""
+
+    def waits_for(name: str, pattern: str) -> None:
+        page.wait_for_function(
+            "([name, pattern]) => new RegExp(pattern).test(document.querySelector(`[data-play=${name}]`)?.textContent)",
+            arg=[name, pattern],
+            timeout=SECONDS,
+        )
+
+    assert page.locator("canvas").count() >= 3, "the robot and two curves"
+    assert page.get_by_text("<i>title").count() == 1
+    assert page.locator("[data-play=asked]").text_content() == "1.00 m/s"
+    page.get_by_role("slider").first.focus()
+    page.keyboard.press("ArrowRight")
+    waits_for("asked", r"1\.05 m/s")
+    assert playground.task["velocity"] == pytest.approx(1.05)
+    waits_for("last", "-")  # an episode goes by
+    page.get_by_role("button", name="Freeze").click()
+    waits_for("state", "frozen")
+    page.get_by_role("button", name="Adapt").click()
+    waits_for("state", "adapting")
+    page.get_by_role("button", name="Forget").click()
+    waits_for("place", "^2 ·")
+    page.get_by_label("pause").click()
+    waits_for("state", "paused")
+    steps = playground.steps
+    time.sleep(0.3)
+    assert playground.steps == steps
