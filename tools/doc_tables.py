@@ -20,8 +20,6 @@ RESULTS = ROOT / "results"
 PLACEHOLDER = re.compile(r"<!-- table: (\w+)(?: ([\w-]+))? -->")
 SPEED = ("worlds", "meta_world", "memory", "maml", "end_to_end", "coordinator")
 """Benchmarks of speed, in the order of reading."""
-PLANNING = "Adaptation of a dynamics model on "
-"""How a report of benchmarks/model_adaptation.py begins, which may be recorded for several families."""
 NOTHING_YET = "No run of it is recorded yet."
 
 Rows = Sequence[dict[str, Any]]
@@ -172,25 +170,15 @@ def speed() -> str:
 def benchmark(name: str) -> str:
     """One benchmark, as a section."""
     path = RESULTS / f"{name}.json"
-    return _section(path, f"python benchmarks/{name}.py") if path.exists() else NOTHING_YET
-
-
-def planning() -> str:
-    """Every family on which planning with an adapting model is recorded beside planning with a frozen one."""
-    titles = {path: json.loads(path.read_text())["name"] for path in sorted(RESULTS.glob("*.json"))}
-    families = {path: title.removeprefix(PLANNING) for path, title in titles.items() if title.startswith(PLANNING)}
-    script = "python benchmarks/model_adaptation.py --task-dist"
-    return "\n\n".join(_section(path, f"{script} {family}") for path, family in families.items())
-
-
-def _section(path: Path, script: str) -> str:
+    if not path.exists():
+        return NOTHING_YET
     report = json.loads(path.read_text())
     hardware = ", ".join(
         f"{value} {key}" if key == "cores" else str(value) for key, value in report["hardware"].items()
     )
     rows, fixed = _without_constants([row for row in report["rows"] if row.get("order", "second") == "second"])
     same = f" In all rows: {', '.join(f'{key} {_cell(value)}' for key, value in fixed.items())}." if fixed else ""
-    command = f"```bash\n{script} --out results/{path.name}\n```"
+    command = f"```bash\npython benchmarks/{name}.py --out results/{name}.json\n```"
     notes = "\n".join(f"- {note}" for note in report["notes"])
     return f"## {report['name']}\n\n{command}\n\n{hardware}.{same}\n\n{markdown(rows)}\n\n{notes}"
 
@@ -299,7 +287,6 @@ TABLES: dict[str, Callable[..., str]] = {
     "printed": printed,
     "speed": speed,
     "benchmark": benchmark,
-    "planning": planning,
     "families": families,
     "settings": settings,
     "adapter_settings": adapter_settings,
