@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -127,6 +128,14 @@ def test_the_command_serves_a_run_to_this_machine_alone(
     assert main(["play", str(run.folder), "--task", "103"]) == 0
     assert seen == [103, "halfcheetah-vel · rl2 · gru", "127.0.0.1", 8080]
     assert "open http://127.0.0.1:8080 in a browser" in capsys.readouterr().out
+
+
+def test_a_player_is_made_without_what_only_learning_needs(run: Run) -> None:
+    code = f"from metarl.experiments.play import load_player; load_player({str(run.folder)!r})"
+    late = ("torch._dynamo", "scipy.stats")
+    code += f"; import sys; print([name for name in {late} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", "each takes a second or two, and the first picture is waited for"
 
 
 def test_without_the_extra_the_line_that_brings_it(

@@ -58,13 +58,18 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, meta
 
 
-def restore(agent: Agent, path: str | Path) -> dict[str, Any]:
+def restore(agent: Agent, path: str | Path, acting: bool = False) -> dict[str, Any]:
     """Load a checkpoint into `agent`; its meta.
+
+    Args:
+        acting: leave out the state of optimisers, which an agent that will not learn does without.
 
     Raises:
         UsageError: as `load_checkpoint`, and where the checkpoint is of an agent that was configured otherwise.
     """
     tensors, meta = load_checkpoint(path)
+    if acting:
+        tensors = {name: tensor for name, tensor in tensors.items() if "optimizer" not in name.split(".")}
     try:
         agent.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:  # what a state dict raises for missing tensors and for other shapes

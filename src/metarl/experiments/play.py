@@ -221,7 +221,7 @@ def load_player(name: str) -> tuple[Run, Agent]:
     if Path(name).is_dir():
         run = Run.load(name, reference=None, device="cpu")
         agent = run.make_agent()
-        restore(agent, run.checkpoints / LAST)
+        restore(agent, run.checkpoints / LAST, acting=True)
         return run, agent
     if name not in list_pretrained():
         shipped = ", ".join(list_pretrained())

@@ -23,7 +23,6 @@ from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import trim_mean  # type: ignore[import-untyped]
 
 from metarl.core.errors import UsageError
 
@@ -61,6 +60,8 @@ def iqm(scores: Scores) -> Any:
     floor(n / 4) of the n = repeats * tasks scores are left out at each end, so fewer than four leave the plain mean.
     Source: Agarwal et al. (2021), Deep Reinforcement Learning at the Edge of the Statistical Precipice.
     """
+    from scipy.stats import trim_mean  # type: ignore[import-untyped] # it takes most of a second to load
+
     return trim_mean(scores.reshape(*scores.shape[:-2], -1), IQM_CUT, axis=-1)
 
 

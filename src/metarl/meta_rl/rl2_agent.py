@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import gymnasium
@@ -123,7 +124,6 @@ class RL2Agent(Agent):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initialisers take no generator
             self.policy = ActorCritic(observation_size, action_space, memory or MemoryConfig()).to(self.device)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-5)
         self.moments = RunningMoments(observation_size + 1)  # observation and reward
         self.generator = torch.Generator().manual_seed(seed)
         self.updates = 0
@@ -131,6 +131,11 @@ class RL2Agent(Agent):
         self._raw: list[Array] = []
         self._given: dict[str, Tensor] | None = None
         self.begin_trial(0)
+
+    @cached_property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Made when learning first asks for it: torch loads its compiler for one, which takes seconds."""
+        return torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-5)
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
@@ -367,7 +372,9 @@ class RL2Agent(Agent):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.policy.load_state_dict(part_of(state, "policy"))
-        load_optimizer_tensors(self.optimizer, self.policy, part_of(state, "optimizer"))
+        slots = part_of(state, "optimizer")
+        if slots or "optimizer" in vars(self):
+            load_optimizer_tensors(self.optimizer, self.policy, slots)
         self.moments.load_state_dict(part_of(state, "moments"))
         counters = part_of(state, "counters")
         self.updates = int(counters["updates"])
