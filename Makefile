@@ -25,7 +25,7 @@ check: $(VENV)/.installed-dev
 	$(BIN)/zizmor --quiet --offline .github/workflows
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/python tools/build_docs.py
+	$(BIN)/python scripts/build_docs.py
 
 clean:
 	rm -rf $(VENV)

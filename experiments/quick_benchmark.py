@@ -19,10 +19,11 @@ from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
 from metarl.core.errors import UsageError
+from metarl.core.threads import cores
 from metarl.experiments.display import console
 from metarl.experiments.expectations import shortcoming
 from metarl.experiments.flags import parse
-from metarl.experiments.jobs import Outcome, cores
+from metarl.experiments.jobs import Outcome
 from metarl.experiments.plots import number, with_minus
 from metarl.experiments.ranking import families_of
 from metarl.experiments.results import load_results

@@ -240,7 +240,7 @@ CHECKS: dict[str, Callable[[Sequence[str]], Any]] = {
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_quoted_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     tables = importlib.import_module("doc_tables")
     recorded = {tables._score(run, shot) for run in tables.recorded_runs() for shot in run["shots"]}
     recorded |= {
@@ -257,7 +257,7 @@ def test_quoted_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the generator of the site needs Python 3.11")
 def test_the_site_is_built_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("zensical", reason="the site needs  pip install 'metarl-agent-framework[docs]'")
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     site = importlib.import_module("build_docs")
     assert site.build() == 0
     pages = {path.relative_to(site.SITE).as_posix() for path in site.SITE.rglob("*.html")} - {"404.html"}
@@ -274,7 +274,7 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_picture_of_a_trial_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     picture = importlib.import_module("draw_trial")
     picture.draw(tmp_path / "trial.svg")
     for svg in (tmp_path / "trial.svg", ROOT / "docs/images/trial.svg"):

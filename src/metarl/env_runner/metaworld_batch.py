@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from metarl.core.errors import UsageError, unknown_name
 from metarl.core.task import Task
+from metarl.core.threads import cores
 from metarl.env_runner.metaworld_official import action_space, observation_space
 from metarl.env_runner.metaworld_room import Outcome, Room
 from metarl.env_runner.metaworld_scene import Description
@@ -46,7 +46,7 @@ class MetaworldBatch(TaskVectorEnv):
         tasks: one task a row, with the parameters `env` and `rand_vec`.
         max_episode_steps: an episode is truncated after so many steps.
         seed: taken for the sake of the other worlds; nothing here is random.
-        num_threads: simulator threads; 0: every core.
+        num_threads: simulator threads; 0: every core that is open to this process (`core/threads.py`).
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class MetaworldBatch(TaskVectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs = len(tasks)
         self.max_episode_steps = max_episode_steps
-        self.num_threads = num_threads or os.cpu_count() or 1
+        self.num_threads = num_threads or cores()
         space = observation_space()
         self._low, self._high = space.low[:36], space.high[:36]
         self.single_observation_space = spaces.Box(

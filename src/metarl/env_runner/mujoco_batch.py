@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.core.threads import cores
 from metarl.env_runner.mujoco_family import ModelFields, MujocoFamily, task_fields, template_model
 from metarl.env_runner.rows import check_actions, check_row_tasks, check_seed, read_reset_mask, row_seed
 from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
@@ -56,7 +57,7 @@ class MujocoBatch(TaskVectorEnv):
         tasks: one task a row.
         max_episode_steps: an episode is truncated after so many steps.
         seed: row i draws start states from an independent stream of this seed.
-        num_threads: simulator threads; 0: every core.
+        num_threads: simulator threads; 0: every core that is open to this process (`core/threads.py`).
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class MujocoBatch(TaskVectorEnv):
 
     def _bind(self, num_threads: int) -> None:
         """Make the simulations, and the arrays through which they are read and written."""
-        self._batch = Batch(self._template, self.num_envs, num_threads)
+        self._batch = Batch(self._template, self.num_envs, num_threads or cores())
         self._batch.reset()
         self._state = self._batch.bind("state")
         self._start_state = self._state[0].copy()

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from metarl.core.threads import torch_threads
-from metarl.experiments.jobs import cores
+from metarl.core.threads import cores, torch_threads
 from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.protocol import Protocol
 from metarl.experiments.run import Run

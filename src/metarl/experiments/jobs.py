@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from metarl.core.errors import UsageError
+from metarl.core.threads import cores
 from metarl.experiments.display import epoch_line
 from metarl.experiments.interrupt import first_interrupt_asks
 from metarl.experiments.run import CONFIG_FILE, Run, write_results
@@ -94,11 +95,6 @@ def execute(
             for process, _ in running.values():
                 process.kill()
     return [outcomes.get(planned.name, Outcome(planned, False)) for planned in suite.runs]
-
-
-def cores() -> int:
-    """Processor cores open to this process."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def _start(planned: Planned) -> BaseProcess:

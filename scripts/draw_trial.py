@@ -1,4 +1,4 @@
-"""Draw the life of a trial, docs/images/trial.svg:  python tools/draw_trial.py"""
+"""Draw the life of a trial, docs/images/trial.svg:  python scripts/draw_trial.py"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build the site of docs/ into build/site, with warnings as errors:  python tools/build_docs.py
+"""Build the site of docs/ into build/site, with warnings as errors:  python scripts/build_docs.py
 
 The pages are copied to build/docs on the way. There tables are filled in (doc_tables.py), one page of API reference a
 part of the package is added, and so are results, changelog and contributing guide, which lie outside docs/ in the
@@ -93,7 +93,7 @@ def build() -> int:
         return 2
     assemble()
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict", "--config-file", str(CONFIG)]
-    path = os.pathsep.join([str(ROOT / "tools"), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
