@@ -12,9 +12,9 @@ steps that changes at step c:
 W and f are `WINDOW` and `FRACTION`. After the end of an episode rewards count as 0: who falls over earns nothing more.
 Families that are broken from the first step on have a return, and nothing before it.
 
-The error of an agent that predicts is that of the next observation as it had expected it when it acted, in units of
-what there was to predict: the mean over the entries of an observation of (squared error / variance of the change, over
-all steps of the same course). Predicting the mean change has an error of 1.
+The error of an agent that predicts is that of the next observation as it had expected it when it acted, in percent of
+what there was to predict: the mean over the entries of an observation of 100 · (squared error / variance of the change,
+over all steps of the same course). Predicting the mean change has an error of 100 %.
 
 A measure that is not defined in every episode is left out, as the error after the change where one ended before it.
 
@@ -87,12 +87,12 @@ class Stream:
         return self._whole(np.where(self.actives, self.rewards, 0.0), 0.0)
 
     def errors(self) -> Scores | None:
-        """Errors [T, rows] in units of the variance of the change; NaN once a row's episode is over."""
+        """Errors [T, rows] in percent of the variance of the change; NaN once a row's episode is over."""
         if not self.misses:
             return None
         active = np.array(self.actives)
         variance = np.array(self.changes)[active].var(0) + np.finfo(np.float32).tiny
-        errors = (np.array(self.misses, dtype=np.float64) ** 2 / variance).mean(-1)
+        errors = 100 * (np.array(self.misses, dtype=np.float64) ** 2 / variance).mean(-1)
         return self._whole(np.where(active, errors, np.nan), np.nan)
 
     def _whole(self, values: Array, after: float) -> Scores:

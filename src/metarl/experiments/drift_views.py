@@ -25,12 +25,12 @@ MEASURES = {
     "after": "reward a step, after",
     "steps_to_recover": "steps to recover",
     "recovered": "recovered",
-    "error": "model error",
-    "error_before": "model error, before",
-    "error_after": "model error, after",
+    "error": "model error, %",
+    "error_before": "model error, %, before",
+    "error_after": "model error, %, after",
 }
 CONDITIONS = {CHANGE: "held-out tasks", UNCHANGED: "nothing changes"}
-CURVES = {"reward": "reward a step", "error": "model error"}
+CURVES = {"reward": "reward a step", "error": "model error, % of variance"}
 
 
 def drift_table(results: Results) -> Table:
