@@ -446,7 +446,9 @@ WIRED = TaskDistribution(
     make_worlds=Wired,
     reward_model=RewardModel(lambda before, action, after: after[..., 0]),
 )
-QUICK = GrBALConfig(past=4, future=4, horizon=4, candidates=64, model_updates=60, learning_rate=1e-2, random_updates=1)
+QUICK = GrBALConfig(
+    inner_lr=0.1, past=4, future=4, horizon=4, candidates=64, model_updates=60, learning_rate=1e-2, random_updates=1
+)
 
 
 def _wired_agent(config):

@@ -47,7 +47,7 @@ class GrBALConfig:
     """Meta-learn the model; no: fit it to all transitions alike, without inner steps."""
     online_adaptation: bool = True
     """Act with parameters adapted to the last `past` transitions; no: with those that all tasks share."""
-    inner_lr: float = 0.1
+    inner_lr: float = 0.3
     """Inner rate at the start of meta-learning, which learns it."""
     inner_steps: int = 1
     """Gradient steps on the past transitions."""
