@@ -84,7 +84,8 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     [
         (
             "trian",
-            "unknown command 'trian': choose from doctor, evaluate, export, list, report, resume, run, video, watch",
+            "unknown command 'trian': choose from doctor, evaluate, export, list, play, report, resume, run, video, "
+            "watch; did you mean",
         ),
         ("run --task-dist halfcheeta-vel", "unknown task family 'halfcheeta-vel'.*did you mean 'halfcheetah-vel'"),
         ("--task-dist nowhere.py:tasks", "no file nowhere.py"),
@@ -187,7 +188,10 @@ def test_help_shows_every_field_with_its_docstring(capsys: pytest.CaptureFixture
         "Rate of an inner gradient step",
     ):
         assert docstring in text
-    assert "list (task families), evaluate RUN, resume RUN, watch RUN, report RUN ..., video RUN, doctor" in text
+    listed = (
+        "list (task families), evaluate RUN, resume RUN, watch RUN, report RUN ..., video RUN, play RUN, export RUN"
+    )
+    assert listed in text
 
 
 @pytest.mark.parametrize("command", ["run", "list", "evaluate", "resume", "video", "doctor"])

@@ -32,6 +32,8 @@ INLINE = re.compile(r"(?<!`)`((?:metarl|python|make|pytest) [^`\n]+)`(?!`)")
 QUOTED = re.compile(r"−?[\d.,]+ \[−?[\d.,]+, −?[\d.,]+\]")
 KINDS = ("", "bash", "console", "python", "math", "text")
 """Of blocks; a block of text is a picture in letters, all others are tried."""
+ELSEWHERE = {"docs/export.md"}
+"""Pages whose snippets need a file: tests/experiments/test_export.py runs them."""
 NIGHTLY = {"docs/metaworld.md"}
 """Pages whose snippets take long: they make hundreds of worlds."""
 RUN_WHOLE = ("list", "doctor", "watch", "evaluate")
@@ -97,7 +99,7 @@ def test_pages_show_nothing_that_no_test_knows() -> None:
     [
         pytest.param(page, id=name_of(page), marks=[pytest.mark.nightly] if name_of(page) in NIGHTLY else [])
         for page in PAGES
-        if blocks(page, "python")
+        if blocks(page, "python") and name_of(page) not in ELSEWHERE
     ],
 )
 def test_snippets_of_a_page_run(
@@ -175,6 +177,8 @@ def test_a_command_is_right(
                 (tmp_path / name).write_text(body)
         stands_for = {"RUN": str(small_run), "METHOD": "ssm"}
         arguments = [stands_for.get(word, word) for word in arguments if word != "main.py"]
+        if "--reference" in arguments:  # a run of the same family, which RUN here is not
+            del arguments[(at := arguments.index("--reference")) : at + 2]
         whole = arguments[0] in RUN_WHOLE and "--drift" not in arguments  # not every family has a drift
         stopping(whole)
         try:

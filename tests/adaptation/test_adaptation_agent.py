@@ -373,7 +373,7 @@ def test_a_stream_learns_what_an_adapter_learns_from_it(options):
 
 def test_the_guard_ends_what_only_harms():
     """Steps so large that nothing right is learned, by an agent that tolerates little and by one that tolerates all."""
-    harmful = replace(EAGER, learning_rate=50.0, rollback=True, rollback_window=8)
+    harmful = replace(EAGER, learning_rate=15.0, rollback=True, rollback_window=8)
     strict, lax = (make("plans", replace(harmful, rollback_tolerance=tau)) for tau in (0.1, 1e9))
     for agent in (strict, lax):
         trial(agent, Stream(5, steps=40))

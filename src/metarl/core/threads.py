@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 
 def cores() -> int:
     """Processor cores open to this process, and no more than OMP_NUM_THREADS says, where it is set to a number."""
@@ -20,6 +18,8 @@ def cores() -> int:
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
     """Run the block with `number` intra-op threads, then go back to what was set before."""
+    import torch  # here: worlds ask for `cores`, and task families must import fast
+
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -74,8 +74,7 @@ class RunConfig:
     evaluation_episodes: int | None = None
     """Episodes of a task that a shot is measured in; none: 1 (3 in Meta-World's standard protocol)."""
     repeats: int | None = None
-    """Trials a test task; none: 4, or more where there are few tasks; 1 where intervals are over the tasks of an
-    environment, as in Meta-World."""
+    """Trials a test task; none: 4 (more where tasks are few; 1 in Meta-World, where intervals are over goals)."""
     show_task: bool = False
     """Append the task's parameters to the observation: trains the task-conditioned policy that --reference takes."""
     reference: str | None = None
