@@ -184,21 +184,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     parser.add_argument("--out", type=Path, help="JSON file to write")
+    names = [f"{tasks}x{samples}" for tasks, samples, _ in SIZES]
+    parser.add_argument(
+        "--sizes", nargs="+", choices=names, help="tasks x samples, by one inner step; none: everything"
+    )
     arguments = parser.parse_args()
-    quick = arguments.quick
+    quick, some = arguments.quick, arguments.sizes
     missing = [peer for peer in ("higher", "torchopt") if find_spec(peer) is None]
     compiles = [COMPILED] if shutil.which("g++") else []
     mlps = [Side("mlp", way) for way in (OURS, *compiles, *PEERS) if way not in missing]
     lines: list[dict[str, Any]] = []
-    for tasks, samples, width in QUICK_SIZES if quick else SIZES:
-        for inner_steps, first_order in QUICK_LOOPS if quick else LOOPS:
+    sizes = [size for size in SIZES if some is None or f"{size[0]}x{size[1]}" in some]
+    for tasks, samples, width in QUICK_SIZES if quick else sizes:
+        for inner_steps, first_order in QUICK_LOOPS if quick or some else LOOPS:
             problem = Problem(tasks, (samples,), width, inner_steps, first_order)
             lines += measure(problem, mlps, 1 if quick else 7)
-    policy = Problem(2, (3, 2), 8, 1, False) if quick else Problem(20, (100, 4), 64, 1, False)
-    lines += measure(policy, list(POLICIES), 1 if quick else 3)
-    long = Problem(2, (4,), 8, 10, False) if quick else Problem(20, (2000,), 64, 10, False)
-    for problem in (long._replace(inner_steps=1), long):
-        lines += measure(problem, [Side("mlp", OURS), Side("mlp", RECOMPUTED)], 1 if quick else 5)
+    if not some:
+        policy = Problem(2, (3, 2), 8, 1, False) if quick else Problem(20, (100, 4), 64, 1, False)
+        lines += measure(policy, list(POLICIES), 1 if quick else 3)
+        long = Problem(2, (4,), 8, 10, False) if quick else Problem(20, (2000,), 64, 10, False)
+        for problem in (long._replace(inner_steps=1), long):
+            lines += measure(problem, [Side("mlp", OURS), Side("mlp", RECOMPUTED)], 1 if quick else 5)
     gone = [] if compiles else ["MetaMAML, compile is missing: it needs a C++ compiler, g++"]
     gone += [f'{peer} is missing: pip install -c constraints.txt -e ".[benchmarks]"' for peer in missing]
     write_report("Meta-gradients, milliseconds", lines, arguments.out, (*NOTES, *gone))
