@@ -143,11 +143,13 @@ def _commands(runs: Rows) -> str:
 
 
 def _score(run: dict[str, Any], shot: str) -> str:
-    if shot not in run["shots"]:
-        return ""
-    score = run["shots"][shot]["return"]
-    low, high = score["ci95"]
-    return signed(f"{score['mean']:.1f} [{low:.1f}, {high:.1f}]")
+    return quoted(run["shots"][shot]["return"]) if shot in run["shots"] else ""
+
+
+def quoted(summary: dict[str, Any]) -> str:
+    """A mean and its interval, as the pages quote them."""
+    low, high = summary["ci95"]
+    return signed(f"{summary['mean']:.1f} [{low:.1f}, {high:.1f}]")
 
 
 def _tasks(runs: Rows) -> str:

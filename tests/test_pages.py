@@ -246,7 +246,14 @@ CHECKS: dict[str, Callable[[Sequence[str]], Any]] = {
 def test_quoted_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     tables = importlib.import_module("doc_tables")
-    recorded = {tables._score(run, shot) for run in tables.recorded_runs() for shot in run["shots"]}
+    runs = tables.recorded_runs()
+    recorded = {tables.quoted(shot["return"]) for run in runs for shot in run["shots"].values()}
+    recorded |= {
+        tables.quoted(found["return"]["summary"])
+        for run in runs
+        for variants in run.get("drift", {"conditions": {}})["conditions"].values()
+        for found in variants.values()
+    }
     recorded |= {
         tables.signed(value)
         for path in (ROOT / "results").glob("*.json")
