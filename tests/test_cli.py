@@ -528,5 +528,9 @@ def test_a_second_ctrl_c_stops_at_once(
 
 def test_ctrl_c_elsewhere_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metarl.experiments.doctor.report", lambda: signal.raise_signal(signal.SIGINT))
-    assert main(["doctor"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+    try:
+        assert main(["doctor"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "metarl: interrupted\n"
