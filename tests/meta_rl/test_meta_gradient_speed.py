@@ -66,7 +66,7 @@ def test_a_task_of_a_later_group_is_named_when_it_breaks():
 def really_compiled(request, monkeypatch):
     """False: programs are the traces themselves, which takes no compiler and no time."""
     if not request.param:
-        monkeypatch.setattr(torch, "compile", lambda graph, dynamic: graph)
+        monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: graph)
 
 
 def test_traced_meta_gradients_are_the_same_and_follow_the_parameters(really_compiled):
@@ -95,7 +95,7 @@ def test_a_compiled_meta_gradient_is_the_same():
 
 def test_a_program_is_kept_by_form_and_by_loss(monkeypatch):
     traced = []
-    monkeypatch.setattr(torch, "compile", lambda graph, dynamic: traced.append(graph) or graph)
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: traced.append(graph) or graph)
     maml = MetaMAML(make_model(), 0.1, compile=True)
     for number, samples, loss in (
         (5, 4, nn.functional.mse_loss),
