@@ -52,10 +52,11 @@ def test_an_agent_with_memory_goes_on_by_the_defaults() -> None:
     assert _config(agents["adapted"]) == AdaptationConfig()
 
 
+@pytest.mark.parametrize("adapt", ["gain", "all"])
 @pytest.mark.parametrize("inner_steps", [1, 2])
-def test_online_a_model_takes_the_step_that_it_was_trained_for(inner_steps: int) -> None:
+def test_online_a_model_takes_the_steps_that_it_was_trained_for(inner_steps: int, adapt: Any) -> None:
     """After `past` transitions it has the parameters that a planner which adapts by itself then has."""
-    config = replace(PLANS, past=2, inner_steps=inner_steps)
+    config = replace(PLANS, past=2, inner_steps=inner_steps, adapt=adapt)
     itself = planner(config)
     online = AdaptationAgent.from_agent(itself, replace(online_config(config), rollback=False))
     stream = np.random.default_rng(0).normal(size=(3, 4, 3)).astype(np.float32)
@@ -69,8 +70,9 @@ def test_online_a_model_takes_the_step_that_it_was_trained_for(inner_steps: int)
             agent.observe(before, action, np.zeros(4), np.zeros(4, bool), np.zeros(4, bool), after)
     expected, adapted = itself.row_parameters(), online.streams.weights
     assert adapted is not None
-    for name, value in expected.items():
-        torch.testing.assert_close(adapted[name], value)
+    assert list(adapted) == (["gain"] if adapt == "gain" else list(expected))
+    for name, value in adapted.items():
+        torch.testing.assert_close(value, expected[name])
         assert not torch.equal(value[0], itself.maml.parameters()[name])
     assert itself.expected is not None
     assert online.expected is not None

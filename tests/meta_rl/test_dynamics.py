@@ -57,6 +57,18 @@ def test_inputs_are_standardised_and_clipped():
     assert not torch.equal(model(mean + 9.0 * std), model(mean + 10.1 * std))
 
 
+def test_a_gain_of_zero_takes_an_action_out():
+    model = _model()
+    with torch.no_grad():
+        model.gain[1] = 0.0
+    x = torch.randn(6, 5)
+    first, second = x.clone(), x.clone()
+    first[:, 3] += 1.0
+    second[:, 4] += 1.0
+    assert torch.equal(model(second), model(x))
+    assert not torch.allclose(model(first), model(x), atol=1e-3)
+
+
 def test_what_never_changes_is_not_blown_up():
     model = DynamicsModel(1, 1)
     still = RunningMoments(1)

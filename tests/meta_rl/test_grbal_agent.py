@@ -212,7 +212,7 @@ def test_a_row_acts_by_what_maml_adapts_to_its_last_transitions():
         expected = agent.maml.adapt_task(x, agent.model.target(change))
         for name, value in expected.items():
             torch.testing.assert_close(params[name][row], value)
-            assert not torch.equal(value, agent.maml.parameters()[name])
+            assert torch.equal(value, agent.maml.parameters()[name]) == (name != "gain")
 
 
 def test_it_expects_what_the_parameters_that_it_acted_by_predict():
@@ -239,7 +239,7 @@ def test_a_row_with_too_few_transitions_keeps_the_shared_parameters():
             assert torch.equal(shared[name], value.expand(ROWS, *value.shape))
         action = agent.act(stream.observation[time])
         agent.observe(stream.observation[time], action, *stream.at(time), np.array([time > 0, True, True, True]))
-    moved = (agent.row_parameters()["layers.0.bias"] != agent.maml.parameters()["layers.0.bias"]).any(1)
+    moved = (agent.row_parameters()["gain"] != agent.maml.parameters()["gain"]).any(1)
     assert moved.tolist() == [False, True, True, True]
 
 
@@ -394,9 +394,18 @@ def test_the_learning_rate_falls_linearly_to_five_percent():
 
 def test_a_plain_model_learns_no_inner_rates():
     plain, meta = trained(replace(CONFIG, meta=False)), trained()
-    rate = plain.maml.rates()["layers.0.weight"]
-    assert torch.equal(rate, torch.full_like(rate, CONFIG.inner_lr))
-    assert not torch.equal(meta.maml.rates()["layers.0.weight"], rate)
+    assert plain.maml.rates()["gain"].item() == pytest.approx(CONFIG.inner_lr)
+    assert meta.maml.rates()["gain"].item() != pytest.approx(CONFIG.inner_lr, rel=1e-3)
+
+
+def test_adaptation_changes_the_gains_alone_unless_it_is_told_to_change_all():
+    for adapt, adapted in (("gain", {"gain"}), ("all", set(trained().maml.parameters()))):
+        agent = trained(replace(CONFIG, adapt=adapt))
+        agent.training = False
+        trial(agent, Stream(5))
+        shared = agent.maml.parameters()
+        moved = {name for name, rows in agent.row_parameters().items() if not torch.equal(rows[0], shared[name])}
+        assert moved == adapted
 
 
 def test_a_round_shorter_than_a_window_is_refused():
@@ -501,7 +510,8 @@ CHANGED = {
     "future": 3,
     "meta": False,
     "online_adaptation": False,
-    "inner_lr": 0.5,
+    "adapt": "all",
+    "inner_lr": 0.05,
     "inner_steps": 2,
     "learning_rate": 2e-2,
     "model_updates": 4,

@@ -156,19 +156,19 @@ def test_second_order_is_another_gradient_than_first_order():
     ].norm()
 
 
-@pytest.mark.parametrize("learn_rates", [False, True])
+@pytest.mark.parametrize("options", [{}, {"learn_rates": True}, {"learn_rates": True, "rate_of": "tensor"}])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_meta_gradient_is_the_finite_difference_of_the_loss(learn_rates, recompute):
+def test_meta_gradient_is_the_finite_difference_of_the_loss(options, recompute):
     maml = MetaMAML(
         nn.Sequential(nn.Linear(2, 2), nn.Tanh(), nn.Linear(2, 1)).double(),
         inner_lr=0.2,
         inner_steps=2,
-        learn_rates=learn_rates,
         recompute=recompute,
+        **options,
     )
     tasks = tuple(normal(2, 4, size) for size in (2, 1, 2, 1))
     _, gradients = maml.meta_gradient(tasks)
-    rates = {f"inner_lr.{name}": rate for name, rate in maml.rates().items()} if learn_rates else {}
+    rates = {f"inner_lr.{name}": rate for name, rate in maml.rates().items()} if options else {}
     values = maml.parameters() | rates
     assert list(gradients) == list(values)
     for name, value in values.items():
@@ -406,13 +406,27 @@ def test_meta_sgd_learns_a_rate_for_every_element(first_order):
     assert maml.rates()["weight"].item() == pytest.approx(before - 0.001, rel=1e-6)  # Adam's first step
 
 
-def test_rates_have_the_shapes_of_the_adapted_parameters():
+@pytest.mark.parametrize("rate_of", ["element", "tensor"])
+def test_rates_have_the_shapes_of_what_they_are_the_rates_of(rate_of):
     model = nn.Sequential(nn.LayerNorm(INPUTS), plain())
-    maml = MetaMAML(model, inner_lr=0.3, learn_rates=True, adapt=("1.*",))
+    maml = MetaMAML(model, inner_lr=0.3, learn_rates=True, rate_of=rate_of, adapt=("1.*",))
     assert {name: rate.shape for name, rate in maml.rates().items()} == {
-        name: value.shape for name, value in model.named_parameters() if name.startswith("1.")
+        name: value.shape if rate_of == "element" else ()
+        for name, value in model.named_parameters()
+        if name.startswith("1.")
     }
     assert all(bool((rate == 0.3).all()) for rate in maml.rates().values())
+
+
+def test_the_rate_of_a_tensor_learns_from_all_its_elements():
+    tasks = flat_tasks()
+    each, whole = (
+        MetaMAML(plain(), inner_lr=0.3, learn_rates=True, rate_of=rate_of) for rate_of in ("element", "tensor")
+    )
+    whole.model.load_state_dict(each.model.state_dict())
+    by_element, by_tensor = each.meta_gradient(tasks).gradients, whole.meta_gradient(tasks).gradients
+    for name in whole.rates():
+        torch.testing.assert_close(by_tensor[f"inner_lr.{name}"], by_element[f"inner_lr.{name}"].sum())
 
 
 def test_rates_of_parameters_with_the_names_of_dictionary_methods():
@@ -776,6 +790,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing():
         ({"inner_lr": math.nan}, "inner_lr is above 0, got nan"),
         ({"outer_lr": -1.0}, "outer_lr is above 0, got -1.0"),
         ({"inner_steps": 0}, "inner_steps is at least 1, got 0"),
+        ({"rate_of": "layer"}, "rate_of is element or tensor, got layer"),
         ({"multi_step_updates": -1}, "multi_step_updates is at least 0, got -1"),
         ({"grad_clip_norm": 0.0}, "grad_clip_norm is above 0, got 0.0"),
         ({"reptile": True, "learn_rates": True}, "reptile .* goes without learn_rates and multi_step_updates"),

@@ -25,8 +25,9 @@ UNCLIPPED = 1e9
 def online_config(algorithm: Any) -> AdaptationConfig:
     """How an agent of these hyper-parameters goes on learning where it runs.
 
-    A meta-learned model takes the step that it was trained for: from the source, by its own rates, on the last `past`
-    transitions, for the `future` ones that follow. Anything else has the defaults of `AdaptationConfig`.
+    A meta-learned model takes the steps that it was trained for: from the source, by its own rates, on the last `past`
+    transitions; four times in as many as it was trained to predict. Anything else has the defaults of
+    `AdaptationConfig`.
     """
     if not isinstance(algorithm, GrBALConfig):
         return AdaptationConfig()
@@ -34,7 +35,8 @@ def online_config(algorithm: Any) -> AdaptationConfig:
         learning_rate=1.0,
         num_steps=algorithm.inner_steps,
         from_source=True,
-        update_every=algorithm.future,
+        update_every=max(1, algorithm.future // 4),
+        parameters="all" if algorithm.adapt == "all" else algorithm.adapt,
         buffer_size=algorithm.past,
         batch_size=algorithm.past,
         grad_clip_norm=UNCLIPPED,

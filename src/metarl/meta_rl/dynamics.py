@@ -19,9 +19,11 @@ SMALLEST_VARIANCE = 1e-6
 class DynamicsModel(nn.Module):
     """A feed-forward network from x = [observation, action] to the standardised change of the observation:
 
-        next observation = observation + μ_change + σ_change · network(clip((x − μ_x) / σ_x, ±10))
+        next observation = observation + μ_change + σ_change · network(clip((gain · x − μ_x) / σ_x, ±10))
 
-    The clip keeps predictions bounded that a planner takes far from all data.
+    The clip keeps predictions bounded that a planner takes far from all data. `gain` has a factor for every action,
+    1 at first (observations have 1 for good): where an actuator dies, one number says all that there is to learn of it,
+    whichever it is, so that adaptation works for those too that no training task was about.
 
     Args:
         width: of the hidden layers, which are SiLU.
@@ -38,6 +40,7 @@ class DynamicsModel(nn.Module):
         self.observation_size = observation_size
         sizes = (observation_size + action_size, *[width] * depth, observation_size)
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+        self.gain = nn.Parameter(torch.ones(action_size))
         for name, size in (("input", sizes[0]), ("change", observation_size)):
             self.register_buffer(f"{name}_mean", torch.zeros(size))
             self.register_buffer(f"{name}_std", torch.ones(size))
@@ -56,7 +59,7 @@ class DynamicsModel(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Standardised changes [..., obs] of x [..., obs + act]."""
-        x = self._standardized(x)
+        x = self._standardized(x, self.gain)
         for layer in self.layers[:-1]:
             x = functional.silu(layer(x))
         change: Tensor = self.layers[-1](x)
@@ -64,7 +67,7 @@ class DynamicsModel(nn.Module):
 
     def forward_rows(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """`forward` of x [R, C, obs + act], each row by its own parameters {name: [R, ...]}, in one product a layer."""
-        x = self._standardized(x)
+        x = self._standardized(x, params["gain"][:, None])
         last = len(self.layers) - 1
         for number in range(last + 1):
             weight, bias = params[f"layers.{number}.weight"], params[f"layers.{number}.bias"]
@@ -80,5 +83,6 @@ class DynamicsModel(nn.Module):
         """Changes of the observation [R, C, obs] after x [R, C, obs + act], each row by its own parameters."""
         return self.change_mean + self.change_std * self.forward_rows(params, x)
 
-    def _standardized(self, x: Tensor) -> Tensor:
-        return ((x - self.input_mean) / self.input_std).clamp(-CLIP, CLIP)
+    def _standardized(self, x: Tensor, gain: Tensor) -> Tensor:
+        gains = torch.cat([gain.new_ones(*gain.shape[:-1], self.observation_size), gain], -1)
+        return ((gains * x - self.input_mean) / self.input_std).clamp(-CLIP, CLIP)

@@ -1,16 +1,16 @@
 """GrBAL: plan with a dynamics model that adapts, at every step, to the last few transitions.
 
-Nagabandi et al. 2019 (arXiv 1803.11347). The model is meta-learned so that one gradient step on the past M transitions
-makes it predict the next K; the action is the first of a plan by MPPI with the adapted model. Different from the paper:
-the inner rates are learned, one an element (Meta-SGD, Li et al. 2017, 1707.09835), and many rows act at once, each with
-its own parameters.
+Nagabandi et al. 2019 (arXiv 1803.11347). The model is meta-learned so that a few gradient steps on the past M
+transitions make it predict the next K; the action is the first of a plan by MPPI with the adapted model. Different from
+the paper: adaptation changes a factor for every action instead of all weights, its rate is learned, and many rows act
+at once, each with its own parameters.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -47,9 +47,12 @@ class GrBALConfig:
     """Meta-learn the model; no: fit it to all transitions alike, without inner steps."""
     online_adaptation: bool = True
     """Act with parameters adapted to the last `past` transitions; no: with those that all tasks share."""
-    inner_lr: float = 0.3
-    """Inner rate at the start of meta-learning, which learns it."""
-    inner_steps: int = 1
+    adapt: Literal["gain", "all"] = "gain"
+    """What adaptation changes: the gain of every action (`DynamicsModel`), or all weights. Adapted weights predict
+    better what was just done, but plans leave that, and find what they are wrong about."""
+    inner_lr: float = 0.5
+    """Inner rate at the start of meta-learning, which learns one a parameter tensor."""
+    inner_steps: int = 5
     """Gradient steps on the past transitions."""
     learning_rate: float = 1e-3
     """Adam's step size at the start; it falls linearly to 5 % over the run."""
@@ -75,6 +78,8 @@ class GrBALConfig:
     """λ: candidates whose return is less than the best one's by λ standard deviations weigh 1/e of it."""
 
     def __post_init__(self) -> None:
+        if self.adapt not in ("gain", "all"):
+            raise UsageError(f"--adapt is gain or all, got {self.adapt}")
         for name in ("past", "future", "inner_steps", "model_updates", "batch_windows", "horizon", "replay_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
@@ -136,7 +141,9 @@ class GrBALAgent(Agent):
             self.config.inner_lr,
             self.config.learning_rate,
             inner_steps=self.config.inner_steps,
+            adapt=("gain",) if self.config.adapt == "gain" else ("*",),
             learn_rates=True,
+            rate_of="tensor",
             grad_clip_norm=self.config.grad_clip_norm,
         ).to(device)
         self.planner = Planner(
@@ -181,18 +188,23 @@ class GrBALAgent(Agent):
     def row_parameters(self) -> Parameters:
         """The model's parameters {name: [R, ...]} of every row: the shared ones after gradient steps on its last `past`
         transitions; those of a row that has not seen so many, and all without `online_adaptation`, are the shared."""
-        rows = len(self._seen)
-        shared = {name: value.expand(rows, *value.shape) for name, value in self.maml.parameters().items()}
         ready = self._seen >= self.config.past
         if not self.config.online_adaptation or not bool(ready.any()):
-            return shared
-        adapted = self.maml.adapt_tasks(self._past_x, self.model.target(self._past_change))
+            rows = len(self._seen)
+            return {name: value.expand(rows, *value.shape) for name, value in self.maml.parameters().items()}
+        params = self._adapted(self._past_x, self._past_change)
         if bool(ready.all()):
-            return adapted
+            return params
         return {
-            name: torch.where(ready.view(-1, *[1] * (value.ndim - 1)), adapted[name], value)
-            for name, value in shared.items()
+            name: torch.where(ready.view(-1, *[1] * shared.ndim), params[name], shared)
+            for name, shared in self.maml.parameters().items()
         }
+
+    def _adapted(self, x: Tensor, change: Tensor) -> Parameters:
+        """All parameters {name: [N, ...]} after adapting to x [N, M, obs + act] and the changes [N, M, obs]."""
+        params = self.maml.adapt_tasks(x, self.model.target(change))
+        shared, adapted = self.maml.split(params)
+        return {name: value.expand(len(x), *value.shape) for name, value in shared.items()} | adapted
 
     @torch.no_grad()
     def _observe(
@@ -285,15 +297,16 @@ class GrBALAgent(Agent):
         """Errors of the shared and of adapted parameters in the later part of windows of x [T, B, ...] side by side."""
         past, length = self.config.past, self.config.past + self.config.future
         whole = len(x) - len(x) % length
-        windows, targets = (
+        windows, changes = (
             values[:whole].unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1).to(self.device)
-            for values in (x, self.model.target(change.to(self.device)))
+            for values in (x, change)
         )
         if not whole:
             return float("nan"), float("nan")
-        frozen = mse_loss(self.model(windows[:, past:]), targets[:, past:])
-        params = self.maml.adapt_tasks(windows[:, :past], targets[:, :past])
-        adapted = mse_loss(self.model.forward_rows(params, windows[:, past:]), targets[:, past:])
+        target = self.model.target(changes[:, past:])
+        frozen = mse_loss(self.model(windows[:, past:]), target)
+        params = self._adapted(windows[:, :past], changes[:, :past])
+        adapted = mse_loss(self.model.forward_rows(params, windows[:, past:]), target)
         return frozen.item(), adapted.item()
 
     # --- keeping ------------------------------------------------------------------------------------------------------

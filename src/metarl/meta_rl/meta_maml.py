@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,10 @@ logger = logging.getLogger(__name__)
 
 
 class MetaGradient(NamedTuple):
-    """The mean query loss after adaptation, and its gradient by parameter name (rates as "inner_lr.<name>")."""
+    """The mean query loss after adaptation, and its gradient by parameter name.
+
+    Rates are "inner_lr.<name>"; that of a rate which is learned by its logarithm is with respect to that.
+    """
 
     loss: Tensor
     gradients: dict[str, Tensor]
@@ -69,7 +73,11 @@ class MetaMAML:
             `first_order`.
         adapt: patterns of the parameters that adaptation changes, such as ("head.*",): ANIL (Raghu et al. 2020,
             1909.09157). The others are meta-learned only.
-        learn_rates: α is learned too, one for every element of every parameter (Meta-SGD, Li et al. 2017, 1707.09835).
+        learn_rates: α is learned too.
+        rate_of: what has a learned rate of its own: every "element" of every parameter (Meta-SGD, Li et al. 2017,
+            1707.09835), which may become negative; or every parameter as one "tensor" (as in MAML++), whose rate is
+            learned by its logarithm. Rates of elements learn where adaptation is to happen, and fade where no training
+            task had a use for it; those of tensors learn only how much.
         multi_step_updates: over so many updates the query loss counts after every inner step, with weights that go
             linearly from equal to the last step alone (MAML++, Antoniou et al. 2019, 1810.09502).
         recompute: store no activations of inner steps; compute them again in the backward pass.
@@ -93,6 +101,7 @@ class MetaMAML:
         reptile: bool = False,
         adapt: Sequence[str] = ("*",),
         learn_rates: bool = False,
+        rate_of: Literal["element", "tensor"] = "element",
         multi_step_updates: int = 0,
         recompute: bool = False,
         vectorize: bool = True,
@@ -105,6 +114,7 @@ class MetaMAML:
             ("inner_lr", "above 0", inner_lr > 0),
             ("outer_lr", "above 0", outer_lr > 0),
             ("inner_steps", "at least 1", inner_steps >= 1),
+            ("rate_of", "element or tensor", rate_of in ("element", "tensor")),
             ("multi_step_updates", "at least 0", multi_step_updates >= 0),
             ("samples_at_once", "at least 1", samples_at_once >= 1),
             ("grad_clip_norm", "above 0", grad_clip_norm > 0),
@@ -125,9 +135,13 @@ class MetaMAML:
         if replaced:
             logger.info("meta-gradients go through plain operations in place of %s", ", ".join(replaced))
         self.adapted = _matching(self.parameters(), adapt)
+        self._log_rates = rate_of == "tensor"
         rates = nn.ParameterDict()
         if learn_rates:
-            rates.update({_key(name): torch.full_like(self.parameters()[name], inner_lr) for name in self.adapted})
+            for name in self.adapted:
+                value = self.parameters()[name]
+                first = value.new_tensor(math.log(inner_lr)) if self._log_rates else torch.full_like(value, inner_lr)
+                rates[_key(name)] = nn.Parameter(first)
         self.learned = nn.ModuleDict({"model": model, "inner_lr": rates})
         trained = [parameter for parameter in self.learned.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=outer_lr)
@@ -140,8 +154,15 @@ class MetaMAML:
 
     def rates(self) -> dict[str, Tensor | float]:
         """α by name of an adapted parameter."""
+        learned = self._learned_rates()
+        if not learned:
+            return dict.fromkeys(self.adapted, self.inner_lr)
+        return {name: value.exp() if self._log_rates else value for name, value in learned.items()}
+
+    def _learned_rates(self) -> Parameters:
+        """What is learned of α by name: itself, or its logarithm; empty where it is given."""
         learned: Any = self.learned["inner_lr"]
-        return {name: learned[_key(name)] if len(learned) else self.inner_lr for name in self.adapted}
+        return {name: learned[_key(name)] for name in self.adapted} if len(learned) else {}
 
     def functional_forward(
         self, x: Tensor, params: Parameters, initial_state: Any = None, starts: Tensor | None = None
@@ -399,7 +420,7 @@ class MetaMAML:
 
     def _learned(self) -> dict[str, Tensor]:
         """Everything that is meta-learned, by name."""
-        rates = {f"inner_lr.{name}": rate for name, rate in self.rates().items() if isinstance(rate, Tensor)}
+        rates = {f"inner_lr.{name}": value for name, value in self._learned_rates().items()}
         return {**self.parameters(), **rates}
 
     # --- keeping ------------------------------------------------------------------------------------------------------
