@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from common import median_ratio, peak_memory, take_turns, write_report
 from maml_peers import PEERS, Batch
+from maml_products import products_of
 from torch import Tensor, nn
 
 from metarl.core.memory import MemoryConfig, make_memory
@@ -33,6 +34,7 @@ INPUTS, OUTPUTS = 17, 6
 RATE = 0.1
 TOLERANCE = 1e-4
 OURS, COMPILED, RECOMPUTED, LOOP = "MetaMAML", "MetaMAML, compile", "MetaMAML, recompute", "autograd loop"
+LIMIT = "matrix products alone"
 
 NOTES = (
     "mlp: two hidden layers, tanh. ssm, lstm: a policy with that memory (the library's SSMMemory, or an nn.LSTM) "
@@ -43,6 +45,8 @@ NOTES = (
     "peak MB: the most memory held during one meta-gradient above what was held before it, in a fresh process for each "
     "side; Linux only. MetaMAML holds many tasks at once, the others one after the other.",
     "difference: norm of the difference to the autograd loop's gradient, by the norm of that.",
+    "matrix products alone is the limit: those that the traced meta-gradient runs and nothing else, into memory that "
+    "is there already. The peers run as many.",
     "torchopt's MetaSGD has no first-order switch: it builds the graph, and the gradient does not go back through it.",
 )
 
@@ -92,7 +96,7 @@ def make_model(kind: str, width: int) -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(width, OUTPUTS))
 
 
-def make_side(side: Side, problem: Problem) -> Callable[[], list[Tensor]]:
+def make_side(side: Side, problem: Problem) -> Callable[[], Any]:
     """A meta-gradient, ready to be computed; the same model and the same data in every process."""
     torch.manual_seed(0)
     model = make_model(side.model, problem.width)
@@ -111,8 +115,10 @@ def make_side(side: Side, problem: Problem) -> Callable[[], list[Tensor]]:
         first_order=problem.first_order,
         inner_steps=problem.inner_steps,
         recompute=side.way == RECOMPUTED,
-        compile=side.way == COMPILED,
+        compile=side.way in (COMPILED, LIMIT),
     )
+    if side.way == LIMIT:
+        return products_of(lambda: maml.meta_gradient(batch))
     return lambda: list(maml.meta_gradient(batch).gradients.values())
 
 
@@ -152,7 +158,9 @@ def measure(problem: Problem, sides: list[Side], turns: int) -> list[dict[str, A
     """
     works = {side: make_side(side, problem) for side in sides}
     references = {kind: make_side(Side(kind, LOOP), problem)() for kind in {side.model for side in sides}}
-    differences = {side: relative_difference(work(), references[side.model]) for side, work in works.items()}
+    differences = {
+        side: relative_difference(work(), references[side.model]) for side, work in works.items() if side.way != LIMIT
+    }
     for side, difference in differences.items():
         if not difference < TOLERANCE:
             raise ArithmeticError(f"{side} differs from the autograd loop by {difference:.2g} at {problem}")
@@ -161,7 +169,7 @@ def measure(problem: Problem, sides: list[Side], turns: int) -> list[dict[str, A
     first = seconds[" ".join(sides[0])]
     lines = []
     for name, side in names.items():
-        peak = in_fresh_process(peak_of, side, problem)
+        peak = None if side.way == LIMIT else in_fresh_process(peak_of, side, problem)
         lines.append(
             {
                 "model": side.model,
@@ -174,7 +182,7 @@ def measure(problem: Problem, sides: list[Side], turns: int) -> list[dict[str, A
                 "ms": 1e3 * median(seconds[name]),
                 "this / first": median_ratio(seconds[name], first),
                 "peak MB": None if peak is None else peak / 1e6,
-                "difference": differences[side],
+                "difference": differences.get(side),
             }
         )
     return lines
@@ -192,7 +200,7 @@ def main() -> None:
     quick, some = arguments.quick, arguments.sizes
     missing = [peer for peer in ("higher", "torchopt") if find_spec(peer) is None]
     compiles = [COMPILED] if shutil.which("g++") else []
-    mlps = [Side("mlp", way) for way in (OURS, *compiles, *PEERS) if way not in missing]
+    mlps = [Side("mlp", way) for way in (OURS, *compiles, *PEERS, LIMIT) if way not in missing]
     lines: list[dict[str, Any]] = []
     sizes = [size for size in SIZES if some is None or f"{size[0]}x{size[1]}" in some]
     for tasks, samples, width in QUICK_SIZES if quick else sizes:

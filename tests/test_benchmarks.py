@@ -76,7 +76,7 @@ def test_maml(tmp_path: Path) -> None:
         problems.setdefault(form, []).append(row)
     peers = [peer for peer in ("higher", "torchopt") if find_spec(peer) is not None]
     compiled = ["MetaMAML, compile"] if shutil.which("g++") else []
-    mlps = [("mlp", side) for side in ("MetaMAML", *compiled, *peers, "autograd loop")]
+    mlps = [("mlp", side) for side in ("MetaMAML", *compiled, *peers, "autograd loop", "matrix products alone")]
     recomputed = [("mlp", "MetaMAML"), ("mlp", "MetaMAML, recompute")]
     assert {form: [(row["model"], row["side"]) for row in rows] for form, rows in problems.items()} == {
         (3, "4", 1, "second"): mlps,
@@ -87,8 +87,9 @@ def test_maml(tmp_path: Path) -> None:
         for row in rows:
             assert row["ms"] > 0
             assert row["this / first"] == pytest.approx(row["ms"] / rows[0]["ms"])  # a quick run takes one turn
-            assert row["difference"] < 1e-5
-            assert (row["peak MB"] is None) == (sys.platform != "linux")
+            limit = row["side"] == "matrix products alone"
+            assert row["difference"] is None if limit else row["difference"] < 1e-5
+            assert (row["peak MB"] is None) == (limit or sys.platform != "linux")
     gone = [note for note in report["notes"] if "is missing: " in note]
     assert len(peers) + len(compiled) + len(gone) == 3
 
