@@ -21,6 +21,16 @@ PLACEHOLDER = re.compile(r"<!-- table: (\w+)(?: ([\w-]+))? -->")
 SPEED = ("worlds", "meta_world", "memory", "maml", "end_to_end", "coordinator")
 """Benchmarks of speed, in the order of reading."""
 NOTHING_YET = "No run of it is recorded yet."
+DRIFT_MEASURES = {
+    "return": "return",
+    "before": "reward a step, before",
+    "after": "and after",
+    "steps_to_recover": "steps to recover",
+    "error": "model error, %",
+    "error_before": "model error before, %",
+    "error_after": "and after, %",
+}
+"""What `--drift` measures of an episode in which something breaks or changes, as the tables call it."""
 
 Rows = Sequence[dict[str, Any]]
 
@@ -94,7 +104,7 @@ def methods() -> str:
     folders: dict[str, list[dict[str, Any]]] = {}
     for run in recorded_runs():
         parent = run["name"].rpartition("/")[0]
-        if parent:
+        if parent and "drift" not in run:
             folders.setdefault(parent, []).append(run)
     parts = []
     for folder, runs in folders.items():
@@ -113,6 +123,37 @@ def printed(name: str) -> str:
     console = Console(width=100, file=io.StringIO(), record=True)
     console.print(adaptation_table([run]))
     return f"```text\n{console.export_text().rstrip()}\n```"
+
+
+def drift() -> str:
+    """What a change costs, and what adapting makes up for: a table for every run that was measured so."""
+    parts = []
+    runs = {run["name"]: run for run in recorded_runs()}
+    for run in runs.values():
+        if "drift" not in run:
+            continue
+        trained = runs[run["name"].rpartition("/")[0]]  # it is measured again, in a folder of its own
+        change, unchanged = (run["drift"]["conditions"][name] for name in ("change", "unchanged"))
+        rows = [
+            {"agent": agent}
+            | {name: quoted(found[key]["summary"]) for key, name in DRIFT_MEASURES.items() if key in found}
+            | {"return, nothing changes": quoted(unchanged[agent]["return"]["summary"])}
+            for agent, found in change.items()
+        ]
+        command = _commands([trained]).removesuffix("```") + f"{run['command']}\n```"
+        parts += [f"`{run['task_dist']}`, {_tasks([run])}:", markdown(rows), command]
+    return "\n\n".join(parts) or NOTHING_YET
+
+
+def success(name: str) -> str:
+    """The share of episodes of a recorded run in which any step succeeded, by environment, and the command."""
+    (run,) = (run for run in recorded_runs() if run["name"] == name)
+    rows = [
+        {"environment": f"`{row['environment']}`", "split": row["split"], "goals": row["tasks"]}
+        | {f"shot {shot}": f"{100 * scores['success']:.0f} %" for shot, scores in row["shots"].items()}
+        for row in run["environments"]
+    ]
+    return f"{markdown(rows)}\n\n{_commands([run])}"
 
 
 def _by_shot(runs: Rows) -> str:
@@ -286,6 +327,8 @@ TABLES: dict[str, Callable[..., str]] = {
     "measured": measured,
     "overview": overview,
     "methods": methods,
+    "drift": drift,
+    "success": success,
     "printed": printed,
     "speed": speed,
     "benchmark": benchmark,
