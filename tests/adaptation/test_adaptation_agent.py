@@ -3,6 +3,7 @@ GrBALAgent does with the same model; and by what it learns where the world chang
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +30,18 @@ SMALL = MemoryConfig(method="mlp", width=8, state_dim=8, heads=2, context=5)
 EAGER = AdaptationConfig(
     learning_rate=0.5, update_every=4, buffer_size=8, batch_size=8, grad_clip_norm=10.0, rollback=False
 )
-PLAN = GrBALConfig(past=3, future=2, horizon=3, candidates=8, model_updates=1, batch_windows=4, random_updates=1)
+PLAN = GrBALConfig(
+    adapt="all",
+    inner_lr=0.3,
+    inner_steps=1,
+    past=3,
+    future=2,
+    horizon=3,
+    candidates=8,
+    model_updates=1,
+    batch_windows=4,
+    random_updates=1,
+)
 
 
 class Stream:
@@ -311,8 +323,8 @@ def test_it_adapts_as_grbal_does_where_it_is_told_to():
     trained = planning()
     trained.updates = 1
     with torch.no_grad():
-        for rate in trained.maml.rates().values():
-            rate.uniform_(0.0, 0.5, generator=torch.Generator().manual_seed(0))
+        for number, logarithm in enumerate(trained.maml._learned_rates().values()):
+            logarithm.fill_(math.log(0.05 * (number + 1)))
     config = AdaptationConfig(
         learning_rate=1.0,
         from_source=True,
@@ -346,8 +358,8 @@ def test_a_stream_learns_what_an_adapter_learns_from_it(options):
     """Adapter, a row at a time, and AdaptationAgent, all rows at once, from the same transitions."""
     trained, stream = planning(), Stream(5)
     with torch.no_grad():
-        for rate in trained.maml.rates().values():
-            rate.fill_(1.0)
+        for logarithm in trained.maml._learned_rates().values():
+            logarithm.fill_(0.0)
     config = replace(EAGER, **options)
     agent = AdaptationAgent.from_agent(trained, config)
     actions = trial(agent, stream)
