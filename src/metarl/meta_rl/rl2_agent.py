@@ -134,12 +134,8 @@ class RL2Agent(Agent):
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
-        """Made when learning first asks for it: torch loads its compiler for one, which takes seconds.
-
-        On the CPU one kernel steps a whole parameter: operation by operation a step takes a tenth of the learning.
-        """
-        on_cpu = self.device.type == "cpu"
-        return torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-5, fused=on_cpu)
+        """Made when learning first asks for it: torch loads its compiler for one, which takes seconds."""
+        return torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-5)
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
