@@ -143,9 +143,10 @@ def test_adaptation(tmp_path: Path) -> None:
 
 
 def test_coordinator(tmp_path: Path) -> None:
-    flags = ("--rows", "2", "--steps", "4", "--repeats", "1")
-    rows = run_benchmark("coordinator.py", tmp_path, *flags)["rows"]
-    assert [(row["worlds"], row["agents"], row["rows"]) for row in rows] == [("apart", 2, 2), ("shared", 2, 2)]
+    rows = run_benchmark("coordinator.py", tmp_path, "--quick", "--repeats", "1")["rows"]
+    assert [(row["worlds"], row["agents"], row["rows"]) for row in rows] == [
+        (worlds, agents, 2) for worlds in ("apart", "shared") for agents in ("2 policy", "2 planner")
+    ]
     for row in rows:
         assert row["sequential / parallel"] == pytest.approx(row["sequential s"] / row["parallel s"])
 
