@@ -323,7 +323,7 @@ def test_it_adapts_as_grbal_does_where_it_is_told_to():
     trained = planning()
     trained.updates = 1
     with torch.no_grad():
-        for number, logarithm in enumerate(trained.maml._learned_rates().values()):
+        for number, logarithm in enumerate(trained.maml.learned["inner_lr"].parameters()):
             logarithm.fill_(math.log(0.05 * (number + 1)))
     config = AdaptationConfig(
         learning_rate=1.0,
@@ -358,7 +358,7 @@ def test_a_stream_learns_what_an_adapter_learns_from_it(options):
     """Adapter, a row at a time, and AdaptationAgent, all rows at once, from the same transitions."""
     trained, stream = planning(), Stream(5)
     with torch.no_grad():
-        for logarithm in trained.maml._learned_rates().values():
+        for logarithm in trained.maml.learned["inner_lr"].parameters():
             logarithm.fill_(0.0)
     config = replace(EAGER, **options)
     agent = AdaptationAgent.from_agent(trained, config)

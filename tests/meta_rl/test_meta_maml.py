@@ -168,9 +168,10 @@ def test_meta_gradient_is_the_finite_difference_of_the_loss(options, recompute):
     )
     tasks = tuple(normal(2, 4, size) for size in (2, 1, 2, 1))
     _, gradients = maml.meta_gradient(tasks)
-    values = maml._learned()
-    assert list(gradients) == list(values)
-    for name, value in values.items():
+    rates = maml.rates() if options else {}
+    assert list(gradients) == [*maml.parameters(), *(f"inner_lr.{name}" for name in rates)]
+    for (name, gradient), value in zip(gradients.items(), maml.learned.parameters(), strict=True):
+        assert gradient.shape == value.shape, name
         for index in range(value.numel()):
             losses = []
             for h in (1e-5, -1e-5):
@@ -178,7 +179,7 @@ def test_meta_gradient_is_the_finite_difference_of_the_loss(options, recompute):
                 losses.append(maml.meta_gradient(tasks).loss)
                 value.data.view(-1)[index] -= h
             difference = (losses[0] - losses[1]) / 2e-5
-            torch.testing.assert_close(gradients[name].view(-1)[index], difference, rtol=1e-5, atol=1e-9)
+            torch.testing.assert_close(gradient.view(-1)[index], difference, rtol=1e-5, atol=1e-9)
 
 
 def test_a_list_and_a_stacked_batch_are_the_same():
