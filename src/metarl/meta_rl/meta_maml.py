@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from typing import Any, Literal, NamedTuple
 
@@ -25,14 +23,17 @@ from metarl.core.optimization import (
     step_along_gradients,
 )
 from metarl.meta_rl.compiled import Programs
+from metarl.meta_rl.diagnosis import diverged
 from metarl.meta_rl.inner_loop import Batch, Loss, Parameters, inner_step, over_tasks
+from metarl.meta_rl.inner_rates import learnable_rates, matching, named_rates
+from metarl.meta_rl.outer_objective import outer_objective, step_weights
 from metarl.meta_rl.supervised_tasks import (
     PredictionLoss,
     Tasks,
     check_padding,
     groups,
-    masked_loss,
     num_tasks,
+    supervised_loss,
     support_and_query,
 )
 
@@ -134,15 +135,11 @@ class MetaMAML:
         self._twin, replaced = differentiable_twin(model)
         if replaced:
             logger.info("meta-gradients go through plain operations in place of %s", ", ".join(replaced))
-        self.adapted = _matching(self.parameters(), adapt)
+        self.adapted = matching(self.parameters(), adapt)
         self._log_rates = rate_of == "tensor"
-        rates = nn.ParameterDict()
-        if learn_rates:
-            for name in self.adapted:
-                value = self.parameters()[name]
-                first = value.new_tensor(math.log(inner_lr)) if self._log_rates else torch.full_like(value, inner_lr)
-                rates[_key(name)] = nn.Parameter(first)
-        self.learned = nn.ModuleDict({"model": model, "inner_lr": rates})
+        to_learn = {name: self.parameters()[name] for name in self.adapted} if learn_rates else {}
+        self._rates = learnable_rates(to_learn, inner_lr, logarithmic=self._log_rates)
+        self.learned = nn.ModuleDict({"model": model, "inner_lr": self._rates})
         trained = [parameter for parameter in self.learned.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=outer_lr)
 
@@ -154,15 +151,10 @@ class MetaMAML:
 
     def rates(self) -> dict[str, Tensor | float]:
         """α by name of an adapted parameter."""
-        learned = self._learned_rates()
+        learned = named_rates(self._rates, self.adapted)
         if not learned:
             return dict.fromkeys(self.adapted, self.inner_lr)
         return {name: value.exp() if self._log_rates else value for name, value in learned.items()}
-
-    def _learned_rates(self) -> Parameters:
-        """What is learned of α by name: itself, or its logarithm; empty where it is given."""
-        learned: Any = self.learned["inner_lr"]
-        return {name: learned[_key(name)] for name in self.adapted} if len(learned) else {}
 
     def functional_forward(
         self, x: Tensor, params: Parameters, initial_state: Any = None, starts: Tensor | None = None
@@ -260,10 +252,7 @@ class MetaMAML:
             loss_fn: (prediction, target) -> scalar.
             initial_state: of a sequence model; None: its own.
         """
-
-        def loss(params: Parameters, batch: Batch) -> Tensor:
-            return loss_fn(self._predict(params, batch["x"], initial_state), batch["y"])
-
+        loss = supervised_loss(partial(self._predict, initial_state=initial_state), loss_fn)
         stacked = self._adapted(loss, {"x": support_x[None], "y": support_y[None]}, num_steps)
         return {name: value[0] if name in self.adapted else value for name, value in stacked.items()}
 
@@ -275,7 +264,7 @@ class MetaMAML:
         loss_fn: PredictionLoss = mse_loss,
     ) -> Parameters:
         """`adapt_task` for tasks [M, N, ...] at once; adapted parameters come stacked [M, ...], for `forward_tasks`."""
-        return self._adapted(self._supervised(loss_fn), {"x": support_x, "y": support_y}, num_steps)
+        return self._adapted(supervised_loss(self._predict, loss_fn), {"x": support_x, "y": support_y}, num_steps)
 
     @torch.no_grad()
     def _adapted(self, loss: Loss, support: Batch, num_steps: int | None) -> Parameters:
@@ -289,14 +278,14 @@ class MetaMAML:
                 raise self._diverged(loss, support, steps, seen=f"parameter {name}")
         return params
 
-    def _supervised(self, loss_fn: PredictionLoss) -> Loss:
-        def loss(params: Parameters, batch: Batch) -> Tensor:
-            prediction = self._predict(params, batch["x"])
-            if "mask" in batch:
-                return masked_loss(loss_fn, prediction, batch["y"], batch["mask"])
-            return loss_fn(prediction, batch["y"])
-
-        return loss
+    def _diverged(self, loss: Loss, support: Batch, steps: int, seen: str, first: int = 0) -> TrainingDiverged:
+        return diverged(
+            self.inner_loop(loss, [support] * steps),
+            lambda params, stacked: self.task_losses(loss, params, support, stacked=stacked),
+            self.adapted,
+            seen,
+            first,
+        )
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
@@ -332,7 +321,7 @@ class MetaMAML:
         for support, query in batches:
             for batch in (support, query):
                 if "mask" in batch:
-                    self._check_ragged(batch, loss_fn)
+                    check_padding(partial(self._predict, self.parameters()), batch, loss_fn)
             for group in groups(support, query, self.samples_at_once):
                 share = num_tasks(group[0]) / number
                 parts.append([share * part for part in self._group_gradients(*group, loss_fn, first)])
@@ -342,7 +331,8 @@ class MetaMAML:
 
     def _group_gradients(self, support: Batch, query: Batch, loss_fn: PredictionLoss, first: int) -> list[Tensor]:
         """Objective, mean query loss and gradients of tasks that run as one; `first` is the number of the first."""
-        weights = self._step_weights()
+        weights = step_weights(self.inner_steps, self.updates, self.multi_step_updates)
+        weights = weights.to(next(iter(self.parameters().values())))
 
         def found(support: Batch, query: Batch, weights: Tensor) -> tuple[Tensor, ...]:
             return self._differentiated(support, query, weights, loss_fn)
@@ -354,7 +344,7 @@ class MetaMAML:
             objective, last, *gradients = self._programs.run(frozen, found, support, query, weights)
         broken = torch.nonzero(~torch.isfinite(last)).flatten().tolist()
         if broken:
-            loss = self._supervised(loss_fn)
+            loss = supervised_loss(self._predict, loss_fn)
             seen = f"the query loss of task {first + broken[0]}"
             raise self._diverged(loss, support, self.inner_steps, seen, first)
         return [objective.detach(), last.detach().mean(), *gradients]
@@ -363,16 +353,15 @@ class MetaMAML:
         self, support: Batch, query: Batch, weights: Tensor, loss_fn: PredictionLoss
     ) -> tuple[Tensor, ...]:
         """The objective, the query losses [M] after the last inner step, and the gradients of the objective."""
-        loss = self._supervised(loss_fn)
+        loss = supervised_loss(self._predict, loss_fn)
         phis = list(self.inner_loop(loss, [support] * self.inner_steps))
-        last = self.task_losses(loss, phis[-1], query)
-        terms = [weights[-1] * last.mean()]
-        for step, phi in enumerate(phis[:-1]):
-            if self.reptile:
-                terms.append(self.task_losses(loss, phi, support, stacked=step > 0).mean())
-            elif step > 0 and self._anneals:
-                terms.append(weights[step - 1] * self.task_losses(loss, phi, query).mean())
-        objective = torch.stack(terms).sum()
+
+        def losses(batch: Batch, step: int) -> Tensor:
+            return self.task_losses(loss, phis[step], batch, stacked=step > 0)
+
+        objective, last = outer_objective(
+            partial(losses, support), partial(losses, query), weights, every_step=self._anneals, reptile=self.reptile
+        )
         learned = list(self._learned().values())
         gradients = torch.autograd.grad(objective, learned, allow_unused=True, materialize_grads=True)
         return objective, last, *gradients
@@ -382,45 +371,9 @@ class MetaMAML:
         """Whether query losses before the last inner step count."""
         return self.updates < self.multi_step_updates
 
-    def _step_weights(self) -> Tensor:
-        """Weights [K] of the query loss after each inner step: equal at first, then linearly to the last step alone."""
-        annealed = min(1.0, self.updates / self.multi_step_updates) if self.multi_step_updates else 1.0
-        weights = torch.full((self.inner_steps,), (1 - annealed) / self.inner_steps)
-        weights[-1] += annealed
-        return weights.to(next(iter(self.parameters().values())))
-
-    @torch.no_grad()
-    def _check_ragged(self, batch: Batch, loss_fn: PredictionLoss) -> None:
-        def predict(x: Tensor) -> Tensor:
-            with torch.random.fork_rng():  # the same dropout in every call, and none of the later ones changed
-                return self._predict(self.parameters(), x)
-
-        check_padding(predict, batch, loss_fn)
-
-    @torch.no_grad()
-    def _diverged(self, loss: Loss, support: Batch, steps: int, seen: str, first: int = 0) -> TrainingDiverged:
-        """The error that names the task and the inner step at which something broke, or else what was `seen`.
-
-        Looked for only once something did.
-        """
-        culprit = next(self._broken(loss, support, steps, first), seen)
-        return TrainingDiverged(f"not finite: {culprit}; try a lower inner_lr")
-
-    def _broken(self, loss: Loss, support: Batch, steps: int, first: int) -> Iterator[str]:
-        for step, phi in enumerate(self.inner_loop(loss, [support] * steps)):
-            losses = self.task_losses(loss, phi, support, stacked=step > 0)
-            for task in range(len(losses)):
-                where = f"of task {first + task} after {step} inner steps"
-                if not bool(torch.isfinite(losses[task])):
-                    yield f"the support loss {where}"
-                for name in self.adapted:
-                    value = phi[name][task] if step else phi[name]
-                    if not bool(torch.isfinite(value).all()):
-                        yield f"parameter {name} {where}"
-
     def _learned(self) -> dict[str, Tensor]:
         """Everything that is meta-learned, by name."""
-        rates = {f"inner_lr.{name}": value for name, value in self._learned_rates().items()}
+        rates = {f"inner_lr.{name}": value for name, value in named_rates(self._rates, self.adapted).items()}
         return {**self.parameters(), **rates}
 
     # --- keeping ------------------------------------------------------------------------------------------------------
@@ -446,20 +399,3 @@ class MetaMAML:
         moved = {name: value.to(device) for name, value in state.items() if not name.endswith(".step")}
         self.load_state_dict({**state, **moved})
         return self
-
-
-def _key(name: str) -> str:
-    """A parameter's name as a key of nn.ParameterDict, which takes no dots and no name of its methods."""
-    return "/" + name.replace(".", "/")
-
-
-def _matching(parameters: Parameters, patterns: Sequence[str]) -> list[str]:
-    """Names that match one of the patterns; a pattern that matches none is refused."""
-    if not patterns or not parameters:
-        raise UsageError(
-            "there is nothing to adapt: adapt needs a pattern, and the model a parameter that requires a gradient"
-        )
-    for pattern in patterns:
-        if not fnmatch.filter(parameters, pattern):
-            raise UsageError(f"adapt: no parameter is called '{pattern}'; there are {', '.join(parameters)}")
-    return [name for name in parameters if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]

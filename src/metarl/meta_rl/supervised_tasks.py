@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarl.core.errors import UsageError
-from metarl.meta_rl.inner_loop import Batch, over_tasks
+from metarl.meta_rl.inner_loop import Batch, Loss, Parameters, over_tasks
 
 SupervisedTask: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 """support_x [N, ...], support_y [N, ...], query_x, query_y; for sequence models [T, B, ...]."""
@@ -107,21 +107,35 @@ def _padded(parts: Sequence[Tensor], steps: Tensor) -> Tensor:
     return torch.stack([part[steps.clamp(max=len(part) - 1)] for part in parts])
 
 
+def supervised_loss(predict: Callable[[Parameters, Tensor], Tensor], loss_fn: PredictionLoss) -> Loss:
+    """`loss_fn` of what `predict` makes of a task's inputs, over what is real where the task is padded."""
+
+    def loss(params: Parameters, batch: Batch) -> Tensor:
+        prediction = predict(params, batch["x"])
+        if "mask" in batch:
+            return masked_loss(loss_fn, prediction, batch["y"], batch["mask"])
+        return loss_fn(prediction, batch["y"])
+
+    return loss
+
+
 def masked_loss(loss_fn: PredictionLoss, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """The mean over what is real of a loss that is a mean over its first axis."""
     each = vmap(loss_fn)(prediction, target)
     return (each * mask).sum() / mask.sum()
 
 
+@torch.no_grad()
 def check_padding(predict: Callable[[Tensor], Tensor], batch: Batch, loss_fn: PredictionLoss) -> None:
-    """Refuse a model or a loss that padding changes; tried on the shortest task, padded by the longest one's data.
-
-    A call of `predict` must draw the same random numbers as the last.
-    """
+    """Refuse a model or a loss that padding changes; tried on the shortest task, padded by the longest one's data."""
     lengths = batch["mask"].sum(1)
     short, long, real = int(lengths.argmin()), int(lengths.argmax()), int(lengths.min())
     x, y = (torch.cat([batch[part][short, :real], batch[part][long, real:]]) for part in ("x", "y"))
-    prediction, repeated = predict(x), predict(batch["x"][short])
+    predictions = []
+    for inputs in (x, batch["x"][short]):
+        with torch.random.fork_rng():  # the same dropout in both calls, and none of the later ones changed
+            predictions.append(predict(inputs))
+    prediction, repeated = predictions
     if not torch.allclose(prediction[:real], repeated[:real], rtol=1e-4, atol=1e-6, equal_nan=True):
         raise UsageError(
             "the model mixes samples, so padding would change its predictions (batch normalisation in training, or a "
