@@ -67,11 +67,12 @@ def _mean(rows: Sequence[Sequence[float]]) -> float:
 
 
 class _EpisodeLog:
-    """Return, length and success of the finished episodes, by round and row."""
+    """Return, length and success of the finished episodes, by round and row; how many steps were taken."""
 
     def __init__(self, running: RunningEpisodes, rounds: int) -> None:
         num_rows = len(running.reward)
         self.running = running
+        self.env_steps = self.unstable_rows = 0
         self.defines_success = False
         self.returns: list[list[list[float]]] = [[[] for _ in range(num_rows)] for _ in range(rounds)]
         self.lengths: list[list[list[int]]] = [[[] for _ in range(num_rows)] for _ in range(rounds)]
@@ -81,6 +82,8 @@ class _EpisodeLog:
     def add(
         self, shot: int, reward: NDArray[Any], done: NDArray[np.bool_], active: NDArray[np.bool_], infos: Infos
     ) -> None:
+        self.env_steps += int(active.sum())
+        self.unstable_rows += int(infos["unstable"].sum()) if "unstable" in infos else 0
         running = self.running
         running.reward += reward
         running.length += 1
@@ -96,6 +99,18 @@ class _EpisodeLog:
             self.success[shot][row].append(bool(running.succeeded[row]))
             self.final_success[shot][row].append(success is not None and bool(success[row]))
         running.restart(done)
+
+    def trial(self, adapt_metrics: list[Metrics]) -> Trial:
+        return Trial(
+            returns=self.returns,
+            lengths=self.lengths,
+            success=self.success if self.defines_success else None,
+            final_success=self.final_success if self.defines_success else None,
+            adapt_metrics=adapt_metrics,
+            env_steps=self.env_steps,
+            unstable_rows=self.unstable_rows,
+            running=self.running,
+        )
 
 
 def run_trial(
@@ -137,7 +152,6 @@ def run_trial(
     running = RunningEpisodes.none(num_rows) if previous is None else previous.running.copy()
     log = _EpisodeLog(running, shots + 1)
     adapt_metrics: list[Metrics] = []
-    env_steps = unstable_rows = 0
 
     env.set_tasks(tasks)
     agent.begin_trial(num_rows, renew)
@@ -146,37 +160,41 @@ def run_trial(
             on_round(shot)
         resetting = renew if shot == 0 else np.ones(num_rows, dtype=bool)
         observation, _ = env.reset(seed=seed if shot == 0 else None, options={"reset_mask": resetting})
-        running.restart(resetting)
-        finished = np.zeros(num_rows, dtype=np.int64)
-        active = np.ones(num_rows, dtype=bool)
+        log.running.restart(resetting)
         last = query_episodes if shot == shots and query_episodes is not None else episodes
-        round_steps = 0
-        while round_steps < steps if steps is not None else active.any():
-            action = agent.act(observation)
-            next_observation, reward, terminated, truncated, infos = env.step(action)
-            following = successor(next_observation, infos)
-            observed = (observation, action, reward, terminated, truncated, following, active)
-            agent.observe(*observed)
-            if on_step is not None:
-                on_step(*observed)
-            done = terminated | truncated
-            log.add(shot, reward, done, active, infos)
-            env_steps += int(active.sum())
-            unstable_rows += int(infos["unstable"].sum()) if "unstable" in infos else 0
-            finished += done
-            if last is not None:
-                active = finished < last
-            observation = next_observation
-            round_steps += 1
+        _run_round(agent, env, observation, log, shot, episodes=last, steps=steps, on_step=on_step)
         if shot < shots:
             adapt_metrics.append(agent.adapt())
-    return Trial(
-        returns=log.returns,
-        lengths=log.lengths,
-        success=log.success if log.defines_success else None,
-        final_success=log.final_success if log.defines_success else None,
-        adapt_metrics=adapt_metrics,
-        env_steps=env_steps,
-        unstable_rows=unstable_rows,
-        running=running,
-    )
+    return log.trial(adapt_metrics)
+
+
+def _run_round(
+    agent: Agent,
+    env: TaskVectorEnv,
+    observation: NDArray[Any],
+    log: _EpisodeLog,
+    shot: int,
+    *,
+    episodes: int | None,
+    steps: int | None,
+    on_step: Callable[..., None] | None,
+) -> None:
+    """Act, step, observe: for `steps` steps, or else until every row has finished `episodes` episodes."""
+    finished = np.zeros(env.num_envs, dtype=np.int64)
+    active = np.ones(env.num_envs, dtype=bool)
+    round_steps = 0
+    while round_steps < steps if steps is not None else active.any():
+        action = agent.act(observation)
+        next_observation, reward, terminated, truncated, infos = env.step(action)
+        following = successor(next_observation, infos)
+        observed = (observation, action, reward, terminated, truncated, following, active)
+        agent.observe(*observed)
+        if on_step is not None:
+            on_step(*observed)
+        done = terminated | truncated
+        log.add(shot, reward, done, active, infos)
+        finished += done
+        if episodes is not None:
+            active = finished < episodes
+        observation = next_observation
+        round_steps += 1
