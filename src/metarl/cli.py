@@ -1,4 +1,4 @@
-"""The commands: `metarl run | list | evaluate | resume | watch | report | video | play | export | doctor`."""
+"""`metarl <command>`: here `run | resume | evaluate`, which train and measure; the others are in `cli_views.py`."""
 
 from __future__ import annotations
 
@@ -11,32 +11,26 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.table import Table
 
-from metarl.core.errors import UsageError, missing_extra, unknown_name
+from metarl.cli_views import VIEWS
+from metarl.core.errors import UsageError, unknown_name
 from metarl.core.optimization import TrainingDiverged
 from metarl.env_runner.recording import Recorder
 from metarl.env_runner.rows import WorldError
-from metarl.experiments import doctor
 from metarl.experiments.checkpoint import LAST
 from metarl.experiments.display import Display, console, unstable_note
 from metarl.experiments.drift_views import drift_table
 from metarl.experiments.environments import environment_table
-from metarl.experiments.export import STEPS, TOLERANCE, ExportDiffers, check_format, export_policy
-from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, film, write_before_after
+from metarl.experiments.export import ExportDiffers
+from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, write_before_after
 from metarl.experiments.flags import parse, value_of, without
 from metarl.experiments.interrupt import first_interrupt_asks
 from metarl.experiments.metrics_log import METRICS_FILE
-from metarl.experiments.play import Playground, load_player
 from metarl.experiments.plots import adaptation_table
-from metarl.experiments.pretrained import list_pretrained, load_card
-from metarl.experiments.report import load_entries
 from metarl.experiments.results import Results
 from metarl.experiments.run import EVALUATIONS, Run, write_results
 from metarl.experiments.run_config import EPOCHS_ALIAS
 from metarl.experiments.run_flags import plan_run
-from metarl.experiments.watch import watch
-from metarl.tasks import describe_tasks
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -144,7 +138,7 @@ def _measure(
     return measured, write_results(folder, measured)
 
 
-# --- the other commands -----------------------------------------------------------------------------------------------
+# --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -201,176 +195,7 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class VideoConfig:
-    """Film an agent in one task, shot beside shot: the same trial that the run was measured in."""
-
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
-    task: int | None = None
-    """Id of a task that it was measured on; none: the one with the median gain."""
-    shots: tuple[int, ...] = ()
-    """Shots that it was measured at, side by side; none: the first and the last."""
-    out: Path | None = None
-    """A .gif or .mp4; none: task<id>.gif in the folder of the run."""
-
-
-def _video(arguments: list[str]) -> int:
-    parsed = parse(VideoConfig, arguments, "video")
-    run = Run.load(parsed.run, reference=None, beside=())
-    with console.status("running the trials again") as status:
-        path = film(
-            run,
-            parsed.task,
-            parsed.shots,
-            parsed.out,
-            lambda done, rounds: status.update(f"running the trials again: round {done}/{rounds}"),
-        )
-    console.print(f"wrote {path}")
-    return 0
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Write the policy of a run, with the step of its memory, as one file that runs without metarl."""
-
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
-    out: Path | None = None
-    """An .onnx, for onnxruntime, or a .pt2, for torch.export.load; none: policy.onnx in the folder of the run."""
-
-
-def _export(arguments: list[str]) -> int:
-    parsed = parse(ExportConfig, arguments, "export")
-    out = parsed.run / "policy.onnx" if parsed.out is None else parsed.out
-    check_format(out)
-    run = Run.load(parsed.run, device="cpu", reference=None)
-    with console.status("exporting, then comparing with the agent"):
-        exported = export_policy(run, out)
-    console.print(f"adapts {exported.metadata['adapts']}")
-    console.print(
-        f"largest difference from the agent over {STEPS:,} steps of {exported.rows} rows: "
-        f"{exported.difference:.1e} (tolerance {TOLERANCE:.0e})"
-    )
-    console.print(f"wrote {out}")
-    return 0
-
-
-@dataclass(frozen=True)
-class PlayConfig:
-    """Play with an agent in the browser: change its task and its world while it runs, and watch it adapt."""
-
-    agent: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
-    """Folder of a run of a MuJoCo family, or the name of an agent that ships with the package."""
-    task: int | None = None
-    """Id of the task to begin in; none: the first held-out one."""
-    seed: int = 0
-    """Seed of the worlds."""
-    host: str = "127.0.0.1"
-    """Address to listen at; this machine alone, unless told otherwise."""
-    port: int = 8080
-    """Port to listen at, or the next one that is free."""
-
-
-def _play(arguments: list[str]) -> int:
-    parsed = parse(PlayConfig, arguments, "play")
-    try:
-        from metarl.experiments.play_page import serve
-    except ModuleNotFoundError as error:
-        raise missing_extra(str(error.name), "play") from error
-    run, agent = load_player(parsed.agent)
-    playground = Playground(agent, run.distribution, parsed.task, parsed.seed)
-    title = " · ".join((run.distribution.name, run.config.algo, run.memory.method))
-    try:
-        serve(
-            playground,
-            title,
-            parsed.host,
-            parsed.port,
-            lambda address: console.print(f"{title}: open {address} in a browser; Ctrl-C ends it"),
-        )
-    except KeyboardInterrupt:
-        return 0
-    return 0
-
-
-@dataclass(frozen=True)
-class WatchConfig:
-    """Follow a run in the terminal until it is finished; Ctrl-C ends the watching, never the run."""
-
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Folder of the run."""
-    once: bool = False
-    """Print where the run stands, and end."""
-
-
-def _watch(arguments: list[str]) -> int:
-    parsed = parse(WatchConfig, arguments, "watch")
-    watch(parsed.run, parsed.once, console)
-    return 0
-
-
-@dataclass(frozen=True)
-class ReportConfig:
-    """Put finished runs on the same tasks into one HTML page: figures, tables, settings; it opens without a network."""
-
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
-    """Folders of finished runs, or of their evaluations; those that differ in the seed alone become one line."""
-    out: Path = Path("report.html")
-    """Where to write the page."""
-
-
-def _report(arguments: list[str]) -> int:
-    parsed = parse(ReportConfig, arguments, "report")
-    entries = load_entries(parsed.runs)
-    try:
-        from metarl.experiments.report_page import write_report
-    except ModuleNotFoundError as error:
-        raise missing_extra(str(error.name), "report") from error
-    write_report(parsed.out, entries)
-    console.print(f"wrote {parsed.out}")
-    return 0
-
-
-@dataclass(frozen=True)
-class NoFlags:
-    """This command takes no flags."""
-
-
-def _list(arguments: list[str]) -> int:
-    parse(NoFlags, arguments, "list")
-    table = Table("family", "what differs between tasks", title="task families for --task-dist")
-    for name, summary in describe_tasks().items():
-        table.add_row(name, summary)
-    console.print(table)
-    agents = Table("agent", "algo", "method", "return by shot", title="trained agents for metarl.load_pretrained")
-    for name in list_pretrained():
-        card = load_card(name)
-        returns = ", ".join(f"{shot}: {scores['return']['mean']:.1f}" for shot, scores in card["shots"].items())
-        agents.add_row(name, card["algo"], card["method"], returns)
-    console.print(agents)
-    return 0
-
-
-def _doctor(arguments: list[str]) -> int:
-    parse(NoFlags, arguments, "doctor")
-    for name, finding in doctor.report():
-        console.print(f"{name:<17} {finding}")
-    return 0
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "run": _run,
-    "list": _list,
-    "evaluate": _evaluate,
-    "resume": _resume,
-    "video": _video,
-    "export": _export,
-    "play": _play,
-    "watch": _watch,
-    "report": _report,
-    "doctor": _doctor,
-}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": _run, "resume": _resume, "evaluate": _evaluate, **VIEWS}
 
 
 if __name__ == "__main__":
