@@ -1,4 +1,4 @@
-"""How fast meta-gradients are, and what memory they take: ours, all tasks at once, against one task after the other.
+"""How fast meta-gradients are, and what memory they take: ours, many tasks at once, against one task after the other.
 
     python benchmarks/maml.py --out results/maml.json
 

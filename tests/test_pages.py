@@ -265,6 +265,12 @@ def test_quoted_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch
     assert not stale, "no results.json holds these; quote what is recorded now"
 
 
+def test_the_speed_table_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    table = importlib.import_module("speed_table").speed_table()
+    assert table in (ROOT / "README.md").read_text(), "paste what  python scripts/speed_table.py  prints"
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the generator of the site needs Python 3.11")
 def test_the_site_is_built_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("zensical", reason="the site needs  pip install 'metarl-agent-framework[docs]'")

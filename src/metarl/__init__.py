@@ -1,4 +1,4 @@
-"""metarl: agents that learn to adapt, measured honestly, at the speed of the simulator."""
+"""metarl: agents that learn to adapt, measured honestly, in worlds at the speed of the simulator."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _HOMES = {
     "check_tasks": "metarl.tasks.checks",
     "list_pretrained": "metarl.experiments.pretrained",
     "list_tasks": "metarl.tasks",
+    "load_agent": "metarl.experiments.pretrained",
     "load_pretrained": "metarl.experiments.pretrained",
     "make_tasks": "metarl.tasks",
     "register_tasks": "metarl.tasks",

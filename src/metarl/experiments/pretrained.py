@@ -66,6 +66,25 @@ def load_pretrained(name: str, device: str = "cpu") -> Agent:
         raise UsageError(f"{weights} is damaged (its checksum is not that of {CARD_FILE}): install metarl again")
     agent = pretrained_run(name, device).make_agent()
     restore(agent, weights)
+    return _ready(agent)
+
+
+def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
+    """The agent of a run's last checkpoint, ready to act as `load_pretrained` says; its optimiser goes on as it was.
+
+        agent = metarl.load_agent("runs/20260102-030405-halfcheetah-vel-rl2-ssm-s0")
+
+    Args:
+        folder: of a run, finished or not.
+        device: cpu or cuda.
+
+    Raises:
+        UsageError: no folder of a run, no checkpoint in it, or a damaged one.
+    """
+    return _ready(Run.load(folder, reference=None, device=device).trained_agent())
+
+
+def _ready(agent: Agent) -> Agent:
     agent.explore, agent.training = agent.explores_to_adapt, False
     agent.begin_trial(1)
     return agent
