@@ -392,6 +392,14 @@ def test_the_learning_rate_falls_linearly_to_five_percent():
     np.testing.assert_allclose(rates, 1e-2 * np.array([1, 0.75, 0.5, 0.25, 0.05]))
 
 
+def test_an_agent_in_the_middle_of_a_trial_can_be_copied_and_the_copy_is_in_none():
+    agent = trained(replace(CONFIG, online_adaptation=False))
+    trial(agent, Stream(5))
+    agent.load_state_dict(agent.state_dict())
+    copied = agent.controller()
+    assert (len(copied.plan), len(agent.planner.plan)) == (0, ROWS)
+
+
 def test_a_plain_model_learns_no_inner_rates():
     plain, meta = trained(replace(CONFIG, meta=False)), trained()
     assert plain.maml.rates()["gain"].item() == pytest.approx(CONFIG.inner_lr)

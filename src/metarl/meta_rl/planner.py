@@ -126,7 +126,7 @@ class Planner(Controller):
         rows = len(self.plan)
         own = {name: value.expand(rows, *value.shape) for name, value in self.model.named_parameters()}
         stacked = {name: _each(value, rows) for name, value in (weights or {}).items()}
-        return {**own, **stacked}
+        return {name: value.detach() for name, value in {**own, **stacked}.items()}
 
     def _to_environment(self, action: Tensor) -> Array:
         array: Array = torch.clamp(action, self._low, self._high).cpu().numpy().astype(self.action_space.dtype)
