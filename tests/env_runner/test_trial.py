@@ -187,5 +187,7 @@ def test_wrong_use() -> None:
     for lasts in ({}, {"episodes": 1, "steps": 1}):
         with pytest.raises(UsageError, match="either episodes or steps"):
             run_trial(Recorder(), env, TASKS, **lasts)
+    with pytest.raises(UsageError, match="query_episodes goes with episodes"):
+        run_trial(Recorder(), env, TASKS, steps=3, query_episodes=1)
     with pytest.raises(UsageError, match="got 1 tasks for 2 rows"):
         run_trial(Recorder(), env, TASKS[:1], episodes=1)

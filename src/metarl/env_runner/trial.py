@@ -145,6 +145,8 @@ def run_trial(
     """
     if (episodes is None) == (steps is None):
         raise UsageError(f"a round lasts for either episodes or steps: got episodes={episodes}, steps={steps}")
+    if query_episodes is not None and episodes is None:
+        raise UsageError("query_episodes goes with episodes; rounds of a number of steps are all of one length")
     if len(tasks) != env.num_envs:
         raise UsageError(f"run_trial needs one task a row: got {len(tasks)} tasks for {env.num_envs} rows")
     num_rows = env.num_envs
