@@ -43,7 +43,10 @@ def test_a_planner_is_measured_as_trained_frozen_and_going_on_in_three_ways() ->
 
 def test_a_model_that_does_not_adapt_by_itself_is_trained_frozen() -> None:
     plain = replace(PLANS, meta=False, online_adaptation=False)
-    assert list(variants("grbal", plain, planner)) == ["frozen", "adapted", "without guard", "with resets"]
+    agents = variants("grbal", plain, planner)
+    assert list(agents) == ["frozen", "adapted", "without guard", "with resets"]
+    # It was not trained to begin at the source each time.
+    assert _config(agents["adapted"]).from_source is False
 
 
 def test_an_agent_with_memory_goes_on_by_the_defaults() -> None:

@@ -25,16 +25,16 @@ UNCLIPPED = 1e9
 def online_config(algorithm: Any) -> AdaptationConfig:
     """How an agent of these hyper-parameters goes on learning where it runs.
 
-    A meta-learned model takes the steps that it was trained for: from the source, by its own rates, on the last `past`
-    transitions; four times in as many as it was trained to predict. Anything else has the defaults of
-    `AdaptationConfig`.
+    A dynamics model learns from the last `past` transitions, four times in as many as it was trained to predict. One
+    that was meta-learned takes the steps that it was trained for, from the source and by its own rates; one that was
+    trained plainly goes on from where its last update ended. Anything else has the defaults of `AdaptationConfig`.
     """
     if not isinstance(algorithm, GrBALConfig):
         return AdaptationConfig()
     return AdaptationConfig(
         learning_rate=1.0,
         num_steps=algorithm.inner_steps,
-        from_source=True,
+        from_source=algorithm.meta,
         update_every=max(1, algorithm.future // 4),
         parameters="all" if algorithm.adapt == "all" else algorithm.adapt,
         buffer_size=algorithm.past,
