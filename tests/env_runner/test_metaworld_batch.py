@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
+import mujoco
 import numpy as np
 import pytest
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_batch import MetaworldBatch
-from metarl.env_runner.metaworld_official import draw_goals
+from metarl.env_runner.metaworld_official import draw_goals, reference, start
 from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
 
 pytest.importorskip("metaworld")
@@ -85,6 +86,27 @@ def test_rows_change_their_class_at_their_next_reset(tasks):
     plan = actions(10, 2)
     stepped = [env.step(action)[0][0] for action in plan]
     np.testing.assert_array_equal(stepped, [fresh.step(action[:1])[0][0] for action in plan])
+
+
+def test_a_pose_is_that_of_the_rows_own_class(tasks):
+    env = worlds(tasks)
+    env.reset()
+    begun = [env.pose(row) for row in range(len(tasks))]
+    assert [len(pose) for pose in begun] == [reference(str(task["env"])).model.nq for task in tasks]
+    for task, pose in zip(tasks, begun, strict=True):
+        data = mujoco.MjData(reference(str(task["env"])).model)
+        mujoco.mj_setState(
+            reference(str(task["env"])).model,
+            data,
+            start(task, DESCRIPTIONS[str(task["env"])]).state,
+            mujoco.mjtState.mjSTATE_INTEGRATION,
+        )
+        np.testing.assert_array_equal(pose, data.qpos)
+    kept = [pose.copy() for pose in begun]
+    env.step(actions(1, len(tasks))[0])
+    for row in range(len(tasks)):
+        np.testing.assert_array_equal(begun[row], kept[row])
+        assert (env.pose(row) != begun[row]).any()
 
 
 def test_what_was_returned_is_not_written_into(tasks):

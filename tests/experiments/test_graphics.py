@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -60,9 +61,9 @@ def test_a_backend_that_was_asked_for_is_the_only_one_tried(probes, monkeypatch:
     assert find_backend() == "osmesa"
 
 
-def draw(qpos: np.ndarray, markers: list[Marker] = []) -> np.ndarray:  # noqa: B006
+def draw(qpos: np.ndarray, markers: list[Marker] = [], camera: Camera = CAMERA) -> np.ndarray:  # noqa: B006
     model = mujoco.MjModel.from_xml_string(XML)
-    return draw_states(model, qpos, CAMERA, markers, (48, 32))
+    return draw_states(model, qpos, camera, markers, (48, 32))
 
 
 def test_a_process_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,3 +122,12 @@ def test_pictures_follow_the_torso_and_hold_the_markers(graphics_backend: str) -
     assert green[0].any()
     assert np.argwhere(green[0]).mean(axis=0)[1] > 30
     assert not green[1].any()
+
+
+def test_a_camera_that_looks_at_a_place_stays_there(graphics_backend: str) -> None:
+    still = replace(CAMERA, lookat=(0.0, 0.0, 0.0))
+    before, aside = draw(np.array([[0.0, 0.0], [0.6, 0.0]]), camera=still)
+    red = [picture[..., 0].astype(int) - picture[..., 1] > 50 for picture in (before, aside)]
+    columns = [float(np.argwhere(part).mean(axis=0)[1]) for part in red]
+    assert columns[0] == pytest.approx(23.5, abs=1.5)
+    assert abs(columns[1] - columns[0]) > 4

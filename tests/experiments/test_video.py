@@ -16,8 +16,10 @@ from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.recording import Episode, Recorder
 from metarl.env_runner.toy_worlds import PointWorlds
-from metarl.experiments import scenes, sketches, video
+from metarl.env_runner.trial import run_trial
+from metarl.experiments import metaworld_pictures, scenes, sketches, video
 from metarl.experiments.graphics import Camera, Marker
+from metarl.experiments.reference import RandomAgent
 from metarl.experiments.scenes import draw_scenes, explanation, gauge
 from metarl.experiments.video import Caption, Video, in_words, make_video, median_task, shown_steps, write_video
 from metarl.tasks import make_tasks
@@ -65,6 +67,7 @@ def test_steps_are_shown_in_even_strides(longest: int, count: int, stride: int) 
             {"body_mass_scale": (1.0,) * 8, "speed": 1, "dof_damping_scale": (2.0,) * 4},
             "speed 1.00, own body mass, dof damping",
         ),
+        ({"env": "reach-v3", "rand_vec": (0.1, -0.2, 0.3)}, "reach-v3, places (0.10, −0.20, 0.30)"),
         ({"variant": "halfcheetah-jointdec_25_bfoot"}, "halfcheetah-jointdec_25_bfoot"),
         ({"length": 0.5, "force": 8.0}, "length 0.50, force 8.00"),
     ],
@@ -146,7 +149,7 @@ def test_worlds_without_a_picture_are_one_line() -> None:
     bandit = make_tasks("bandit")
     recorder = recorded(straight(GOAL, 0.1, 2))
     recorder.world = bandit.make_env(bandit.test[:1])
-    with pytest.raises(UsageError, match="BanditWorlds have no picture: videos show MuJoCo families, point-goal"):
+    with pytest.raises(UsageError, match="BanditWorlds have no picture: videos show MuJoCo and batched Meta-World"):
         make_video(recorder, GOAL, (0,), CAPTION)
     with pytest.raises(UsageError, match="BanditWorlds have no picture"):
         gauge(recorder.world, GOAL, recorder.episodes[103, 0])
@@ -206,6 +209,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return np.zeros((len(qpos), size[1], size[0], 3), np.uint8)
 
     monkeypatch.setattr(scenes, "draw_states", draw)
+    monkeypatch.setattr(metaworld_pictures, "draw_states", draw)
     return asked
 
 
@@ -256,6 +260,35 @@ def test_the_robot_is_drawn_with_the_tasks_own_body_and_the_shared_model_is_not_
     assert (drawn["model"].geom_size != template.geom_size).any()
     for field, values in zip(("geom_size", "mat_reflectance", "tex_data"), before, strict=True):
         np.testing.assert_array_equal(getattr(template, field), values)
+
+
+def test_meta_world_is_drawn_as_the_task_has_it_with_the_goal_that_is_hidden(drawn, written: list[str]) -> None:
+    pytest.importorskip("metaworld")
+    from metarl.env_runner.metaworld_official import reference, start
+    from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
+
+    distribution = make_tasks("metaworld-ml10")
+    tasks = [distribution.test[0], distribution.test[-1]]  # of two classes, whose poses have other sizes
+    worlds = distribution.make_env(tasks)
+    agent = RandomAgent(worlds.single_observation_space, worlds.single_action_space, seed=1)
+    recorder = Recorder((0,))
+    run_trial(agent, recorder.wrap(worlds, {task: row for row, task in enumerate(tasks)}), tasks, episodes=1)
+    for task in tasks:
+        name = str(task["env"])
+        before = reference(name).model.body_pos.copy(), reference(name).model.site_rgba.copy()
+        film = make_video(recorder, task, (0,), CAPTION)
+        begin = start(task, DESCRIPTIONS[name])
+        (ball,) = drawn["markers"]
+        np.testing.assert_allclose(ball.position, np.broadcast_to(begin.target, (72, 3)))
+        np.testing.assert_array_equal(drawn["model"].body_pos, begin.body_pos)
+        np.testing.assert_array_equal(drawn["qpos"], recorder.episodes[task.id, 0].states[: 72 * 4 : 4])
+        for here, there in zip(before, (reference(name).model.body_pos, reference(name).model.site_rgba), strict=True):
+            np.testing.assert_array_equal(here, there)
+        shown = gauge(worlds, task, recorder.episodes[task.id, 0])
+        assert (shown.label, shown.target) == ("reward of the step", 10.0)
+        np.testing.assert_array_equal(shown.values, recorder.episodes[task.id, 0].rewards)
+        assert len(film.frames) == 73
+    assert any(text.startswith("the ball is the goal, which the agent does not see   0.7 × real") for text in written)
 
 
 def blue_column(picture: np.ndarray) -> float:

@@ -181,6 +181,10 @@ class MetaworldBatch(TaskVectorEnv):
         for each in running:
             each.result()
 
+    def pose(self, row: int) -> NDArray[np.float64]:
+        """qpos of the environment that a row is in; how many numbers that are depends on its class."""
+        return self._rooms[str(self._running[row]["env"])].pose(row)
+
     def close_extras(self, **kwargs: Any) -> None:
         """End the helper threads."""
         if self._helpers is not None:

@@ -61,6 +61,7 @@ class Room:
         self._batch = Batch(model, num_rows, num_threads, forward=True)
         self._state = self._batch.bind("state")
         self._ctrl = self._batch.bind("ctrl")
+        self._qpos = self._batch.bind("qpos")
         self._mocap = self._batch.bind("mocap_pos")[:, 0]
         self._warnings = self._batch.bind("warning")
         self._body_pos = self._batch.expand("body_pos")
@@ -76,6 +77,11 @@ class Room:
         self._body_pos[row] = begin.body_pos
         self._starts[row], self._first[row] = begin, None
         return begin.frame, self._mocap[row].copy()
+
+    def pose(self, row: int) -> NDArray[np.float64]:
+        """A copy of qpos [nq] of a row."""
+        pose: NDArray[np.float64] = self._qpos[row].copy()
+        return pose
 
     def step(self, rows: NDArray[np.intp], pull: Array, grip: Array, outcome: Outcome) -> None:
         """Move these rows on by one step.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarl.core.task import Task
+from metarl.env_runner.metaworld_batch import MetaworldBatch
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.shown_task import ShownTask
 from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
@@ -19,8 +20,8 @@ from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
 class Episode:
     """One episode of a row: the world before each of its T steps, and what the step paid.
 
-    `states` [T, n]: qpos of a MuJoCo world, the observation of any other. `rewards` [T]. `terminated`: whether the
-    world ended it, rather than the time limit.
+    `states` [T, n]: qpos of a MuJoCo or Meta-World world, the observation of any other. `rewards` [T]. `terminated`:
+    whether the world ended it, rather than the time limit.
     """
 
     states: Array
@@ -85,7 +86,7 @@ class _Watched(TaskVectorEnv):
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         rows = list(self._running)
-        before = self._states()[rows]
+        before = self._states(rows)
         observation, reward, terminated, truncated, infos = self.env.step(actions)
         for row, state in zip(rows, before, strict=True):
             self._running[row].append((state, float(reward[row])))
@@ -99,7 +100,10 @@ class _Watched(TaskVectorEnv):
     def close(self, **kwargs: Any) -> None:
         self.env.close(**kwargs)
 
-    def _states(self) -> Array:
-        """[B, n] of all rows; indexing it by rows makes the copy that is kept."""
+    def _states(self, rows: Sequence[int]) -> list[Array]:
+        """Of each of these rows its state [n], as a copy."""
         world = self._recorder.world
-        return world.qpos if isinstance(world, MujocoBatch) else self._observation
+        if isinstance(world, MetaworldBatch):
+            return [world.pose(row) for row in rows]
+        states: Array = world.qpos if isinstance(world, MujocoBatch) else self._observation
+        return [states[row].copy() for row in rows]

@@ -56,11 +56,13 @@ class Marker:
 
 @dataclass(frozen=True)
 class Camera:
-    """Where the torso is seen from; MuJoCo's angles in degrees, distance in m."""
+    """Where a world is seen from; MuJoCo's angles in degrees, distance in m."""
 
     azimuth: float
     elevation: float
     distance: float
+    lookat: tuple[float, float, float] | None = None
+    """What it looks at, in m; None: the torso, which it goes with."""
 
 
 @contextmanager
@@ -128,7 +130,7 @@ def draw_states(
     markers: Sequence[Marker],
     size: tuple[int, int],
 ) -> Pixels:
-    """Pictures [F, height, width, 3] of the positions qpos [F, nq]; the camera goes with the torso.
+    """Pictures [F, height, width, 3] of the positions qpos [F, nq].
 
     They are drawn by a process of its own (`metarl.experiments.offscreen`), so that a broken graphics library cannot
     take this one with it. The model is drawn as it is given.
@@ -154,6 +156,7 @@ def draw_states(
                 azimuth=camera.azimuth,
                 elevation=camera.elevation,
                 distance=camera.distance,
+                lookat=np.array(camera.lookat or (), dtype=np.float64),
                 kind=np.array([marker.kind for marker in markers], dtype=np.int64),
                 size=np.array([marker.size for marker in markers]).reshape(-1, 3),
                 colour=np.array([marker.colour for marker in markers], dtype=np.float32).reshape(-1, 4),

@@ -23,9 +23,9 @@ GLOW = 0.6
 def main(folder: Path) -> None:
     """Draw every state of scene.npz on model.mjb, both in `folder`, and write frames.npy: [F, height, width, 3] bytes.
 
-    scene.npz has `qpos` [F, nq]; `height` and `width`; the camera's `azimuth`, `elevation` and `distance`; and markers
-    that no contact feels, M of them: `kind` (mjtGeom), `size` [M, 3], `colour` [M, 4], `rotation` [M, 9] and
-    `position` [F, M, 3].
+    scene.npz has `qpos` [F, nq]; `height` and `width`; the camera's `azimuth`, `elevation`, `distance` and `lookat`
+    [3], or [0] where it follows the torso; and markers that no contact feels, M of them: `kind` (mjtGeom), `size`
+    [M, 3], `colour` [M, 4], `rotation` [M, 9] and `position` [F, M, 3].
     """
     model = mujoco.MjModel.from_binary_path(str(folder / MODEL_FILE))
     scene = dict(np.load(folder / SCENE_FILE))
@@ -34,13 +34,15 @@ def main(folder: Path) -> None:
     camera.azimuth, camera.elevation, camera.distance = (
         float(scene[name]) for name in ("azimuth", "elevation", "distance")
     )
-    camera.lookat[2] = _height(model, data)
+    follows = not len(scene["lookat"])
+    camera.lookat[:] = (0.0, 0.0, _height(model, data)) if follows else scene["lookat"]
     frames = []
     with mujoco.Renderer(model, height=int(scene["height"]), width=int(scene["width"])) as renderer:
         for index, qpos in enumerate(scene["qpos"]):
             data.qpos[:] = qpos
             mujoco.mj_forward(model, data)
-            camera.lookat[:2] = data.xpos[TORSO, :2]
+            if follows:
+                camera.lookat[:2] = data.xpos[TORSO, :2]
             renderer.update_scene(data, camera)
             _add_markers(renderer.scene, scene, index)
             frames.append(renderer.render())

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.classic_worlds import CartPoleWorlds, PendulumWorlds
+from metarl.env_runner.metaworld_batch import MetaworldBatch
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.mujoco_family import MujocoFamily, template_model
 from metarl.env_runner.recording import Episode
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.toy_worlds import PointWorlds
-from metarl.experiments import sketches
+from metarl.experiments import metaworld_pictures, sketches
 from metarl.experiments.graphics import Camera, Marker, Pixels, draw_states
 
 SPEED_STEPS = 10
@@ -66,6 +67,9 @@ def draw_scenes(
     shown = [episode.states[np.minimum(steps, len(episode.states) - 1)] for episode in episodes]
     if isinstance(world, MujocoBatch):
         return _draw_mujoco(world.family, task, shown, np.asarray(steps), size)
+    if isinstance(world, MetaworldBatch):
+        pictures = metaworld_pictures.draw(task, np.concatenate(shown), size)
+        return [_still(part) for part in np.split(pictures, len(shown))]
     if isinstance(world, PointWorlds):
         reach = max(float(np.abs(episode.states[:, :2]).max()) for episode in episodes)
         return [_still(sketches.point(task, states, reach, size)) for states in shown]
@@ -81,6 +85,8 @@ def gauge(world: TaskVectorEnv, task: Task, episode: Episode) -> Gauge:
     states = episode.states.astype(np.float64)
     if isinstance(world, MujocoBatch):
         return _progress_gauge(world.family, task, states)
+    if isinstance(world, MetaworldBatch):
+        return Gauge("reward of the step", episode.rewards, metaworld_pictures.MOST)
     if isinstance(world, PointWorlds):
         return Gauge("distance to the goal", np.linalg.norm(states[:, :2] - np.array(task["goal"]), axis=1))
     if isinstance(world, CartPoleWorlds):
@@ -99,11 +105,15 @@ def explanation(world: TaskVectorEnv) -> str:
             "angle": "the arrow points where it is to run",
             "goal": "the flag stands at the goal",
         }.get(_aim(world.family), "")
+    if isinstance(world, MetaworldBatch):
+        return "the ball is the goal, which the agent does not see"
     return "the disc is the goal, which the agent does not see" if isinstance(world, PointWorlds) else ""
 
 
 def step_seconds(world: TaskVectorEnv) -> float | None:
     """How long a step of a simulated robot lasts; None where time means nothing."""
+    if isinstance(world, MetaworldBatch):
+        return metaworld_pictures.STEP_SECONDS
     if not isinstance(world, MujocoBatch):
         return None
     return float(world.family.frame_skip * template_model(world.family).opt.timestep)
@@ -111,7 +121,8 @@ def step_seconds(world: TaskVectorEnv) -> float | None:
 
 def _no_picture(world: TaskVectorEnv) -> UsageError:
     return UsageError(
-        f"{type(world).__name__} have no picture: videos show MuJoCo families, point-goal, CartPole and Pendulum"
+        f"{type(world).__name__} have no picture: videos show MuJoCo and batched Meta-World families, point-goal, "
+        "CartPole and Pendulum"
     )
 
 

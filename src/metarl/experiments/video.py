@@ -125,7 +125,7 @@ def in_words(task: Task) -> str:
 
 
 def _words(name: str) -> str:
-    return name.removesuffix("_scale").replace("_", " ")
+    return "places" if name == "rand_vec" else name.removesuffix("_scale").replace("_", " ")
 
 
 def _parameter(name: str, value: TaskValue) -> str:
@@ -133,7 +133,7 @@ def _parameter(name: str, value: TaskValue) -> str:
     if isinstance(value, tuple):
         text = f"{words} ({', '.join(f'{number:.2f}' for number in value)})"
     elif isinstance(value, str | bool):
-        text = str(value) if name == "variant" else f"{words} {value}"
+        text = str(value) if name in ("variant", "env") else f"{words} {value}"
     elif name == "velocity":
         text = f"target speed {value:.2f} m/s"
     elif name == "direction":
