@@ -112,6 +112,8 @@ def methods() -> str:
             folders.setdefault(parent, []).append(run)
     parts = []
     for folder, runs in folders.items():
+        if len({run["method"] for run in runs}) == 1:  # they differ in the seed
+            continue
         title = f"`{runs[0]['task_dist']}`, `{runs[0]['algo']}`, {_millions(runs[0]['env_steps'])} steps each"
         parts += [f"{title} (`results/{folder}`):", _by_shot(runs), _commands(runs)]
     return "\n\n".join(parts)

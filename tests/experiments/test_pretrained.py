@@ -43,7 +43,7 @@ def tolerance(name: str) -> float:
 
 
 def test_the_agents_that_are_promised_are_there() -> None:
-    assert {"halfcheetah-vel", "point-goal"} <= set(list_pretrained())
+    assert {"ant-dir", "halfcheetah-vel", "point-goal"} <= set(list_pretrained())
 
 
 @pytest.mark.parametrize("name", list_pretrained())
