@@ -120,23 +120,18 @@ def methods() -> str:
 
 
 def seeds(name: str) -> str:
-    """By shot, what the runs of one method give that differ in the seed alone; intervals are over training seeds.
-
-    They are the run `name` and those in the folder `name`-seeds.
-    """
+    """By shot, what the runs in one folder give, which differ in the seed alone; intervals are over training seeds."""
     from metarl.experiments.report import load_entries
     from metarl.experiments.statistics import summary
 
-    folders = [RESULTS / name, *sorted((RESULTS / f"{name}-seeds").iterdir())]
-    (entry,) = load_entries(folders)
+    (entry,) = load_entries(sorted((RESULTS / name).iterdir()))
     rows = []
     for shot in sorted(map(int, entry.runs[0].results["shots"])):
         scores = entry.scores(shot)
         found = summary(scores)
         by_seed = ", ".join(signed(f"{mean:.1f}") for mean in scores.mean(1))
         rows.append({"shot": shot, "mean [95 % CI over seeds]": quoted(found), "by seed": by_seed})
-    drawn = ", ".join(map(str, entry.seeds))
-    return f"Seeds {drawn}:\n\n{markdown(rows)}"
+    return f"Seeds {', '.join(map(str, entry.seeds))}:\n\n{markdown(rows)}"
 
 
 def printed(name: str) -> str:

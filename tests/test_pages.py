@@ -255,6 +255,9 @@ def test_quoted_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch
         for found in variants.values()
     }
     recorded |= {
+        quoted for folder in (ROOT / "results").glob("*-seeds") for quoted in QUOTED.findall(tables.seeds(folder.name))
+    }
+    recorded |= {
         tables.signed(value)
         for path in (ROOT / "results").glob("*.json")
         for row in json.loads(path.read_text())["rows"]
