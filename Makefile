@@ -11,8 +11,9 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constrain
 demo: $(VENV)/.installed
 	$(BIN)/python main.py --task-dist halfcheetah-vel --algo rl2 --method ssm --benchmark-mode --few-shot 1 5 --epochs $(EPOCHS)
 
+# A worker of the tests runs on each core: with threads of their own they would wait for each other, three times as long.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
