@@ -8,6 +8,7 @@ from torch.func import grad, vmap
 
 from metarl.core.errors import UsageError
 from metarl.core.scan import linear_scan, linear_scan_reference
+from metarl.core.threads import torch_threads
 
 
 def make_case(steps, rows, width, dtype=torch.complex128, per_row=False, seed=0):
@@ -38,6 +39,20 @@ def test_gradients_equal_the_reference_in_float32():
     )
     for got, expected in zip(ours, reference, strict=True):
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_threads_change_nothing():
+    results = []
+    for threads in (1, 2, 3):
+        with torch_threads(threads):
+            decay, inputs, starts, initial = make_case(40, 7, 5, torch.complex64)
+            for tensor in (decay, inputs, initial):
+                tensor.requires_grad_()
+            states = linear_scan(decay, inputs, starts, initial)
+            results.append((states, *torch.autograd.grad(states.abs().square().sum(), (decay, inputs, initial))))
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
+            assert torch.equal(one, other)
 
 
 def test_a_hand_computed_reset():

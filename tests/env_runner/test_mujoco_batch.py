@@ -198,6 +198,20 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
         assert np.array_equal(observation[0], expected[0])
 
 
+@pytest.mark.parametrize("name", ["halfcheetah-vel", "halfcheetah-gravity"])
+def test_threads_change_nothing(name):
+    tasks = make_tasks(name).train[:5]
+    runs = []
+    for threads in (1, 2, 5):
+        env = MujocoBatch(FAMILIES[name][1], tasks, max_episode_steps=20, num_threads=threads)
+        env.reset(seed=3)
+        runs.append([env.step(action)[:4] for action in _actions(env, 30)])
+    for others in runs[1:]:
+        for one, other in zip(runs[0], others, strict=True):
+            for here, there in zip(one, other, strict=True):
+                np.testing.assert_array_equal(here, there)
+
+
 def test_start_states_have_gymnasiums_noise():
     cheetah, ant, walker = (
         _batch(FAMILIES[name][1], _speed_tasks(*[1.0] * 2000), max_episode_steps=10)
