@@ -67,7 +67,7 @@ def _export(arguments: list[str]) -> int:
     parsed = parse(ExportConfig, arguments, "export")
     out = parsed.run / "policy.onnx" if parsed.out is None else parsed.out
     check_format(out)
-    run = Run.load(parsed.run, device="cpu", reference=None)
+    run = Run.load(parsed.run, device="cpu", reference=None, beside=())
     with console.status("exporting, then comparing with the agent"):
         exported = export_policy(run, out)
     console.print(f"adapts {exported.metadata['adapts']}")

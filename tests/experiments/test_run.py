@@ -16,6 +16,7 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.experiments import run as run_module
 from metarl.experiments import run_config
+from metarl.experiments.pretrained import load_agent
 from metarl.experiments.protocol import Evaluation, evaluate
 from metarl.experiments.run import Run, write_results
 from metarl.experiments.run_config import RunConfig
@@ -292,6 +293,10 @@ def test_what_a_change_costs_is_measured_beside_other_runs(tmp_path: Path) -> No
     assert [path.name for path in paths] == ["results.json", "drift.png"]
     assert json.loads(paths[0].read_text()) == measured
 
+    run.write_config()
+    kept = plain.folder.rename(tmp_path / "elsewhere")
+    load_agent(run.folder)  # it was measured beside a run that is no longer there
+    kept.rename(plain.folder)
     with pytest.raises(UsageError, match=r"is a run on '.*': give one on the same family"):
         Run.load(run.folder, task_dist="halfcheetah-cripple", drift=True, beside=(str(plain.folder),))
     with pytest.raises(UsageError, match=r"overlap in ids \[0\]"):

@@ -291,6 +291,15 @@ def test_meta_world_is_drawn_as_the_task_has_it_with_the_goal_that_is_hidden(dra
     assert any(text.startswith("the ball is the goal, which the agent does not see   0.7 × real") for text in written)
 
 
+def test_a_step_of_every_meta_world_environment_lasts_as_long() -> None:
+    pytest.importorskip("metaworld")
+    from metarl.env_runner.metaworld_official import environment_classes, reference
+    from metarl.env_runner.metaworld_room import FRAME_SKIP
+
+    steps = {FRAME_SKIP * reference(name).model.opt.timestep for name in environment_classes()}
+    assert steps == {metaworld_pictures.STEP_SECONDS}
+
+
 def blue_column(picture: np.ndarray) -> float:
     """The mean column of what moves."""
     moves = picture[..., 2].astype(int) - picture[..., 0] > 60

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_official import reference, start
-from metarl.env_runner.metaworld_room import FRAME_SKIP
 from metarl.experiments.graphics import Camera, Marker, Pixels, draw_states
 from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
 
@@ -32,7 +31,6 @@ def draw(task: Task, qpos: NDArray[np.float64], size: tuple[int, int]) -> Pixels
     """
     name = str(task["env"])
     begin, model = start(task, DESCRIPTIONS[name]), copy.copy(reference(name).model)
-    assert FRAME_SKIP * model.opt.timestep == STEP_SECONDS
     model.body_pos[:] = begin.body_pos
     model.site_rgba[:, 3] = 0.0  # the model's own goal is not where this task has it
     model.vis.global_.offwidth, model.vis.global_.offheight = size

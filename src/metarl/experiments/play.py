@@ -18,8 +18,7 @@ from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.mujoco_family import template_model
 from metarl.env_runner.recording import Episode
 from metarl.env_runner.task_env import successor
-from metarl.experiments.checkpoint import LAST, restore
-from metarl.experiments.pretrained import list_pretrained, load_pretrained, pretrained_run
+from metarl.experiments.pretrained import acting_agent, list_pretrained, load_pretrained, pretrained_run
 from metarl.experiments.run import Run
 from metarl.experiments.scenes import SPEED_STEPS, Gauge, gauge
 from metarl.tasks.distribution import TaskDistribution, id_ranges
@@ -219,10 +218,8 @@ def load_player(name: str) -> tuple[Run, Agent]:
         UsageError: there is neither; or as `Run.load` and `restore`.
     """
     if Path(name).is_dir():
-        run = Run.load(name, reference=None, device="cpu")
-        agent = run.make_agent()
-        restore(agent, run.checkpoints / LAST, acting=True)
-        return run, agent
+        run = Run.load(name, reference=None, beside=(), device="cpu")
+        return run, acting_agent(run)
     if name not in list_pretrained():
         shipped = ", ".join(list_pretrained())
         raise UsageError(f"'{name}' is neither the folder of a run nor an agent that ships with metarl: {shipped}")

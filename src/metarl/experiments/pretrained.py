@@ -70,7 +70,7 @@ def load_pretrained(name: str, device: str = "cpu") -> Agent:
 
 
 def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
-    """The agent of a run's last checkpoint, ready to act as `load_pretrained` says; its optimiser goes on as it was.
+    """The agent of a run's last checkpoint, ready to act as `load_pretrained` says.
 
         agent = metarl.load_agent("runs/20260102-030405-halfcheetah-vel-rl2-ssm-s0")
 
@@ -81,7 +81,14 @@ def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
     Raises:
         UsageError: no folder of a run, no checkpoint in it, or a damaged one.
     """
-    return _ready(Run.load(folder, reference=None, device=device).trained_agent())
+    return acting_agent(Run.load(folder, reference=None, beside=(), device=device))
+
+
+def acting_agent(run: Run) -> Agent:
+    """The agent of a run's last checkpoint, without the state of its optimiser."""
+    agent = run.make_agent()
+    restore(agent, run.checkpoints / LAST, acting=True)
+    return _ready(agent)
 
 
 def _ready(agent: Agent) -> Agent:
