@@ -57,12 +57,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Restore what `optimizer_tensors` returned, in place of all that the optimiser holds."""
+    """Restore what `optimizer_tensors` returned, in place of all that the optimiser holds; it lives beside the
+    parameters."""
     optimizer.state.clear()
     for name, parameter in module.named_parameters():
         slots = part_of(state, name)
         if slots:
-            optimizer.state[parameter] = {slot: value.clone() for slot, value in slots.items()}
+            optimizer.state[parameter] = {slot: value.to(parameter.device, copy=True) for slot, value in slots.items()}
 
 
 def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

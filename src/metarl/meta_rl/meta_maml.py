@@ -141,7 +141,7 @@ class MetaMAML:
         self._rates = learnable_rates(to_learn, inner_lr, logarithmic=self._log_rates)
         self.learned = nn.ModuleDict({"model": model, "inner_lr": self._rates})
         trained = [parameter for parameter in self.learned.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=outer_lr)
+        self.optimizer = torch.optim.Adam(trained, lr=outer_lr, fused=True)
 
     # --- the model as a function --------------------------------------------------------------------------------------
 
@@ -396,6 +396,5 @@ class MetaMAML:
         state = self.state_dict()
         self.learned.to(device)
         self._twin.to(device)
-        moved = {name: value.to(device) for name, value in state.items() if not name.endswith(".step")}
-        self.load_state_dict({**state, **moved})
+        self.load_state_dict(state)
         return self

