@@ -91,7 +91,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("--task-dist nowhere.py:tasks", "no file nowhere.py"),
         ("--method grue", "unknown method 'grue': choose from gru, lstm, mlp, ssm, transformer; did you mean 'gru'"),
         ("--algo grbal", "grbal plans with the reward.*choose one whose tasks differ by dynamics only"),
-        ("--algo grbal --method ssm --task-dist ant-mass", "--method mlp, got ssm"),
+        ("--algo grbal --method transformer --task-dist ant-mass", "--method mlp, ssm, gru or lstm"),
         ("--algo maml9", "unknown algo 'maml9': choose from .*rl2"),
         ("--device tpu", "unknown device 'tpu': choose from cpu, cuda"),
         ("--few-shot -1", "--few-shot takes integers >= 1, such as --few-shot 1 5 10; got -1"),

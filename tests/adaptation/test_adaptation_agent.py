@@ -337,7 +337,7 @@ def test_it_adapts_as_grbal_does_where_it_is_told_to():
     agent = AdaptationAgent.from_agent(trained, config)
     for used in (trained, agent):
         trial(used, Stream(5))
-    expected = trained.row_parameters()
+    expected = trained.row_weights()
     for name, value in agent.streams.weights.items():
         torch.testing.assert_close(value, expected[name])
 
@@ -369,7 +369,8 @@ def test_a_stream_learns_what_an_adapter_learns_from_it(options):
         for time in range(STEPS):
             x = np.concatenate([stream.observation[time, row], actions[time, row]])
             change = torch.from_numpy(stream.following[time, row] - stream.observation[time, row])
-            adapter.observe(torch.from_numpy(x)[None].float(), trained.model.target(change)[None])
+            y = trained.model.target(change)[None, None, None]
+            adapter.observe(torch.from_numpy(x)[None, None].float(), y, trained.model.init_state(1))
         if adapter._unscored:
             adapter._score()
         if not adapter.guard.waiting and adapter._recent:

@@ -71,8 +71,9 @@ def test_online_a_model_takes_the_steps_that_it_was_trained_for(inner_steps: int
         online.act(before)
         for agent in (itself, online):
             agent.observe(before, action, np.zeros(4), np.zeros(4, bool), np.zeros(4, bool), after)
-    expected, adapted = itself.row_parameters(), online.streams.weights
+    expected, adapted = itself.row_weights(), online.streams.weights
     assert adapted is not None
+    assert expected is not None
     assert list(adapted) == (["gain"] if adapt == "gain" else list(expected))
     for name, value in adapted.items():
         torch.testing.assert_close(value, expected[name])

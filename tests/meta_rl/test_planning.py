@@ -15,8 +15,15 @@ COST = 0.1
 UNBOUNDED = torch.full((2,), 10.0)
 
 
-def _predict(observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-    return observation @ A.T + action @ B.T
+def _predict(
+    observation: torch.Tensor, action: torch.Tensor, memory: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return observation @ A.T + action @ B.T, memory
+
+
+def _nothing(rows: int) -> torch.Tensor:
+    """The memory of a model that has none, in every row."""
+    return torch.zeros(rows, 1, 0)
 
 
 QUADRATIC = RewardModel(lambda before, action, after: -after.square().sum(-1) - COST * action.square().sum(-1))
@@ -39,7 +46,7 @@ def _plan(starts, *, steps=60, noise=0.3, temperature=0.1, bound=UNBOUNDED, seed
     plan = torch.zeros(len(starts), HORIZON, 2)
 
     def score(actions):
-        return predicted_return(_predict, reward_model, starts, actions)
+        return predicted_return(_predict, reward_model, starts, actions, _nothing(len(starts)))
 
     for _ in range(steps):
         shape = (len(starts), 256, HORIZON, 2)
@@ -51,8 +58,8 @@ def test_it_finds_the_best_plan_of_a_linear_system():
     starts = torch.tensor([[1.0, 0.0], [0.0, -2.0], [3.0, 1.0]])
     plan, returns = _plan(starts)
     best = torch.stack([_best_plan(start) for start in starts])
-    optimum = predicted_return(_predict, QUADRATIC, starts, best[:, None])[:, 0]
-    nothing = predicted_return(_predict, QUADRATIC, starts, torch.zeros_like(best)[:, None])[:, 0]
+    optimum = predicted_return(_predict, QUADRATIC, starts, best[:, None], _nothing(3))[:, 0]
+    nothing = predicted_return(_predict, QUADRATIC, starts, torch.zeros_like(best)[:, None], _nothing(3))[:, 0]
     gained = (returns - nothing) / (optimum - nothing)
     assert (gained > 0.98).all()
     assert (gained <= 1).all()
@@ -103,12 +110,29 @@ def test_nothing_counts_after_the_step_that_ends_an_episode():
         lambda before, action, after: torch.ones(after.shape[:-1]), lambda after: after[..., 0] >= 2.0
     )
     returns = predicted_return(
-        lambda observation, action: observation + action,
+        lambda observation, action, memory: (observation + action, memory),
         counting,
         torch.zeros(1, 1),
         torch.tensor([[1.0, 1.0, 1.0, 1.0], [0.0, 0.0, 0.0, 1.0], [2.0, -2.0, 0.0, 0.0]]).view(1, 3, 4, 1),
+        _nothing(1),
     )
     assert returns.tolist() == [[2.0, 4.0, 1.0]]
+
+
+def test_every_member_goes_by_its_own_predictions_and_memory_and_the_mean_counts():
+    def predict(observation, action, memory):
+        return observation + memory * action, memory + 1.0
+
+    returns = predicted_return(
+        predict,
+        RewardModel(lambda before, action, after: after[..., 0].square() + 0.0 * action.sum(-1)),
+        torch.zeros(2, 1),
+        torch.tensor([1.0, 2.0]).view(1, 1, 2, 1).expand(2, 3, 2, 1),
+        torch.tensor([[[1.0], [-1.0]], [[0.0], [5.0]]]),  # two members in each of two rows
+    )
+    first = ((1.0 + (1 + 2 * 2) ** 2) + (1.0 + (-1 + 0) ** 2)) / 2
+    second = ((0.0 + (0 + 1 * 2) ** 2) + (25.0 + (5 + 6 * 2) ** 2)) / 2
+    assert returns.tolist() == [[first] * 3, [second] * 3]
 
 
 def test_the_next_plan_begins_with_the_second_action_and_ends_at_rest():

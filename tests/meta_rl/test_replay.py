@@ -37,6 +37,17 @@ def test_every_window_is_drawn_and_as_often_as_any_other():
     assert counts.max() < 1550
 
 
+def test_sequences_end_where_they_are_said_to():
+    replay = Replay(1, 1, 100)
+    x = torch.arange(12.0).view(2, 6, 1).transpose(0, 1)  # two rows of six steps
+    ends = torch.zeros(6, 2, dtype=torch.bool)
+    ends[1, 0] = ends[5, 0] = ends[0, 1] = True
+    replay.append(x, -x, ends)
+    assert replay.lengths.tolist() == [2, 4, 1, 5]
+    drawn, _ = replay.sample(200, 4, torch.Generator().manual_seed(0))
+    assert torch.unique(drawn[:, 0]).tolist() == [2, 7, 8]
+
+
 def test_the_oldest_sequences_go():
     replay = _filled((4, 2), (4, 2), (4, 1), capacity=13)
     assert replay.lengths.tolist() == [4, 4, 4]

@@ -14,8 +14,10 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metarl.core.agent import Array
+from metarl.core.differentiable import differentiable_kernels, differentiable_twin
 from metarl.core.errors import UsageError
 from metarl.core.normalization import RunningMoments
 
@@ -61,6 +63,7 @@ class Controller(ABC):
             raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
         self.model, self.observation_space, self.action_space = model, observation_space, action_space
         self.device = next(model.parameters()).device
+        self._twin, _ = differentiable_twin(model)
         self.generator = torch.Generator().manual_seed(seed)
 
     def copy(self: T) -> T:
@@ -119,6 +122,15 @@ class Controller(ABC):
     def seed(self, seed: int) -> None:
         """Restart the random stream."""
         self.generator.manual_seed(seed)
+
+    def call(self, weights: Weights | None, *arguments: Any) -> Any:
+        """What the model returns by `weights` in place of its own, by operations that `torch.func` maps and derives;
+        None: by its own."""
+        if weights is None:
+            return self.model(*arguments)
+        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **weights}
+        with differentiable_kernels():
+            return functional_call(self._twin, tensors, arguments)
 
     def check_rows(self, num_rows: int, running: int) -> None:
         """Refuse rows that are not those of the running trial."""

@@ -24,11 +24,10 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from metarl.core.agent import Array
 from metarl.core.controller import Controller, Samples, Weights
-from metarl.core.differentiable import differentiable_kernels, differentiable_twin
 from metarl.core.normalization import RunningMoments
 from metarl.core.policy import Actor, ActorCritic
 from metarl.core.policy_gradient import masked_mean, with_advantages
@@ -68,7 +67,6 @@ class PolicyController(Controller):
     ) -> None:
         super().__init__(model, observation_space, action_space, seed)
         self._remembers_trial = isinstance(model, ActorCritic)
-        self._twin, _ = differentiable_twin(model)
         (size,) = observation_space.shape or (0,)
         self.moments = RunningMoments(size + self._remembers_trial) if moments is None else moments
         self.discount, self.trace = discount, trace
@@ -128,7 +126,7 @@ class PolicyController(Controller):
     def _policy(self, weights: Weights | None, inputs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Distribution parameters [B, output] and the next memory, each stream of rows by its own weights."""
         if weights is None:
-            output, memory = self._forward(self.model, (inputs[None], memory, starts[None]))
+            output, memory = self._with(None, inputs[None], memory, starts[None])
             return output[0], memory
 
         def stream(weights: Weights, *given: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,16 +138,11 @@ class PolicyController(Controller):
         output, memory = vmap(stream, randomness="different")(weights, *blocks)
         return output.flatten(0, 2), memory.flatten(0, 1)
 
-    def _forward(self, model: Any, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Outputs [T, B, output] and the last memory for inputs [T, B, in], memory and starts."""
-        output, *_, memory = model(*given[:2]) if self._remembers_trial else model(*given)
+    def _with(self, weights: Weights | None, inputs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        """Outputs [T, B, output] and the last memory for inputs [T, B, in], by the weights of one stream."""
+        given = (inputs, memory) if self._remembers_trial else (inputs, memory, starts)
+        output, *_, memory = self.call(weights, *given)
         return output, memory
-
-    def _with(self, weights: Weights, *given: Tensor) -> tuple[Tensor, Tensor]:
-        """`_forward` by the weights of one stream."""
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **weights}
-        with differentiable_kernels():
-            return self._forward(lambda *args: functional_call(self._twin, tensors, args), given)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def observe(

@@ -3,7 +3,8 @@
 Nagabandi et al. 2019 (arXiv 1803.11347). The model is meta-learned so that a few gradient steps on the past M
 transitions make it predict the next K; the action is the first of a plan by MPPI with the adapted model. Different from
 the paper: adaptation changes a factor for every action instead of all weights, its rate is learned, and many rows act
-at once, each with its own parameters.
+at once, each with its own parameters. With a memory in the model, which runs over the past M transitions too, it also
+adapts without gradients (the paper's ReBAL; `meta` and `online_adaptation` off leave that alone).
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.controller import Weights
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
 from metarl.core.optimization import clipped_step, part_of
 from metarl.core.trajectory import Trajectory
-from metarl.meta_rl.dynamics import DynamicsModel
+from metarl.meta_rl.dynamics import DynamicsModel, prediction_loss
 from metarl.meta_rl.inner_loop import Parameters
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.planner import Planner
@@ -40,7 +41,7 @@ class GrBALConfig:
     """A dynamics model that adapts, and a planner. Values without a source were measured on halfcheetah-cripple."""
 
     past: int = 16
-    """M: transitions that the model adapts to (Nagabandi et al. 2019)."""
+    """M: transitions that the model adapts to, by gradient steps and by its memory (Nagabandi et al. 2019)."""
     future: int = 16
     """K: transitions after them on which the adapted model is scored in meta-learning."""
     meta: bool = True
@@ -56,6 +57,9 @@ class GrBALConfig:
     """Gradient steps on the past transitions."""
     learning_rate: float = 1e-3
     """Adam's step size at the start; it falls linearly to 5 % over the run."""
+    ensemble: int = 1
+    """Networks of the model, each from its own random start; plans are scored by the mean of what they say (Chua et al.
+    2018, arXiv 1805.12114)."""
     model_updates: int = 250
     """Steps of Adam an update."""
     batch_windows: int = 64
@@ -80,7 +84,17 @@ class GrBALConfig:
     def __post_init__(self) -> None:
         if self.adapt not in ("gain", "all"):
             raise UsageError(f"--adapt is gain or all, got {self.adapt}")
-        for name in ("past", "future", "inner_steps", "model_updates", "batch_windows", "horizon", "replay_size"):
+        counts = (
+            "past",
+            "future",
+            "inner_steps",
+            "ensemble",
+            "model_updates",
+            "batch_windows",
+            "horizon",
+            "replay_size",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
         for name in ("inner_lr", "learning_rate", "grad_clip_norm", "noise", "temperature"):
@@ -100,13 +114,13 @@ class GrBALAgent(Agent):
     last `past` transitions of each row; `adapt` has nothing to do.
 
     Args:
-        memory: width of the model, and depth of what follows its first layer; its method is mlp.
+        memory: what stands between the first and the last layer of the model; mlp, ssm, gru or lstm.
         reward_model: the reward that plans are scored by (`TaskDistribution.reward_model`).
         num_updates: of the whole run, over which Adam's step size falls to 5 %; None: it stays.
         device: where the model lives.
 
     Raises:
-        UsageError: no reward model, a method with memory, or spaces that are not vectors with bounded actions.
+        UsageError: no reward model, a transformer, or spaces that are not vectors with bounded actions.
     """
 
     def __init__(
@@ -135,7 +149,7 @@ class GrBALAgent(Agent):
         (observation_size,), (action_size,) = observation_space.shape or (), action_space.shape or ()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initialisers take no generator
-            self.model = DynamicsModel(observation_size, action_size, memory.width, memory.depth + 1)
+            self.model = DynamicsModel(observation_size, action_size, memory, self.config.ensemble)
         self.maml = MetaMAML(
             self.model,
             self.config.inner_lr,
@@ -151,6 +165,7 @@ class GrBALAgent(Agent):
             observation_space,
             action_space,
             reward_model,
+            past=self.config.past,
             horizon=self.config.horizon,
             candidates=self.config.candidates,
             noise=self.config.noise,
@@ -169,42 +184,33 @@ class GrBALAgent(Agent):
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
         """As in `Agent`; experience that no `update` has used is dropped."""
         self.planner.begin(num_rows, renew)
-        if renew is None or bool(np.all(renew)):
-            self._past_x = torch.zeros(num_rows, self.config.past, len(self.inputs.mean), device=self.device)
-            self._past_change = torch.zeros(num_rows, self.config.past, len(self.changes.mean), device=self.device)
-            self._seen = torch.zeros(num_rows, dtype=torch.int64, device=self.device)
-        else:
-            self._seen[torch.from_numpy(np.array(renew)).to(self.device)] = 0
         self._trajectory = Trajectory()
 
     @torch.no_grad()
     def _act(self, observation: Array) -> Array:
         if self.updates < max(1, self.config.random_updates if self.training else 1):
             return self.planner.random_action(observation)
-        self.planner.check_rows(len(observation), len(self._seen))
-        return self.planner.act(observation, self.row_parameters(), self.explore)
+        self.planner.check_rows(len(observation), len(self.planner.plan))
+        return self.planner.act(observation, self.row_weights(), self.explore)
 
     @torch.no_grad()
-    def row_parameters(self) -> Parameters:
-        """The model's parameters {name: [R, ...]} of every row: the shared ones after gradient steps on its last `past`
-        transitions; those of a row that has not seen so many, and all without `online_adaptation`, are the shared."""
-        ready = self._seen >= self.config.past
-        if not self.config.online_adaptation or not bool(ready.any()):
-            rows = len(self._seen)
-            return {name: value.expand(rows, *value.shape) for name, value in self.maml.parameters().items()}
-        params = self._adapted(self._past_x, self._past_change)
-        if bool(ready.all()):
-            return params
+    def row_weights(self) -> Weights | None:
+        """What adapts of the model, {name: [R, ...]}, in every row after gradient steps on its last `past` transitions;
+        a row that has not seen so many keeps what all share. None: all keep it."""
+        window = self.planner.window
+        if not self.config.online_adaptation or not bool(window.full.any()):
+            return None
+        adapted, shared = self._adapted(window.x, window.change), self.maml.parameters()
         return {
-            name: torch.where(ready.view(-1, *[1] * shared.ndim), params[name], shared)
-            for name, shared in self.maml.parameters().items()
+            name: torch.where(window.full.view(-1, *[1] * shared[name].ndim), value, shared[name])
+            for name, value in adapted.items()
         }
 
     def _adapted(self, x: Tensor, change: Tensor) -> Parameters:
-        """All parameters {name: [N, ...]} after adapting to x [N, M, obs + act] and the changes [N, M, obs]."""
-        params = self.maml.adapt_tasks(x, self.model.target(change))
-        shared, adapted = self.maml.split(params)
-        return {name: value.expand(len(x), *value.shape) for name, value in shared.items()} | adapted
+        """What adapts, {name: [N, ...]}, after steps on x [N, M, obs + act] and the changes [N, M, obs]."""
+        target = self.model.target(change)
+        params = self.maml.adapt_tasks(x[:, :, None], target[:, :, None], loss_fn=prediction_loss)
+        return self.maml.split(params)[1]
 
     @torch.no_grad()
     def _observe(
@@ -222,10 +228,8 @@ class GrBALAgent(Agent):
         step, _ = self.planner.observe(observation, action, reward, terminated, truncated, next_observation, active)
         self.expected = self.planner.expected
         if self.training:
-            self._trajectory.append(x=step["x"], change=step["change"])
-        self._past_x = _appended(self._past_x, step["x"], step["active"])
-        self._past_change = _appended(self._past_change, step["change"], step["active"])
-        self._seen = self._seen + step["active"]
+            ended = torch.from_numpy(terminated | truncated).to(self.device)
+            self._trajectory.append(x=step["x"], change=step["change"], ended=ended)
 
     def adapt(self) -> Metrics:
         """Nothing is left to do: every action adapts."""
@@ -233,9 +237,11 @@ class GrBALAgent(Agent):
 
     @torch.no_grad()
     def trial_state(self, row: int = 0) -> Array:
-        """By how much the row's parameters differ from the shared ones."""
-        shared = self.maml.parameters()
-        moved = [(value[row] - shared[name]).flatten() for name, value in self.row_parameters().items()]
+        """By how much what adapts differs in the row from what all share."""
+        shared, adapted = self.maml.split(self.maml.parameters())[1], self.row_weights()
+        if adapted is None:
+            return np.zeros(sum(value.numel() for value in shared.values()), np.float32)
+        moved = [(adapted[name][row] - value).flatten() for name, value in shared.items()]
         change: Array = torch.cat(moved).cpu().numpy()
         return change
 
@@ -264,12 +270,13 @@ class GrBALAgent(Agent):
         All are mean squared errors of the standardised change.
         """
         experience = self.take_experience()
-        x, change = experience["x"].cpu(), experience["change"].cpu()
+        x, change, ended = (experience[name].cpu() for name in ("x", "change", "ended"))
         self.inputs.update(x.numpy())
         self.changes.update(change.numpy())
-        self.replay.append(x, change)
+        # A memory does not look over an episode's end, neither here nor when it acts; gradient steps do.
+        self.replay.append(x, change, ended if self.model.remembers else None)
         self.model.standardize_by(self.inputs, self.changes)
-        frozen, adapted = self._errors(x, change)
+        frozen, adapted = self._errors(x, change, ended)
         if self.num_updates is not None:
             remaining = max(FINAL_RATE, 1 - self.updates / self.num_updates)
             self.maml.optimizer.param_groups[0]["lr"] = self.config.learning_rate * remaining
@@ -285,29 +292,42 @@ class GrBALAgent(Agent):
 
     def _learn(self, x: Tensor, y: Tensor) -> float:
         """One step of Adam on windows x [N, M + K, obs + act], y [N, M + K, obs]; the loss before it."""
+        past = self.config.past
         if self.config.meta:
-            past = self.config.past
-            return self.maml.meta_update((x[:, :past], y[:, :past], x[:, past:], y[:, past:]))
-        loss = mse_loss(self.model(x), y)
+            support = x[:, :past, None], y[:, :past, None]
+            query = x[:, self._first :, None], y[:, self._first :, None]
+            return self.maml.meta_update((*support, *query), prediction_loss)
+        predicted, _ = self.model(x.transpose(0, 1))
+        loss = prediction_loss(predicted, y.transpose(0, 1))
         clipped_step(self.maml.optimizer, self.maml.learned, {"model": loss}, self.config.grad_clip_norm)
         return loss.item()
 
+    @property
+    def _first(self) -> int:
+        """Where a window that is predicted begins: a memory reads, and learns from, its past too."""
+        return 0 if self.model.remembers else self.config.past
+
     @torch.no_grad()
-    def _errors(self, x: Tensor, change: Tensor) -> tuple[float, float]:
+    def _errors(self, x: Tensor, change: Tensor, ended: Tensor) -> tuple[float, float]:
         """Errors of the shared and of adapted parameters in the later part of windows of x [T, B, ...] side by side."""
         past, length = self.config.past, self.config.past + self.config.future
         whole = len(x) - len(x) % length
-        windows, changes = (
+        windows, changes, ends = (
             values[:whole].unflatten(0, (-1, length)).transpose(1, 2).flatten(0, 1).to(self.device)
-            for values in (x, change)
+            for values in (x, change, ended)
         )
-        if not whole:
+        if self.model.remembers:
+            unbroken = ~ends[:, :-1].any(1)
+            windows, changes = windows[unbroken], changes[unbroken]
+        if not len(windows):
             return float("nan"), float("nan")
-        target = self.model.target(changes[:, past:])
-        frozen = mse_loss(self.model(windows[:, past:]), target)
-        params = self._adapted(windows[:, :past], changes[:, :past])
-        adapted = mse_loss(self.model.forward_rows(params, windows[:, past:]), target)
-        return frozen.item(), adapted.item()
+        later, target = windows[:, self._first :], self.model.target(changes[:, past:])
+        predicted, _ = self.model(later.transpose(0, 1))
+        frozen = prediction_loss(predicted, target.transpose(0, 1))
+        adapted = self._adapted(windows[:, :past], changes[:, :past])
+        params = {**self.maml.parameters(), **adapted}
+        by_own = self.maml.forward_tasks(later[:, :, None], params)[:, :, 0]  # [N, T, E, obs]
+        return frozen.item(), prediction_loss(by_own.transpose(0, 1), target.transpose(0, 1)).item()
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 
@@ -335,16 +355,14 @@ class GrBALAgent(Agent):
         self.planner.draw_again()
 
 
-def _appended(past: Tensor, new: Tensor, rows: Tensor) -> Tensor:
-    """past [R, M, ...] with the oldest entry gone and `new` [R, ...] at its end, in the rows marked [R]."""
-    return torch.where(rows[:, None, None], torch.cat([past[:, 1:], new[:, None]], 1), past)
-
-
 def _check(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], memory: MemoryConfig) -> None:
     if len(observation_space.shape or ()) != 1:
         raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
     bounded = isinstance(action_space, gymnasium.spaces.Box) and action_space.is_bounded()
     if not bounded or len(action_space.shape or ()) != 1:
         raise UsageError(f"grbal plans actions that are a vector within bounds, got {action_space}; choose rl2 or maml")
-    if memory.method != "mlp":
-        raise UsageError(f"grbal's dynamics model is feed-forward: --method mlp, got {memory.method}")
+    if memory.method == "transformer":
+        raise UsageError(
+            "grbal's dynamics model is --method mlp, ssm, gru or lstm: a transformer's cache would be copied for every "
+            "candidate plan"
+        )

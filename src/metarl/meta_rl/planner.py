@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import functional_call
+from torch.func import vmap
 
 from metarl.core.agent import Array
 from metarl.core.controller import Controller, Samples, Weights
@@ -17,18 +18,22 @@ from metarl.core.normalization import RunningMoments
 from metarl.core.policy_gradient import masked_mean
 from metarl.meta_rl.dynamics import DynamicsModel
 from metarl.meta_rl.planning import mppi, next_plan, predicted_return
+from metarl.meta_rl.window import Window
 from metarl.tasks.reward_model import RewardModel
 
 
 class Planner(Controller):
     """Plans with a dynamics model, and learns from the changes that it predicted.
 
-    A plan starts as the last one, one step on; an episode's end ends it. A step brings a sample: x [obs + act] and the
+    A plan starts as the last one, one step on; an episode's end ends it. What the model remembers at a step is made
+    anew from the last `past` transitions of the episode, as many as it was trained with: a memory that ran on would
+    come to states that it never met in training. A step brings a sample: x [obs + act], what was remembered, and the
     change of the observation; the loss is the mean squared error of the standardised change.
 
     Args:
         model: predicts the next observation.
         reward_model: what plans are scored by.
+        past: M, transitions that a window holds.
         horizon: H, steps of a plan.
         candidates: C, plans that are compared in every row.
         noise: standard deviation of the candidates' actions, in units of half the range of an action.
@@ -49,6 +54,7 @@ class Planner(Controller):
         action_space: gymnasium.Space[Any],
         reward_model: RewardModel,
         *,
+        past: int = 16,
         horizon: int = 10,
         candidates: int = 256,
         noise: float = 0.6,
@@ -60,7 +66,7 @@ class Planner(Controller):
         bounded = isinstance(action_space, gymnasium.spaces.Box) and action_space.is_bounded()
         if not bounded or len(action_space.shape or ()) != 1:
             raise UsageError(f"a planner needs actions that are a vector within bounds, got {action_space}")
-        self.reward_model, self.horizon, self.candidates = reward_model, horizon, candidates
+        self.reward_model, self.past, self.horizon, self.candidates = reward_model, past, horizon, candidates
         self.noise, self.temperature, self.exploration = noise, temperature, exploration
         self._low, self._high = (
             self.tensor(bound)
@@ -72,10 +78,13 @@ class Planner(Controller):
 
     def begin(self, num_rows: int, renew: Array | None = None) -> None:
         if renew is None or bool(np.all(renew)):
+            (size,) = self.observation_space.shape or (0,)
             self.plan = self._rest.repeat(num_rows, self.horizon, 1)
+            self.window = Window(num_rows, self.past, size + len(self._rest), size, self.device)
         else:
             self.check_rows(num_rows, len(self.plan))
             self.plan[self.tensor(renew)] = self._rest
+            self.window.forget(self.tensor(renew))
         self.draw_again()
 
     def draw_again(self) -> None:
@@ -94,39 +103,65 @@ class Planner(Controller):
     @torch.no_grad()
     def act(self, observation: Array, weights: Weights | None, explore: bool) -> Array:
         self.check_rows(len(observation), len(self.plan))
-        params, present = self._by_row(weights), self.tensor(observation)
-        self._planned_by: Weights | None = params
+        weights = None if weights is None else {name: _each(value, len(self.plan)) for name, value in weights.items()}
+        self._memory = self._remembered(weights)
+        start = self.tensor(observation)
 
         def score(actions: Tensor) -> Tensor:
-            return predicted_return(
-                lambda before, action: self.model.predict_rows(params, before, action),
-                self.reward_model,
-                present,
-                actions,
-            )
+            return predicted_return(partial(self._predict, weights), self.reward_model, start, actions, self._memory)
 
         scaled = self._half_range * self.noise * self._noise
         self.planned = mppi(score, self.plan, scaled, self._low, self._high, self.temperature)
+        self._planned_by, self._planned = weights, True
         strayed = self._half_range * self.exploration * self._own_noise if explore else 0.0
         return self._to_environment(self.planned[:, 0] + strayed)
+
+    def _remembered(self, weights: Weights | None) -> Tensor:
+        """What the model's members remember of every row's window: [R, E, ...]."""
+        memory = self.model.init_state(len(self.plan))
+        if not self.model.remembers:
+            return memory
+        x = self.window.x.transpose(0, 1)[:, :, None, None].expand(-1, -1, -1, self.model.members, -1)
+        starts = self.window.starts.T[..., None].float()
+        _, reached = self._run(weights, x, memory[:, None], starts)
+        return torch.where((self.window.seen > 0).view(-1, *[1] * (memory.ndim - 1)), reached[:, 0], memory)
+
+    def _predict(
+        self, weights: Weights | None, observation: Tensor, action: Tensor, memory: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The next observation [R, C, E, obs] and memory [R, C, E, ...], each row by its own weights."""
+        change, memory = self._run(weights, torch.cat([observation, action], -1)[None], memory)
+        return observation + self.model.change(change[0]), memory
+
+    def _run(
+        self, weights: Weights | None, x: Tensor, memory: Tensor, starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The model along x [T, R, C, E, obs + act] from memory [R, C, E, ...]: what it predicts, and the last memory.
+
+        starts: [T, R, C].
+        """
+        if weights is not None and weights.keys() != {"gain"}:
+            where = (0, 1, 0, None if starts is None else 1)
+            predicted: tuple[Tensor, Tensor] = vmap(self.call, where, (1, 0))(weights, x, memory, starts)
+            return predicted
+        # Rows that differ by their gains alone, or not at all, make one batch: half again as fast.
+        shape = x.shape[1:3]
+        gain = None if weights is None else weights["gain"].repeat_interleave(shape[1], 0)[:, None]
+        starts = None if starts is None else starts.flatten(1, 2)
+        change, memory = self.model(x.flatten(1, 2), memory.flatten(0, 1), starts, gain)
+        return change.unflatten(1, shape), memory.unflatten(0, shape)
 
     def random_action(self, observation: Array) -> Array:
         """Uniform actions [B, act], for want of a model to plan with."""
         self.check_rows(len(observation), len(self.plan))
-        self.planned, self._planned_by = self.plan, None
+        self.planned, self._planned = self.plan, False
+        self._memory = self.model.init_state(len(self.plan))
         return self._to_environment(self._rest + self._half_range * torch.erf(self._own_noise / 2**0.5))
 
     @property
     def _own_noise(self) -> Tensor:
         """[B, act] that of the first candidate, which the planner ignores."""
         return self._noise[:, 0, 0]
-
-    def _by_row(self, weights: Weights | None) -> Weights:
-        """All parameters of the model {name: [B, ...]}."""
-        rows = len(self.plan)
-        own = {name: value.expand(rows, *value.shape) for name, value in self.model.named_parameters()}
-        stacked = {name: _each(value, rows) for name, value in (weights or {}).items()}
-        return {name: value.detach() for name, value in {**own, **stacked}.items()}
 
     def _to_environment(self, action: Tensor) -> Array:
         array: Array = torch.clamp(action, self._low, self._high).cpu().numpy().astype(self.action_space.dtype)
@@ -147,21 +182,29 @@ class Planner(Controller):
         following = torch.where(over[:, None, None], self._rest, next_plan(self.planned, self._rest))
         self.plan = torch.where(rows[:, None, None], following, self.plan)
         self.draw_again()
-        x = torch.cat([before, acted.float()], 1)
-        self.expected = None if self._planned_by is None else self._expected(self._planned_by, before, x)
-        return {"x": x, "change": after - before, "active": rows}, {}
+        acted = acted.float()
+        self.expected = self._expected(before, acted) if self._planned else None
+        step = {"x": torch.cat([before, acted], 1), "memory": self._memory, "change": after - before, "active": rows}
+        self.window.append(step["x"], step["change"], rows)
+        if self.model.remembers:
+            self.window.forget(rows & over)
+        return step, {}
 
     @torch.no_grad()
-    def _expected(self, params: Weights, before: Tensor, x: Tensor) -> Array:
-        expected: Array = (before + self.model.change_by(params, x[:, None])[:, 0]).cpu().numpy()
+    def _expected(self, observation: Tensor, action: Tensor) -> Array:
+        """The next observations [B, obs], the mean of what the members predict."""
+        members = self._memory.shape[1]
+        before, acted = (values[:, None, None].expand(-1, 1, members, -1) for values in (observation, action))
+        following, _ = self._predict(self._planned_by, before, acted, self._memory[:, None])
+        expected: Array = following.mean(2)[:, 0].cpu().numpy()
         return expected
 
     def samples(self, steps: Samples, before: Samples) -> Samples:
         return {name: tensor.transpose(0, 1).flatten(1, 2) for name, tensor in steps.items()}
 
     def loss(self, weights: Weights, samples: Samples) -> Tensor:
-        predicted: Tensor = functional_call(self.model, weights, (samples["x"],))
-        error = (predicted - self.model.target(samples["change"])).square().mean(-1)
+        predicted: Tensor = self.call(weights, samples["x"][None], samples["memory"])[0][0]
+        error = (predicted - self.model.target(samples["change"])[:, None]).square().mean((-2, -1))
         return masked_mean(error, samples["active"])
 
 

@@ -17,26 +17,36 @@ from torch import Tensor
 
 from metarl.tasks.reward_model import RewardModel
 
-Predict = Callable[[Tensor, Tensor], Tensor]
-"""(observation [R, C, obs], action [R, C, act]) -> next observation [R, C, obs]."""
+Predict = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(observation [R, C, E, obs], action [R, C, E, act], memory [R, C, E, ...]) -> next observation and next memory."""
 
 
-def predicted_return(predict: Predict, reward_model: RewardModel, observation: Tensor, actions: Tensor) -> Tensor:
-    """Sum of predicted rewards [R, C] from observation [R, obs] on, by actions [R, C, H, act].
+def predicted_return(
+    predict: Predict, reward_model: RewardModel, observation: Tensor, actions: Tensor, memory: Tensor
+) -> Tensor:
+    """Sum of predicted rewards [R, C], the mean over a model's E members, each of which goes by its own predictions.
 
     The step in which an episode ends counts, those after it do not.
+
+    Args:
+        observation: [R, obs], where plans begin.
+        actions: [R, C, H, act].
+        memory: [R, E, ...], what the members remember there.
     """
     num_rows, num_candidates, horizon = actions.shape[:3]
-    present = observation[:, None].expand(-1, num_candidates, -1)
-    total = observation.new_zeros(num_rows, num_candidates)
+    members = memory.shape[1]
+    present = observation[:, None, None].expand(-1, num_candidates, members, -1)
+    memory = memory[:, None].expand(-1, num_candidates, *memory.shape[1:])
+    total = observation.new_zeros(num_rows, num_candidates, members)
     alive = torch.ones_like(total)
     for step in range(horizon):
-        following = predict(present, actions[:, :, step])
-        total = total + alive * reward_model.reward(present, actions[:, :, step], following)
+        action = actions[:, :, step, None].expand(-1, -1, members, -1)
+        following, memory = predict(present, action, memory)
+        total = total + alive * reward_model.reward(present, action, following)
         if reward_model.ended is not None:
             alive = alive * ~reward_model.ended(following)
         present = following
-    return total
+    return total.mean(2)
 
 
 def mppi(

@@ -26,10 +26,14 @@ class Replay:
     def __len__(self) -> int:
         return len(self.x)
 
-    def append(self, x: Tensor, y: Tensor) -> None:
-        """Add x [T, B, x_size] and y [T, B, y_size]: B sequences of T pairs."""
+    def append(self, x: Tensor, y: Tensor, ends: Tensor | None = None) -> None:
+        """Add x [T, B, x_size] and y [T, B, y_size]: B sequences of T pairs, cut after each that is marked in `ends`
+        [T, B]."""
         steps, rows = x.shape[:2]
-        self.lengths = torch.cat([self.lengths, torch.full((rows,), steps)])
+        cuts = torch.zeros(rows, steps, dtype=torch.bool) if ends is None else ends.T.clone()
+        cuts[:, -1] = True
+        last = torch.nonzero(cuts.flatten()).flatten()
+        self.lengths = torch.cat([self.lengths, last.diff(prepend=last.new_tensor([-1]))])
         held = self.lengths.flip(0).cumsum(0).flip(0)  # pairs from each sequence on
         kept = (held <= self.capacity) | (torch.arange(len(held)) == len(held) - 1)
         first = len(self.x) + steps * rows - int(held[kept][0])
