@@ -5,19 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAVY
 from rich.padding import Padding
 from rich.table import Table
 
 from metarl.experiments.drift import CHANGE, UNCHANGED
 from metarl.experiments.files import atomic_write
-from metarl.experiments.plots import COLOURS, GREY, INK, interval_text, measured_on, number
+from metarl.experiments.plots import COLOURS, GREY, INK, interval_text, measured_on, new_figure, number
 from metarl.experiments.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MEASURES = {
     "return": "return",
@@ -70,8 +70,7 @@ def drift_picture(path: str | Path, results: Results) -> None:
     """
     conditions = results["drift"]["conditions"]
     drawn = [curve for curve in CURVES if any(curve in found["curves"] for found in conditions[CHANGE].values())]
-    figure = Figure(figsize=(10.4, 1.2 + 3.2 * len(drawn)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10.4, 1.2 + 3.2 * len(drawn))
     grid = figure.subplots(len(drawn), len(CONDITIONS), sharey="row", sharex=True, squeeze=False)
     timed = "after" in next(iter(conditions[CHANGE].values()))
     for row, curve in zip(grid, drawn, strict=True):

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
 from metarl.core.task import Task
 from metarl.experiments.files import atomic_write
-from metarl.experiments.plots import COLOURS, GREY, INK, number
+from metarl.experiments.plots import COLOURS, GREY, INK, new_figure, number
 from metarl.experiments.protocol import Evaluation
 from metarl.tasks.distribution import TaskDistribution
 
@@ -124,8 +122,7 @@ def draw_environments(path: str | Path, rows: Sequence[EnvironmentRow], title: s
     """Success at any step by environment as a PNG: a bar for the first shot and one for the last."""
     shots = list(dict.fromkeys(_first_and_last(rows)))
     shown = list(with_means(rows))
-    figure = Figure(figsize=(7.6, 1.4 + 0.26 * len(shown)), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.6, 1.4 + 0.26 * len(shown))
     axes = figure.add_subplot()
     places = np.arange(len(shown))
     for index, shot in enumerate(shots):

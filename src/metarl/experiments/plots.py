@@ -6,19 +6,19 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
 from metarl.core.errors import UsageError
 from metarl.experiments.files import atomic_write
 from metarl.experiments.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Okabe and Ito (2008), Color Universal Design: told apart by readers with any colour vision, and in print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -46,6 +46,16 @@ MARGIN = 0.06
 """Free space above and below what is drawn, as a fraction of its spread."""
 
 
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches, which needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: commands that draw nothing begin sooner
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def adaptation_curve(path: str | Path, results: Sequence[Results]) -> None:
     """Draw the return by shot on test tasks as a PNG: mean with its 95 % interval, reference lines, each task faintly.
 
@@ -56,8 +66,7 @@ def adaptation_curve(path: str | Path, results: Sequence[Results]) -> None:
     _check_comparable(results)
     shots = sorted({int(shot) for result in results for shot in result["shots"]})
     position = {shot: index for index, shot in enumerate(shots)}
-    figure = Figure(figsize=(7.6, 4.8), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7.6, 4.8)
     axes = figure.add_subplot()
     for index in range(len(results)):
         _draw_tasks(axes, results, index, position)
@@ -208,6 +217,8 @@ def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Seq
     axes.tick_params(colors=INK, labelsize=9.5)
     handles, _ = axes.get_legend_handles_labels()
     if len(results[0]["tasks"]) > 1:
+        from matplotlib.lines import Line2D
+
         handles.append(Line2D([], [], color=GREY, linewidth=0.8, marker="o", markersize=2, label="single tasks"))
     figure.legend(
         handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=9, labelcolor=INK

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import imageio.v3 as iio
 import numpy as np
-from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from metarl.core.errors import UsageError, missing_extra
@@ -252,6 +251,8 @@ def _fitting(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, wi
 @cache
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib."""
+    from matplotlib import font_manager
+
     properties = font_manager.FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
     return ImageFont.truetype(font_manager.findfont(properties), size)
 
