@@ -20,7 +20,7 @@ from rich.table import Table
 
 from metarl.core.errors import UsageError
 from metarl.core.threads import cores
-from metarl.experiments.display import console
+from metarl.experiments.console import console
 from metarl.experiments.expectations import shortcoming
 from metarl.experiments.flags import parse
 from metarl.experiments.jobs import Outcome

@@ -18,7 +18,7 @@ from typing import Annotated
 import tyro
 
 from metarl.core.errors import UsageError, unknown_name
-from metarl.experiments.display import console
+from metarl.experiments.console import console
 from metarl.experiments.flags import parse
 from metarl.experiments.forecast import forecast
 from metarl.experiments.suite import load_suite

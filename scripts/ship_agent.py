@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 from metarl.core.errors import UsageError
-from metarl.experiments.pretrained import WEIGHTS_FILE, ship
+from metarl.experiments.pretrained import ship
+from metarl.experiments.shipped import WEIGHTS_FILE
 
 
 def main() -> int:

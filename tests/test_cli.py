@@ -32,10 +32,10 @@ from metarl.cli import main
 from metarl.core.memory import MemoryConfig
 from metarl.experiments.checkpoint import load_checkpoint
 from metarl.experiments.display import Display, epoch_line
-from metarl.experiments.pretrained import list_pretrained
 from metarl.experiments.protocol import evaluate
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
+from metarl.experiments.shipped import list_pretrained
 from metarl.experiments.trainer import Progress
 from metarl.meta_rl.maml_agent import MAMLConfig
 from metarl.meta_rl.rl2_agent import RL2Agent
@@ -211,6 +211,12 @@ def test_list_shows_every_family(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert [name for name in list_tasks() if f" {name} " not in shown] == []
     assert [name for name in list_pretrained() if not re.search(rf"{name} +│ rl2 .*0: -?\d", shown)] == []
+
+
+@pytest.mark.parametrize("line", ["list", "trian"])
+def test_what_needs_no_network_does_not_wait_for_torch(line: str) -> None:
+    script = f"import sys; from metarl.cli import main; main(['{line}']); sys.exit(int('torch' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
 
 
 def test_doctor_prints_its_findings_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from metarl import cli, cli_views
+from metarl import cli
 from metarl.experiments import flags
 from metarl.experiments.run import Run
 
@@ -154,8 +154,11 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
 
     def stop(whole: bool) -> None:
         if not whole:
-            for module in (flags, cli, cli_views):
-                monkeypatch.setattr(module, "parse", parse)
+            for command in cli.COMMANDS:
+                module = importlib.import_module(f"metarl.cli.{command}")
+                if hasattr(module, "parse"):
+                    monkeypatch.setattr(module, "parse", parse)
+            monkeypatch.setattr(flags, "parse", parse)
         monkeypatch.setattr(Run, "prepare_folder", prepared)
 
     return stop

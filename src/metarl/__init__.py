@@ -27,7 +27,7 @@ _HOMES = {
     "MetaMAMLAgent": "metarl.meta_rl.maml_agent",
     "run_trial": "metarl.env_runner.trial",
     "check_tasks": "metarl.tasks.checks",
-    "list_pretrained": "metarl.experiments.pretrained",
+    "list_pretrained": "metarl.experiments.shipped",
     "list_tasks": "metarl.tasks",
     "load_agent": "metarl.experiments.pretrained",
     "load_pretrained": "metarl.experiments.pretrained",

@@ -17,10 +17,11 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.experiments import pretrained
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
-from metarl.experiments.pretrained import list_pretrained, load_card, load_pretrained, pretrained_run, ship
+from metarl.experiments.pretrained import load_pretrained, pretrained_run, ship
 from metarl.experiments.protocol import Protocol, evaluate
 from metarl.experiments.run import Run, write_results
 from metarl.experiments.run_config import RunConfig
+from metarl.experiments.shipped import SHIPPED, WEIGHTS_FILE, list_pretrained, load_card
 from metarl.meta_rl.rl2_agent import RL2Config
 
 TASKS = 6
@@ -55,8 +56,8 @@ def test_a_shipped_agent_measures_what_its_card_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", list_pretrained())
 def test_a_card_says_how_to_repeat_it_on_any_machine(name: str) -> None:
-    folder, card = pretrained.SHIPPED / name, load_card(name)
-    assert (folder / pretrained.WEIGHTS_FILE).stat().st_size < pretrained.MAX_BYTES
+    folder, card = SHIPPED / name, load_card(name)
+    assert (folder / WEIGHTS_FILE).stat().st_size < pretrained.MAX_BYTES
     assert {path.name for path in folder.iterdir()} == {"card.json", "config.json", "weights.safetensors"}
     assert card["command"].startswith("metarl run ")
     assert f"--task-dist {card['task_dist']} " in card["command"]
@@ -108,7 +109,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path)
+    monkeypatch.setattr("metarl.experiments.shipped.SHIPPED", tmp_path)
     return tmp_path
 
 

@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """Bad input. The command line prints the message, without a traceback, and exits with code 2."""
 
 
+class Failure(RuntimeError):
+    """What went wrong although the input was right. The command line prints the message, and exits with code 1."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     """The error for a name that is not in a list of known ones; it names the list and the nearest."""
     names = sorted(known)

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from metarl.core.errors import Failure
 
-class TrainingDiverged(RuntimeError):
+
+class TrainingDiverged(Failure):
     """A loss or a gradient is not finite. The message names it; the parameters are as they were before the step."""
 
 

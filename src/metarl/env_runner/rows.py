@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.core.errors import UsageError
+from metarl.core.errors import Failure, UsageError
 from metarl.core.task import Task
 
 RESET_MASK = "reset_mask"
 
 
-class WorldError(RuntimeError):
+class WorldError(Failure):
     """A world failed: it raised, or returned something that is not a number. The message names its row and its task."""
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from metarl.core.agent import Metrics
 from metarl.experiments import trainer
-
-console = Console(soft_wrap=True, highlight=False, markup=False, emoji=False)
-"""Prints paths as they are: nothing in them is wrapped, cut off, or read as markup."""
+from metarl.experiments.console import console
 
 TEST_RETURN, TEST_SUCCESS = "test_return_", "test_success_"
 BAR_WIDTH = 6

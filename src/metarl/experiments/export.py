@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.agent import Agent, Array
-from metarl.core.errors import UsageError, missing_extra
+from metarl.core.errors import Failure, UsageError, missing_extra
 from metarl.experiments.checkpoint import LAST, restore
 from metarl.experiments.files import atomic_write
 from metarl.experiments.results import versions
@@ -43,7 +43,7 @@ Step: TypeAlias = Callable[[Mapping[str, Array]], tuple[Array, Array]]
 """Inputs by name to (action, next state)."""
 
 
-class ExportDiffers(RuntimeError):
+class ExportDiffers(Failure):
     """What was exported does not act as the agent does."""
 
 

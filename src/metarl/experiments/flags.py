@@ -7,16 +7,17 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from itertools import dropwhile, takewhile
 from typing import Any, TypeVar
 
 import tyro
 
 from metarl.core.errors import UsageError
-from metarl.experiments.run_config import EPOCHS_ALIAS
 
 T = TypeVar("T")
+
+EPOCHS_ALIAS = "--num-epochs"
 
 WRONG_VALUES = (
     (r"invalid literal for int\(\) with base 10: (.*)", r"takes an integer, got \1"),
@@ -25,6 +26,11 @@ WRONG_VALUES = (
     (r"Could not find valid parse for arguments: \[(.*)\]", r"takes integers, got \1"),
 )
 """What Python and tyro say of a value of the wrong type, and what is said to the user; unmatched, it stays as it is."""
+
+
+@dataclass(frozen=True)
+class NoFlags:
+    """This command takes no flags."""
 
 
 def parse(config: type[T], arguments: Sequence[str], command: str, program: str = "metarl {}") -> T:

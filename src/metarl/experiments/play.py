@@ -18,9 +18,10 @@ from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.mujoco_family import template_model
 from metarl.env_runner.recording import Episode
 from metarl.env_runner.task_env import successor
-from metarl.experiments.pretrained import acting_agent, list_pretrained, load_pretrained, pretrained_run
+from metarl.experiments.pretrained import acting_agent, load_pretrained, pretrained_run
 from metarl.experiments.run import Run
 from metarl.experiments.scenes import SPEED_STEPS, Gauge, gauge
+from metarl.experiments.shipped import list_pretrained
 from metarl.tasks.distribution import TaskDistribution, id_ranges
 from metarl.tasks.knobs import Knob, adjustable, knobs
 

@@ -1,12 +1,6 @@
-"""Trained agents that ship with the package: weights beside a card that says what made them and what they measured.
+"""Trained agents, ready to act: of a run, or one that ships with the package (`shipped`).
 
-A shipped folder holds what acting needs and no more:
-
-    config.json           as the run wrote it, so that `Run.load` reads it; where the run was written is left out
-    card.json             command, seed, steps, time, returns by shot and by task, versions, checksum of the weights
-    weights.safetensors   a checkpoint without the optimiser's state
-
-`python scripts/ship_agent.py RUN` makes one out of a finished run.
+`python scripts/ship_agent.py RUN` makes a shipped one out of a finished run.
 """
 
 from __future__ import annotations
@@ -15,31 +9,22 @@ import hashlib
 import json
 import shlex
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from metarl.core.agent import Agent
-from metarl.core.errors import UsageError, unknown_name
+from metarl.core.errors import UsageError
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore, save_checkpoint
 from metarl.experiments.files import write_json
 from metarl.experiments.flags import without
 from metarl.experiments.results import Results, load_results
 from metarl.experiments.run import CONFIG_FILE, Run
 from metarl.experiments.run_config import RunConfig
+from metarl.experiments.shipped import CARD_FILE, SHIPPED, WEIGHTS_FILE, Card, load_card, shipped_folder
 from metarl.tasks.distribution import id_ranges
 
-Card: TypeAlias = dict[str, Any]
-
-SHIPPED = Path(__file__).parents[1] / "pretrained"
-CARD_FILE, WEIGHTS_FILE = "card.json", "weights.safetensors"
 MAX_BYTES = 1_000_000
 """Weights are smaller than this: an install must stay light."""
-
-
-def list_pretrained() -> list[str]:
-    """Names of the agents that ship with the package, sorted."""
-    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD_FILE}"))
 
 
 def load_pretrained(name: str, device: str = "cpu") -> Agent:
@@ -61,7 +46,7 @@ def load_pretrained(name: str, device: str = "cpu") -> Agent:
     Raises:
         UsageError: an unknown name, or weights that are not those of the card.
     """
-    weights = _folder(name) / WEIGHTS_FILE
+    weights = shipped_folder(name) / WEIGHTS_FILE
     if _checksum(weights) != load_card(name)["sha256"]:
         raise UsageError(f"{weights} is damaged (its checksum is not that of {CARD_FILE}): install metarl again")
     agent = pretrained_run(name, device).make_agent()
@@ -97,19 +82,9 @@ def _ready(agent: Agent) -> Agent:
     return agent
 
 
-def load_card(name: str) -> Card:
-    """What is known of a shipped agent.
-
-    `returns` are by task and shot, means over repeats; `shots` summarise them with 95 % intervals, as in
-    `results.json`. `versions` and `hardware` are those of the measurement.
-    """
-    card: Card = json.loads((_folder(name) / CARD_FILE).read_text())
-    return card
-
-
 def pretrained_run(name: str, device: str = "cpu") -> Run:
     """The run that made a shipped agent, with its task distribution and its split. It has no checkpoints."""
-    return Run.load(_folder(name), device=device)
+    return Run.load(shipped_folder(name), device=device)
 
 
 def ship(folder: str | Path, name: str | None = None, into: Path = SHIPPED) -> Path:
@@ -168,12 +143,6 @@ def _portable(command: str) -> str:
     for flag in ("output-dir", "reference"):
         arguments = without(arguments, flag)
     return shlex.join(arguments)
-
-
-def _folder(name: str) -> Path:
-    if name not in list_pretrained():
-        raise unknown_name("pretrained agent", name, list_pretrained())
-    return SHIPPED / name
 
 
 def _checksum(path: Path) -> str:

@@ -12,6 +12,7 @@ import tyro
 
 from metarl.core.errors import UsageError, unknown_name
 from metarl.core.task import Task
+from metarl.experiments.flags import EPOCHS_ALIAS
 from metarl.experiments.protocol import Protocol
 from metarl.meta_rl.registry import ALGOS
 from metarl.tasks import make_tasks
@@ -19,7 +20,6 @@ from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.single import single_environment
 
 DEVICES = ("cpu", "cuda")
-EPOCHS_ALIAS = "--num-epochs"
 REPEATS = 4
 """Trials a task where intervals are drawn from their spread."""
 MIN_ROWS = 32

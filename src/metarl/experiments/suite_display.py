@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from metarl.core.errors import missing_extra
-from metarl.experiments.display import console
+from metarl.experiments.console import console
 from metarl.experiments.forecast import Forecast, total_seconds
 from metarl.experiments.jobs import Outcome, execute
 from metarl.experiments.plots import number, with_minus

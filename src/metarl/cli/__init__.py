@@ -1,0 +1,35 @@
+"""`metarl <command>`: a module a command, which loads when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from metarl.core.errors import Failure, UsageError, unknown_name
+
+COMMANDS = ("run", "resume", "evaluate", "list", "watch", "report", "video", "play", "export", "doctor")
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = [*(sys.argv[1:] if arguments is None else arguments)]  # `list` is a command, and so a name in here
+    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
+    try:
+        if name not in COMMANDS:
+            raise unknown_name("command", name, COMMANDS)
+        code: int = import_module(f"metarl.cli.{name}").main(arguments)
+    except UsageError as error:
+        return complain(str(error), USAGE_ERROR)
+    except Failure as error:
+        return complain(str(error), FAILED)
+    except KeyboardInterrupt:
+        return complain("interrupted", INTERRUPTED)
+    return code
+
+
+def complain(message: str, code: int) -> int:
+    """Say on stderr why a command ends with this exit code."""
+    print(f"metarl: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,9 @@
+"""`python -m metarl.cli` is `metarl`."""
+
+from __future__ import annotations
+
+import sys
+
+from metarl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,70 @@
+"""`metarl evaluate RUN`: measure the last checkpoint of a run."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from metarl.cli.measuring import given, measure
+from metarl.experiments.console import console
+from metarl.experiments.flags import parse
+from metarl.experiments.run import EVALUATIONS, Run
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure the last checkpoint of a run, also under another protocol than it was started with."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    few_shot: tuple[int, ...] = ()
+    """Few-shot protocol: report the return after so many shots (and after none)."""
+    zero_shot: bool = False
+    """Zero-shot protocol: report the return without any adaptation."""
+    drift: bool = False
+    """Drift protocol: what a change of the body or the world costs, and how soon it is made up for."""
+    beside: tuple[str, ...] = ()
+    """With --drift: folders of finished runs whose agents are measured in the same episodes; none: as the run was
+    started."""
+    test_tasks: tuple[int, ...] = ()
+    """Ids of the tasks to measure on; none: those of the run."""
+    adaptation_episodes: int | None = None
+    """Episodes of a task before each adaptation; none: as the run was started."""
+    evaluation_episodes: int | None = None
+    """Episodes of a task that a shot is measured in; none: as the run was started."""
+    repeats: int | None = None
+    """Trials a task; none: as the run was started."""
+    seed: int | None = None
+    """Seed of the worlds; none: that of the run."""
+    reference: str | None = None
+    """Folder of a finished run whose shot 0 is drawn as the task-conditioned line; none: as the run was started."""
+    device: str | None = None
+    """Where to measure, cpu or cuda; none: where the run was started."""
+
+
+def main(arguments: list[str]) -> int:
+    parsed = parse(EvaluateConfig, arguments, "evaluate")
+    changes = given(
+        test_tasks=parsed.test_tasks,
+        adaptation_episodes=parsed.adaptation_episodes,
+        evaluation_episodes=parsed.evaluation_episodes,
+        repeats=parsed.repeats,
+        reference=parsed.reference,
+        device=parsed.device,
+        beside=parsed.beside,
+    )
+    protocols = {"few_shot": parsed.few_shot, "zero_shot": parsed.zero_shot, "drift": parsed.drift}
+    if any(protocols.values()):
+        changes |= protocols | ({} if parsed.drift else {"beside": ()})
+    run = Run.load(parsed.run, benchmark_mode=True, **changes)
+    run = replace(run, command=shlex.join(["metarl", "evaluate", *arguments]))
+    protocol = run.protocol
+    parts = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot))
+    for path in measure(run, run.folder / EVALUATIONS / "-".join(parts), parsed.seed)[1]:
+        console.print(f"wrote {path}")
+    return 0

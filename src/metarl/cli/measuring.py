@@ -1,0 +1,77 @@
+"""What the commands share that train and measure."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from metarl.cli import INTERRUPTED, complain
+from metarl.core.errors import UsageError
+from metarl.env_runner.recording import Recorder
+from metarl.experiments.checkpoint import LAST
+from metarl.experiments.console import console
+from metarl.experiments.display import Display, unstable_note
+from metarl.experiments.drift_views import drift_table
+from metarl.experiments.environments import environment_table
+from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, write_before_after
+from metarl.experiments.interrupt import first_interrupt_asks
+from metarl.experiments.metrics_log import METRICS_FILE
+from metarl.experiments.plots import adaptation_table
+from metarl.experiments.results import Results
+from metarl.experiments.run import Run, write_results
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """The values that were given: neither None nor empty."""
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def train_and_measure(run: Run) -> int:
+    """Train a run to its end, or until it is interrupted, measure it, write all files; the exit code."""
+    go_on = f"metarl resume {shlex.quote(str(run.folder))}"
+    try:
+        with first_interrupt_asks() as stop, Display(run.config.epochs) as display:
+            title = f"{run.distribution.name}, {run.config.algo}, {run.memory.method}, seed {run.config.seed}"
+            console.print(title, style="bold")
+            console.print(f"writing to {run.folder}")
+            finished = run.train(display.report, stop)
+    except KeyboardInterrupt:
+        return complain(f"stopped at once; go on from the last whole epoch with:  {go_on}", INTERRUPTED)
+    if not finished:
+        console.print(f"stopped after a whole epoch, which is saved; go on with:  {go_on}")
+        return INTERRUPTED
+    recorder = before_after_recorder(run) if run.config.benchmark_mode else None
+    measured, paths = measure(run, run.folder, recorder=recorder)
+    for path in (*paths, run.folder / METRICS_FILE, run.checkpoints / LAST):
+        console.print(f"wrote {path}")
+    if recorder is not None:
+        _show(run, recorder, measured)
+    return 0
+
+
+def _show(run: Run, recorder: Recorder, measured: Results) -> None:
+    """Write before_after.gif. All results are there by now, so what keeps it from being drawn is no failure."""
+    try:
+        with console.status(f"drawing {BEFORE_AFTER_FILE}"):
+            path = write_before_after(run, recorder, measured)
+    except UsageError as error:
+        console.print(f"no {BEFORE_AFTER_FILE}: {error}")
+    else:
+        console.print(f"wrote {path}")
+
+
+def measure(
+    run: Run, folder: Path, seed: int | None = None, recorder: Recorder | None = None
+) -> tuple[Results, list[Path]]:
+    """Measure on the held-out tasks, print the table, write the results; they and their paths."""
+    with console.status("measuring on held-out tasks") as status:
+        measured = run.measure(
+            lambda done, rounds: status.update(f"measuring on held-out tasks: round {done}/{rounds}"), seed, recorder
+        )
+    console.print(drift_table(measured) if "drift" in measured else adaptation_table([measured]))
+    if "environments" in measured:
+        console.print(environment_table(measured["environments"]))
+    if measured["unstable_rows"]:
+        console.print(f"In this measurement {unstable_note(measured['unstable_rows'])}.")
+    return measured, write_results(folder, measured)

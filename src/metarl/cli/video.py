@@ -1,0 +1,43 @@
+"""`metarl video RUN`: film an agent, shot beside shot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from metarl.experiments.console import console
+from metarl.experiments.film import film
+from metarl.experiments.flags import parse
+from metarl.experiments.run import Run
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """Film an agent in one task, shot beside shot: the same trial that the run was measured in."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    task: int | None = None
+    """Id of a task that it was measured on; none: the one with the median gain."""
+    shots: tuple[int, ...] = ()
+    """Shots that it was measured at, side by side; none: the first and the last."""
+    out: Path | None = None
+    """A .gif or .mp4; none: task<id>.gif in the folder of the run."""
+
+
+def main(arguments: list[str]) -> int:
+    parsed = parse(VideoConfig, arguments, "video")
+    run = Run.load(parsed.run, reference=None, beside=())
+    with console.status("running the trials again") as status:
+        path = film(
+            run,
+            parsed.task,
+            parsed.shots,
+            parsed.out,
+            lambda done, rounds: status.update(f"running the trials again: round {done}/{rounds}"),
+        )
+    console.print(f"wrote {path}")
+    return 0

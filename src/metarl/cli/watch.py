@@ -1,0 +1,29 @@
+"""`metarl watch RUN`: follow a run in the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from metarl.experiments.console import console
+from metarl.experiments.flags import parse
+from metarl.experiments.watch import watch
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Follow a run in the terminal until it is finished; Ctrl-C ends the watching, never the run."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """Folder of the run."""
+    once: bool = False
+    """Print where the run stands, and end."""
+
+
+def main(arguments: list[str]) -> int:
+    parsed = parse(WatchConfig, arguments, "watch")
+    watch(parsed.run, parsed.once, console)
+    return 0
