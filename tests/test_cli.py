@@ -216,7 +216,7 @@ def test_list_shows_every_family(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("line", ["list", "trian"])
 def test_what_needs_no_network_does_not_wait_for_torch(line: str) -> None:
     script = f"import sys; from metarl.cli import main; main(['{line}']); sys.exit(int('torch' in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True).returncode == 0
+    assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
 
 
 def test_doctor_prints_its_findings_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
@@ -366,17 +366,12 @@ def test_a_video_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixture
     assert "no checkpoint at finished/checkpoints/last.safetensors" in refused("video finished")
 
 
-@pytest.mark.parametrize(
-    ("family", "reason"),
-    [
-        ("bandit", "BanditWorlds have no picture: videos show MuJoCo and batched Meta-World families, point-goal"),
-        ("halfcheetah-dir", "nothing can be drawn without EGL nor OSMesa, and none works here; on Debian and Ubuntu"),
-    ],
-)
 @pytest.mark.skipif(sys.platform != "linux", reason="names Linux's graphics libraries")
 def test_a_run_whose_picture_cannot_be_drawn_ends_well(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, family: str, reason: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    family = "halfcheetah-dir"
+    reason = "nothing can be drawn without EGL nor OSMesa, and none works here; on Debian and Ubuntu"
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr("metarl.experiments.graphics.PROBE", "raise SystemExit(1)")
     small = [*SMALL, "--epochs", "1", "--update-steps", "5", "--task-dist", family, "--benchmark-mode", "--zero-shot"]

@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -14,15 +15,18 @@ from PIL import Image
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
-from metarl.env_runner.recording import Episode, Recorder
+from metarl.env_runner.recording import DRAWN_TASKS, Episode, Recorder
+from metarl.env_runner.shown_task import ShownTask
 from metarl.env_runner.toy_worlds import PointWorlds
 from metarl.env_runner.trial import run_trial
 from metarl.experiments import metaworld_pictures, scenes, sketches, video
 from metarl.experiments.graphics import Camera, Marker
+from metarl.experiments.protocol import Protocol, evaluate
 from metarl.experiments.reference import RandomAgent
 from metarl.experiments.scenes import draw_scenes, explanation, gauge
 from metarl.experiments.video import Caption, Video, in_words, make_video, median_task, shown_steps, write_video
 from metarl.tasks import make_tasks
+from metarl.tasks.distribution import TaskDistribution
 
 CAPTION = Caption("point-goal · rl2 · gru", "held-out task", {0: "before any experience", 1: "after 1 episode"})
 GOAL = Task(103, {"goal": (0.6, 0.8)})
@@ -146,14 +150,81 @@ def test_too_many_shots_are_refused() -> None:
 
 
 def test_worlds_without_a_picture_are_one_line() -> None:
-    bandit = make_tasks("bandit")
     recorder = recorded(straight(GOAL, 0.1, 2))
-    recorder.world = bandit.make_env(bandit.test[:1])
-    with pytest.raises(UsageError, match="BanditWorlds have no picture: videos show MuJoCo and batched Meta-World"):
+    recorder.world = ShownTask(recorder.world, [GOAL])
+    with pytest.raises(UsageError, match="ShownTask have no picture: videos show MuJoCo and batched Meta-World"):
         make_video(recorder, GOAL, (0,), CAPTION)
-    with pytest.raises(UsageError, match="BanditWorlds have no picture"):
+    with pytest.raises(UsageError, match="ShownTask have no picture"):
         gauge(recorder.world, GOAL, recorder.episodes[103, 0])
     assert explanation(recorder.world) == ""
+
+
+def _own(render_mode: str | None) -> TaskDistribution:
+    """CartPole as somebody's own environment, whose tasks are gravities."""
+    return TaskDistribution(
+        lambda: gymnasium.make("CartPole-v1", render_mode=render_mode),
+        train=[{"gravity": 9.8}],
+        test=[{"gravity": float(gravity)} for gravity in range(5, 16)],
+        apply=lambda env, task: setattr(env.unwrapped, "gravity", task["gravity"]),
+        max_episode_steps=6,
+        name="own",
+    )
+
+
+def _filmed(distribution: TaskDistribution, task_id: int | None = None) -> Recorder:
+    recorder = Recorder((0, 1), task_id)
+    env = distribution.make_env(distribution.test[:1])
+    agent = RandomAgent(env.single_observation_space, env.single_action_space)
+    evaluate(agent, distribution, distribution.test, Protocol("few-shot", few_shot=(1,), repeats=2), recorder=recorder)
+    return recorder
+
+
+def test_an_own_environment_is_shown_as_it_draws_itself() -> None:
+    distribution = _own("rgb_array")
+    recorder = _filmed(distribution)
+    assert len(recorder.tasks) == DRAWN_TASKS < len(distribution.test)
+    task = median_task(recorder, 0, 1)
+    (first, _), shots = recorder.episodes[task.id, 0].pictures[:2], (0, 1)
+    film = make_video(recorder, task, shots, CAPTION)
+    assert len(film.frames) == 7
+    env = gymnasium.make("CartPole-v1", render_mode="rgb_array")
+    env.reset(seed=0)
+    with Image.open(io.BytesIO(first)) as image:
+        assert image.size == (480, 320)
+        # The same white sheet, black cart and brown pole, a few pixels from where another start state puts them.
+        assert np.abs(np.asarray(image).mean((0, 1)) - env.render().mean((0, 1))).max() < 3.0
+    assert set(_filmed(distribution, distribution.test[-1].id).tasks) == {distribution.test[-1].id}
+
+
+def test_an_environment_that_draws_nothing_says_what_would() -> None:
+    recorder = _filmed(_own(None))
+    with pytest.raises(UsageError, match=r"GymWorkers have no picture: .*whose render_mode is rgb_array"):
+        make_video(recorder, median_task(recorder, 0, 1), (0, 1), CAPTION)
+
+
+def test_an_environment_that_fails_to_draw_itself_is_measured_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("no brush")
+
+    monkeypatch.setattr("gymnasium.envs.classic_control.CartPoleEnv.render", fail)
+    recorder = _filmed(_own("rgb_array"))
+    task = median_task(recorder, 0, 1)
+    assert len(recorder.episodes[task.id, 1].rewards) > 1
+    with pytest.raises(UsageError, match=r"render\(\) raised OSError: no brush"):
+        make_video(recorder, task, (0, 1), CAPTION)
+
+
+def test_a_bandit_shows_its_arms_and_its_pulls() -> None:
+    bandit = make_tasks("bandit")
+    recorder, task = _filmed(bandit), bandit.test[0]
+    episode = recorder.episodes[task.id, 0]
+    np.testing.assert_array_equal(episode.states.sum(1), np.arange(len(episode.rewards)))
+    assert (np.diff(episode.states, axis=0) >= 0).all()
+    film = make_video(recorder, task, (0, 1), CAPTION)
+    assert (np.asarray(film.frames[0]) != np.asarray(film.frames[-1])).any()
+    shown = gauge(recorder.world, task, episode)
+    assert shown.values[-1] == pytest.approx(episode.rewards.mean())
+    assert shown.target == max(task["means"])
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------

@@ -195,6 +195,12 @@ class GymRows:
             arrays.final_observation[ended] = arrays.observation[ended]
             self._reset_rows(ended)
 
+    def picture(self, index: int) -> Any:
+        """What this row's environment shows of itself [height, width, 3], where its render_mode is rgb_array; else
+        None."""
+        env = self.envs[index]
+        return env.render() if env.render_mode == "rgb_array" else None
+
     def close(self) -> None:
         """Close every environment."""
         for env in self.envs:

@@ -58,18 +58,18 @@ class LocalRows:
 
     def __init__(self, rows: GymRows) -> None:
         self.first, self.last = 0, len(rows.envs)
-        self._rows = rows
+        self.rows = rows
 
     def submit(self, method: str, *args: Any) -> None:
         """Run a method of `GymRows`."""
-        getattr(self._rows, method)(*args)
+        getattr(self.rows, method)(*args)
 
     def wait(self) -> None:
         """Nothing to wait for: `submit` is done when it returns."""
 
     def hang_up(self) -> None:
         """Close the environments."""
-        self._rows.close()
+        self.rows.close()
 
     def join(self) -> None:
         """Nothing to wait for."""

@@ -95,6 +95,12 @@ class GymWorkers(TaskVectorEnv):
                 self._slices.append(Worker(index, bounds[index], bounds[index + 1], memory))
         self._run("start", *[(recipe, self.tasks[each.first : each.last], each.first) for each in self._slices])
 
+    def picture(self, row: int) -> Any:
+        """What a row's environment shows of itself, as `GymRows.picture`; None where the rows are in other
+        processes."""
+        held = self._slices[0]
+        return held.rows.picture(row) if isinstance(held, LocalRows) else None
+
     @property
     def worker_pids(self) -> list[int]:
         """The ids of the worker processes, in the order of their rows."""

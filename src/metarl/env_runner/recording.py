@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from metarl.core.task import Task
+from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.metaworld_batch import MetaworldBatch
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.shown_task import ShownTask
 from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
+from metarl.env_runner.toy_worlds import BanditWorlds
+
+DRAWN_TASKS, DRAWN_STEPS, DRAWN_SIZE = 8, 300, (480, 360)
+"""Environments that draw themselves take their time, and pictures take room: so many tasks are kept, of each episode so
+many steps, no picture larger than this."""
 
 
 @dataclass(frozen=True)
 class Episode:
     """One episode of a row: the world before each of its T steps, and what the step paid.
 
-    `states` [T, n]: qpos of a MuJoCo or Meta-World world, the observation of any other. `rewards` [T]. `terminated`:
-    whether the world ended it, rather than the time limit.
+    `states` [T, n]: qpos of a MuJoCo or Meta-World world, the pulls of a bandit, the observation of any other.
+    `rewards` [T]. `terminated`: whether the world ended it, rather than the time limit. `pictures`: of the first steps,
+    as JPEG, where a Gymnasium environment draws itself.
     """
 
     states: Array
     rewards: NDArray[np.float64]
     terminated: bool
+    pictures: tuple[bytes, ...] = ()
 
     @property
     def returns(self) -> NDArray[np.float64]:
@@ -41,10 +51,15 @@ class Recorder:
 
     Args:
         shots: the rounds to keep.
+        task_id: the only task to keep; None: all, or the first few where environments draw themselves.
     """
 
-    def __init__(self, shots: Collection[int]) -> None:
+    undrawn = ""
+    """Why an environment that draws itself could not."""
+
+    def __init__(self, shots: Collection[int], task_id: int | None = None) -> None:
         self.shots = tuple(sorted(set(shots)))
+        self.task_id = task_id
         self.episodes: dict[tuple[int, int], Episode] = {}
         self.tasks: dict[int, Task] = {}
         self.world: TaskVectorEnv | None = None
@@ -53,8 +68,25 @@ class Recorder:
     def wrap(self, env: TaskVectorEnv, rows: Mapping[Task, int]) -> TaskVectorEnv:
         """The same worlds, watched; `rows`: the row that is kept of each task."""
         self.world = env.env if isinstance(env, ShownTask) else env
-        self.tasks |= {task.id: task for task in rows}
-        return _Watched(env, self, {row: task.id for task, row in rows.items()})
+        kept = {task: row for task, row in rows.items() if self.task_id in (None, task.id)}
+        if isinstance(self.world, GymWorkers):
+            kept = dict([*kept.items()][: DRAWN_TASKS - len(self.tasks)])
+        self.tasks |= {task.id: task for task in kept}
+        return _Watched(env, self, {row: task.id for task, row in kept.items()})
+
+    def picture(self, row: int) -> bytes | None:
+        """What this row's environment draws of itself now, as JPEG; None where it does not, or could not.
+
+        Drawing is not what is measured: if it fails, the trial goes on, and `undrawn` says why.
+        """
+        if self.undrawn or not isinstance(self.world, GymWorkers):
+            return None
+        try:
+            drawn = self.world.picture(row)
+            return None if drawn is None else _jpeg(np.asarray(drawn))
+        except Exception as error:
+            self.undrawn = f"render() raised {type(error).__name__}: {error}"
+            return None
 
 
 class _Watched(TaskVectorEnv):
@@ -73,6 +105,7 @@ class _Watched(TaskVectorEnv):
         self._ids = ids
         self._round = -1
         self._running: dict[int, list[tuple[Array, float]]] = {}
+        self._pictures: dict[int, list[bytes]] = {}
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
         self.env.set_tasks(tasks)
@@ -81,18 +114,23 @@ class _Watched(TaskVectorEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
         self._round += 1
         self._running = {row: [] for row in self._ids} if self._round in self._recorder.shots else {}
+        self._pictures = {row: [] for row in self._running}
         self._observation, infos = self.env.reset(seed=seed, options=options)
         return self._observation, infos
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         rows = list(self._running)
         before = self._states(rows)
+        for row in rows:
+            drawn = self._recorder.picture(row) if len(self._running[row]) < DRAWN_STEPS else None
+            self._pictures[row] += [] if drawn is None else [drawn]
         observation, reward, terminated, truncated, infos = self.env.step(actions)
         for row, state in zip(rows, before, strict=True):
             self._running[row].append((state, float(reward[row])))
             if terminated[row] or truncated[row]:
                 states, rewards = zip(*self._running.pop(row), strict=True)
-                kept = Episode(np.array(states), np.array(rewards), bool(terminated[row]))
+                pictures = tuple(self._pictures.pop(row))
+                kept = Episode(np.array(states), np.array(rewards), bool(terminated[row]), pictures)
                 self._recorder.episodes[self._ids[row], self._round] = kept
         self._observation = observation
         return observation, reward, terminated, truncated, infos
@@ -105,5 +143,15 @@ class _Watched(TaskVectorEnv):
         world = self._recorder.world
         if isinstance(world, MetaworldBatch):
             return [world.pose(row) for row in rows]
-        states: Array = world.qpos if isinstance(world, MujocoBatch) else self._observation
+        states: Array = self._observation
+        if isinstance(world, MujocoBatch | BanditWorlds):
+            states = world.qpos if isinstance(world, MujocoBatch) else world.pulls
         return [states[row].copy() for row in rows]
+
+
+def _jpeg(pixels: Array) -> bytes:
+    image = Image.fromarray(pixels)
+    image.thumbnail(DRAWN_SIZE)
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()

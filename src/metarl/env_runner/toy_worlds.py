@@ -75,6 +75,9 @@ class BanditWorlds(ArrayWorlds):
     drawn for the whole episode where it begins, one uniform number a pull: reward_t = 1[u_t < means[a_t]].
     """
 
+    pulls: NDArray[np.int64]
+    """How often each arm [B, K] was pulled in the running episode."""
+
     def __init__(self, tasks: Sequence[Task], *, arms: int, max_episode_steps: int, seed: int = 0) -> None:
         super().__init__(
             tasks,
@@ -85,15 +88,18 @@ class BanditWorlds(ArrayWorlds):
         )
         self._means = np.zeros((self.num_envs, arms))
         self._luck = np.zeros((self.num_envs, max_episode_steps))
+        self.pulls = np.zeros((self.num_envs, arms), dtype=np.int64)
 
     def _load(self, row: int, task: Task) -> None:
         self._means[row] = task["means"]
 
     def _begin(self, row: int, generator: np.random.Generator) -> None:
         self._luck[row] = generator.random(self.max_episode_steps)
+        self.pulls[row] = 0
 
     def _advance(self, actions: Array) -> tuple[NDArray[np.floating[Any]], NDArray[np.bool_]]:
         rows = np.arange(self.num_envs)
+        self.pulls[rows, actions] += 1
         pays = self._luck[rows, self._elapsed] < self._means[rows, actions]
         return pays.astype(np.float32), np.zeros(self.num_envs, dtype=bool)
 

@@ -70,7 +70,7 @@ def film(
     restore(agent, run.checkpoints / LAST)
     last = max(shots)
     shorter = replace(protocol, name="few-shot" if last else "zero-shot", few_shot=(last,) if last else ())
-    recorder = Recorder(shots)
+    recorder = Recorder(shots, task_id)
     evaluate(agent, run.distribution, run.test_tasks, shorter, progress, recorder)
     task = median_task(recorder, shots[0], shots[-1]) if task_id is None else recorder.tasks[task_id]
     before, _ = protocol.episodes_by_row(agent.trial_rows)

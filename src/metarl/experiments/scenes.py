@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import mujoco  # type: ignore[import-untyped]
 import numpy as np
@@ -13,12 +15,13 @@ from numpy.typing import NDArray
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.classic_worlds import CartPoleWorlds, PendulumWorlds
+from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.metaworld_batch import MetaworldBatch
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.mujoco_family import MujocoFamily, template_model
 from metarl.env_runner.recording import Episode
 from metarl.env_runner.task_env import TaskVectorEnv
-from metarl.env_runner.toy_worlds import PointWorlds
+from metarl.env_runner.toy_worlds import BanditWorlds, PointWorlds
 from metarl.experiments import metaworld_pictures, sketches
 from metarl.experiments.graphics import Camera, Marker, Pixels, draw_states
 
@@ -73,27 +76,59 @@ def draw_scenes(
     if isinstance(world, PointWorlds):
         reach = max(float(np.abs(episode.states[:, :2]).max()) for episode in episodes)
         return [_still(sketches.point(task, states, reach, size)) for states in shown]
-    if isinstance(world, CartPoleWorlds):
-        return [_still(sketches.cartpole(task, states, size)) for states in shown]
-    if isinstance(world, PendulumWorlds):
-        return [_still(sketches.pendulum(task, states, size)) for states in shown]
+    if type(world) in SKETCHES:
+        return [_still(SKETCHES[type(world)](task, states, size)) for states in shown]
+    if isinstance(world, GymWorkers) and all(episode.pictures for episode in episodes):
+        drawn = [[each.pictures[min(step, len(each.pictures) - 1)] for step in steps] for each in episodes]
+        return [_still(sketches.own(pictures, size)) for pictures in drawn]
     raise _no_picture(world)
 
 
 def gauge(world: TaskVectorEnv, task: Task, episode: Episode) -> Gauge:
     """The quantity that is drawn below an episode."""
-    states = episode.states.astype(np.float64)
     if isinstance(world, MujocoBatch):
-        return _progress_gauge(world.family, task, states)
-    if isinstance(world, MetaworldBatch):
-        return Gauge("reward of the step", episode.rewards, metaworld_pictures.MOST)
-    if isinstance(world, PointWorlds):
-        return Gauge("distance to the goal", np.linalg.norm(states[:, :2] - np.array(task["goal"]), axis=1))
-    if isinstance(world, CartPoleWorlds):
-        return Gauge("angle of the pole, °", np.degrees(states[:, 2]))
-    if isinstance(world, PendulumWorlds):
-        return Gauge("angle from upright, °", np.degrees(np.abs(np.arctan2(states[:, 1], states[:, 0]))))
-    raise _no_picture(world)
+        return _progress_gauge(world.family, task, episode.states.astype(np.float64))
+    if type(world) not in GAUGES:
+        raise _no_picture(world)
+    return GAUGES[type(world)](task, episode)
+
+
+def _distance(task: Task, episode: Episode) -> Gauge:
+    offset = episode.states[:, :2] - np.array(task["goal"])
+    return Gauge("distance to the goal", np.linalg.norm(offset.astype(np.float64), axis=1))
+
+
+def _pole(task: Task, episode: Episode) -> Gauge:
+    return Gauge("angle of the pole, °", np.degrees(episode.states[:, 2].astype(np.float64)))
+
+
+def _upright(task: Task, episode: Episode) -> Gauge:
+    cosine, sine = episode.states[:, :2].T.astype(np.float64)
+    return Gauge("angle from upright, °", np.degrees(np.abs(np.arctan2(sine, cosine))))
+
+
+def _pay(task: Task, episode: Episode) -> Gauge:
+    pulls = np.arange(1, len(episode.rewards) + 1)
+    return Gauge("mean reward so far", episode.returns / pulls, float(np.max(task["means"])))
+
+
+def _reward(most: float, task: Task, episode: Episode) -> Gauge:
+    return Gauge("reward of the step", episode.rewards, most)
+
+
+SKETCHES: dict[type[TaskVectorEnv], Callable[[Task, NDArray[Any], tuple[int, int]], Pixels]] = {
+    CartPoleWorlds: sketches.cartpole,
+    PendulumWorlds: sketches.pendulum,
+    BanditWorlds: sketches.bandit,
+}
+GAUGES: dict[type[TaskVectorEnv], Callable[[Task, Episode], Gauge]] = {
+    PointWorlds: _distance,
+    CartPoleWorlds: _pole,
+    PendulumWorlds: _upright,
+    BanditWorlds: _pay,
+    MetaworldBatch: partial(_reward, metaworld_pictures.MOST),
+    GymWorkers: partial(_reward, 0.0),
+}
 
 
 def explanation(world: TaskVectorEnv) -> str:
@@ -107,6 +142,8 @@ def explanation(world: TaskVectorEnv) -> str:
         }.get(_aim(world.family), "")
     if isinstance(world, MetaworldBatch):
         return "the ball is the goal, which the agent does not see"
+    if isinstance(world, BanditWorlds):
+        return "a column is as high as its arm is likely to pay, unseen; in blue the arm's share of pulls"
     return "the disc is the goal, which the agent does not see" if isinstance(world, PointWorlds) else ""
 
 
@@ -121,8 +158,8 @@ def step_seconds(world: TaskVectorEnv) -> float | None:
 
 def _no_picture(world: TaskVectorEnv) -> UsageError:
     return UsageError(
-        f"{type(world).__name__} have no picture: videos show MuJoCo and batched Meta-World families, point-goal, "
-        "CartPole and Pendulum"
+        f"{type(world).__name__} have no picture: videos show MuJoCo and batched Meta-World families, the small ones, "
+        "and environments in this process whose render_mode is rgb_array"
     )
 
 

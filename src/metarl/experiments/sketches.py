@@ -1,10 +1,12 @@
-"""Plain drawings of the worlds that have no robot: a point and its goal, a pole on a cart, a pendulum."""
+"""Plain drawings of the worlds that have no robot: a point and its goal, a pole on a cart, a pendulum, a bandit."""
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from metarl.core.task import Task
 from metarl.env_runner.classic_worlds import CARTPOLE_DEFAULTS, MAX_POSITION, PENDULUM_DEFAULTS
@@ -62,6 +64,22 @@ def point(task: Task, states: NDArray[np.floating], reach: float, size: tuple[in
     return np.array(pictures)
 
 
+def bandit(task: Task, pulls: NDArray[np.integer], size: tuple[int, int]) -> Pixels:
+    """[F, height, width, 3]: a column an arm, as high as it is likely to pay, and in it the share of pulls it got."""
+    means = np.array(task["means"], dtype=float)
+    reach = 0.55
+    half = 0.8 * reach * size[0] / min(size) / len(means)
+    pictures = []
+    for counts in pulls.astype(float):
+        sheet = _Sheet(size, reach, centre=(0.0, 0.5))
+        for arm, (mean, share) in enumerate(zip(means, counts / max(1.0, counts.sum()), strict=True)):
+            x = half * 1.2 * (2 * arm + 1 - len(means))
+            sheet.box(x, mean / 2, half, mean / 2, GOAL if mean == means.max() else FAINT)
+            sheet.box(x, share / 2, half / 2, share / 2, BODY)
+        pictures.append(sheet.pixels())
+    return np.array(pictures)
+
+
 def cartpole(task: Task, states: NDArray[np.floating], size: tuple[int, int]) -> Pixels:
     """[F, height, width, 3]: cart and pole to scale; the track ends where the episode does."""
     length = 2 * float(np.asarray(task.params.get("length", CARTPOLE_DEFAULTS["length"])))
@@ -87,3 +105,9 @@ def pendulum(task: Task, states: NDArray[np.floating], size: tuple[int, int]) ->
         sheet.disc(0.0, 0.0, 0.07, INK)
         pictures.append(sheet.pixels())
     return np.array(pictures)
+
+
+def own(pictures: list[bytes], size: tuple[int, int]) -> Pixels:
+    """[F, height, width, 3]: what an environment drew of itself, fitted into the size."""
+    images = [Image.open(io.BytesIO(picture)) for picture in pictures]
+    return np.array([np.asarray(ImageOps.pad(image.convert("RGB"), size, color=PAPER)) for image in images])

@@ -80,11 +80,13 @@ def make_video(recorder: Recorder, task: Task, shots: Sequence[int], caption: Ca
     """The recorded episodes of one task after so many shots, a panel each, step by step.
 
     Raises:
-        UsageError: too many shots, worlds without a picture, or no graphics library.
+        UsageError: too many shots, worlds without a picture or that failed to draw one, or no graphics library.
     """
     if len(shots) > MAX_PANELS:
         raise UsageError(f"a video shows {MAX_PANELS} shots at most, got {len(shots)}")
     assert recorder.world is not None
+    if recorder.undrawn:
+        raise UsageError(recorder.undrawn)
     episodes = [recorder.episodes[task.id, shot] for shot in shots]
     longest = max(len(episode.rewards) for episode in episodes)
     steps, stride = shown_steps(longest)
