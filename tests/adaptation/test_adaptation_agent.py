@@ -77,8 +77,9 @@ def stirred(agent):
     return agent
 
 
-def planning():
-    return GrBALAgent(OBSERVATIONS, ACTIONS, PLAN, SMALL, reward_model=REWARD)
+def planning(method="mlp", ensemble=1):
+    config = replace(PLAN, ensemble=ensemble)
+    return GrBALAgent(OBSERVATIONS, ACTIONS, config, replace(SMALL, method=method), reward_model=REWARD)
 
 
 def gradients(method="mlp", kind=ACTIONS):
@@ -91,6 +92,8 @@ def remembering(method="ssm", kind=ACTIONS):
 
 TRAINED = {
     "plans": planning,
+    "plans-ssm": lambda: planning("ssm"),
+    "plans-gru": lambda: planning("gru", ensemble=2),
     "actor": gradients,
     "actor-gru": lambda: gradients("gru"),
     "ssm": remembering,
@@ -162,7 +165,7 @@ def test_a_frozen_agent_acts_as_the_trained_one(kind):
     for agent in (trained, frozen):
         agent.training = False
         agent.seed(3)
-    if kind == "plans":
+    if isinstance(trained, GrBALAgent):
         trained.config = replace(PLAN, online_adaptation=False)
     np.testing.assert_allclose(trial(frozen, Stream(0)), trial(trained, Stream(0)), atol=1e-5)
 
