@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from metarl.core.agent import Metrics
 from metarl.experiments import trainer
@@ -12,8 +14,8 @@ from metarl.experiments.console import console
 
 TEST_RETURN, TEST_SUCCESS = "test_return_", "test_success_"
 BAR_WIDTH = 6
-SPEED_WINDOW = 300.0
-"""Seconds over which the ETA averages the speed: several epochs, with their evaluations."""
+ETA_UPDATES = 2 * trainer.UPDATES_PER_EPOCH
+"""Over so many the ETA averages the time that an update takes: two epochs, with their evaluations."""
 
 
 class Display:
@@ -25,15 +27,15 @@ class Display:
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
+        self._began = time.monotonic()
+        self._passed: deque[tuple[int, float]] = deque(maxlen=ETA_UPDATES)  # updates done, and when
         self._train = self._shots = "..."
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(BAR_WIDTH),
-            TextColumn("{task.fields[latest]}  ETA"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[latest]}"),
             console=console,
             transient=True,
-            speed_estimate_period=SPEED_WINDOW,
             disable=not console.is_terminal,
         )
         self.task = self.bar.add_task("", total=epochs * trainer.UPDATES_PER_EPOCH, epoch="...", latest="...")
@@ -52,12 +54,23 @@ class Display:
         if progress.row is not None:
             self._shots = " ".join(f"{value:.1f}" for value in _by_shot(progress.row).values())
             console.print(epoch_line(progress.row, self.epochs))
+        done = (progress.epoch - 1) * trainer.UPDATES_PER_EPOCH + progress.update
+        speed = f"{progress.steps_per_second / 1e3:.1f}k steps/s"
         self.bar.update(
             self.task,
-            completed=(progress.epoch - 1) * trainer.UPDATES_PER_EPOCH + progress.update,
+            completed=done,
             epoch=f"{progress.epoch}/{self.epochs}",
-            latest=f"{progress.steps_per_second / 1e3:.1f}k steps/s  train {self._train}  test {self._shots}",
+            latest=f"{speed}  train {self._train}  test {self._shots}  ETA {self._eta(done)}",
         )
+
+    def _eta(self, done: int) -> str:
+        """Hours, minutes and seconds to the end. Rich's own needs two updates within minutes, which may not come."""
+        if not self._passed:
+            self._passed.append((done - 1, self._began))
+        self._passed.append((done, time.monotonic()))
+        (first, began), (_, now) = self._passed[0], self._passed[-1]
+        left = round((now - began) / (done - first) * (self.epochs * trainer.UPDATES_PER_EPOCH - done))
+        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
 
 
 def epoch_line(row: Metrics, epochs: int) -> str:

@@ -1,0 +1,43 @@
+"""The bar that a terminal shows while a run trains."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from metarl.experiments.display import Display
+from metarl.experiments.trainer import UPDATES_PER_EPOCH, Progress
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr("metarl.experiments.display.time.monotonic", lambda: now[0])
+    return now
+
+
+def shown(display: Display) -> str:
+    return str(display.bar.tasks[0].fields["latest"])
+
+
+def test_the_time_left_is_known_after_one_update_however_long_it_took(clock: list[float]) -> None:
+    display = Display(epochs=100)
+    clock[0] += 900.0
+    display.report(Progress(1, 1, 1000, 1300.0, math.nan))
+    assert shown(display) == "1.3k steps/s  train ...  test ...  ETA 249:45:00"  # 999 updates of 15 minutes
+
+
+def test_a_resumed_run_counts_what_it_does_itself(clock: list[float]) -> None:
+    display = Display(epochs=10)
+    clock[0] += 30.0
+    display.report(Progress(6, 1, 1000, 2e4, -12.34))
+    assert shown(display) == "20.0k steps/s  train -12.3  test ...  ETA 0:24:30"
+
+
+def test_the_time_left_goes_by_the_last_two_epochs(clock: list[float]) -> None:
+    display = Display(epochs=10)
+    for update in range(4 * UPDATES_PER_EPOCH):
+        clock[0] += 1.0 if update < UPDATES_PER_EPOCH else 10.0
+        display.report(Progress(1 + update // UPDATES_PER_EPOCH, 1 + update % UPDATES_PER_EPOCH, 1, 1.0, 0.0))
+    assert shown(display).endswith("ETA 0:10:00")
