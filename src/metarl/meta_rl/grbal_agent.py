@@ -190,7 +190,6 @@ class GrBALAgent(Agent):
     def _act(self, observation: Array) -> Array:
         if self.updates < max(1, self.config.random_updates if self.training else 1):
             return self.planner.random_action(observation)
-        self.planner.check_rows(len(observation), len(self.planner.plan))
         return self.planner.act(observation, self.row_weights(), self.explore)
 
     @torch.no_grad()
