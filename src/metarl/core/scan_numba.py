@@ -55,15 +55,10 @@ def _scan_gradient(
             grad_decay[b, s, 1] += initial[b, s, 0] * im - initial[b, s, 1] * re
 
 
-ROWS_A_THREAD = 16
-"""Rows lie side by side at every step: where threads have fewer each, they fight for the cache, and one is faster."""
-
-
-def _set_threads(rows: int) -> None:
-    """Use no more threads than torch does; numba may share its OpenMP runtime and must not change its count."""
+def _follow_torch_threads() -> None:
+    """Use as many threads as torch does; numba may share its OpenMP runtime and must not change its count."""
     threads = torch.get_num_threads()
-    wanted = min(threads, max(1, rows // ROWS_A_THREAD), numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
-    numba.set_num_threads(wanted)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
 
@@ -76,7 +71,7 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 def scan(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor:
     """States [T, B, S]; see `metarl.core.scan`."""
-    _set_threads(inputs.shape[1])
+    _follow_torch_threads()
     states = torch.empty(inputs.shape, dtype=inputs.dtype)
     _scan(_array(decay), _array(inputs), _array(keep), _array(initial), _array(states))
     return states
@@ -84,7 +79,7 @@ def scan(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor
 
 def scan_gradient(decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """(dL/dinputs [T, B, S], dL/ddecay [B, S]) from v = dL/dstates [T, B, S]."""
-    _set_threads(v.shape[1])
+    _follow_torch_threads()
     grad_inputs, grad_decay = torch.empty(v.shape, dtype=v.dtype), torch.empty(decay.shape, dtype=decay.dtype)
     tensors = (decay, states, keep, initial, v, grad_inputs, grad_decay)
     _scan_gradient(*(_array(tensor) for tensor in tensors))
