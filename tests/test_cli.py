@@ -214,7 +214,7 @@ def test_list_shows_every_family(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("line", ["list", "trian"])
-def test_what_needs_no_network_does_not_wait_for_torch(line: str) -> None:
+def test_what_trains_nothing_does_not_wait_for_torch(line: str) -> None:
     script = f"import sys; from metarl.cli import main; main(['{line}']); sys.exit(int('torch' in sys.modules))"
     assert subprocess.run([sys.executable, "-c", script], check=False, capture_output=True).returncode == 0
 

@@ -293,6 +293,15 @@ def test_rows_do_not_influence_each_other(method):
     assert np.abs(actions[:, 1:] - others[:, 1:]).max() > 0.01
 
 
+@pytest.mark.parametrize(("method", "adapt"), [("mlp", "gain"), ("ssm", "gain"), ("gru", "all")])
+def test_rows_that_are_rolled_out_apart_plan_as_those_together(monkeypatch, method, adapt):
+    together, apart = (trained(replace(CONFIG, adapt=adapt), method=method) for _ in range(2))
+    expected = trial(together, Stream(5))
+    monkeypatch.setattr("metarl.meta_rl.planner.ROLLOUTS_AT_ONCE", 3 * CONFIG.candidates)  # three rows, then one
+    np.testing.assert_allclose(trial(apart, Stream(5)), expected, atol=1e-4)
+    assert apart.row_weights() is not None
+
+
 @methods
 def test_a_new_trial_remembers_nothing(method):
     agent, fresh = trained(method=method), trained(method=method)

@@ -85,7 +85,7 @@ class Recorder:
             drawn = self.world.picture(row)
             return None if drawn is None else _jpeg(np.asarray(drawn))
         except Exception as error:
-            self.undrawn = f"render() raised {type(error).__name__}: {error}"
+            self.undrawn = f"render() raised {type(error).__name__}: {' '.join(str(error).split())}"
             return None
 
 
