@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -10,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+import torch
 
 PACKAGES = (
     *("torch", "numpy", "mujoco", "mjbatch", "gymnasium", "metaworld"),
@@ -31,11 +34,28 @@ def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> 
     return median(above / below for above, below in zip(numerators, denominators, strict=True))
 
 
-def peak_memory(work: Callable[[], object]) -> int | None:
-    """Most bytes that this process held while it worked, above what it held before. None elsewhere than on Linux.
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """--device cpu (default) or cuda."""
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"), help="where torch computes")
 
-    Only in a fresh process does it say what the work needs: one that has worked before holds freed memory to reuse.
+
+def wait_for(device: str) -> None:
+    """Wait until a GPU has done all that it was told: only then does a clock tell how long that took."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(work: Callable[[], object], device: str = "cpu") -> int | None:
+    """Most bytes that this process, or the GPU for it, held while it worked, above what was held before.
+
+    None on a CPU elsewhere than on Linux. Only in a fresh process does it say what the work needs of a CPU's memory:
+    one that has worked before holds freed memory to reuse.
     """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - held
     if platform.system() != "Linux":
         return None
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
@@ -92,10 +112,15 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def write_report(name: str, rows: list[dict[str, Any]], out: Path | None, notes: Sequence[str] = ()) -> None:
+def write_report(
+    name: str, rows: list[dict[str, Any]], out: Path | None, notes: Sequence[str] = (), device: str = "cpu"
+) -> None:
     """Print the rows as a markdown table; write them as JSON, with versions and hardware, to `out` if given."""
-    hardware = {"cpu": cpu_model(), "cores": num_cores()}
-    print(f"\n## {name}\n\n{hardware['cpu']}, {hardware['cores']} cores\n\n{markdown_table(rows)}")
+    hardware: dict[str, Any] = {"cpu": cpu_model(), "cores": num_cores()}
+    if device == "cuda":
+        name, hardware["gpu"] = f"{name}, on a GPU", torch.cuda.get_device_name()
+    named = ", ".join(f"{value} {key}" if key == "cores" else str(value) for key, value in hardware.items())
+    print(f"\n## {name}\n\n{named}\n\n{markdown_table(rows)}")
     if notes:
         print("\n" + "\n".join(f"- {note}" for note in notes))
     if out is not None:

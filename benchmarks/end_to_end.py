@@ -1,11 +1,12 @@
 """How fast RL² trains, worlds and learning together: against RecurrentPPO of sb3-contrib, and against physics alone.
 
     python benchmarks/end_to_end.py --out results/end_to_end.json
+    python benchmarks/end_to_end.py --device cuda --rows 64 1024 --out results/end_to_end_cuda.json
 
-One turn is one update: 400 steps of every row on halfcheetah-vel, then 4 epochs of 8 minibatches, all on the CPU. The
-sides take turns, and the table holds medians. RecurrentPPO takes part if an interpreter has sb3-contrib
-(`pip install -e ".[benchmarks]"`, or --peer-python). Targets at 64 rows: 30,000 environment steps a second, and 3 times
-RecurrentPPO.
+One turn is one update: 400 steps of every row on halfcheetah-vel, then 4 epochs of 8 minibatches. Worlds run on the
+CPU, acting and learning on --device. The sides take turns, and the table holds medians. RecurrentPPO takes part if an
+interpreter has sb3-contrib (`pip install -e ".[benchmarks]"`, or --peer-python). Targets at 64 rows on two cores:
+30,000 environment steps a second, and 3 times RecurrentPPO.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from clock import REST, PhaseClock
-from common import median_ratio, take_turns, write_report
+from common import add_device_flag, median_ratio, take_turns, wait_for, write_report
 from mjbatch import Batch
 
 from metarl.core.memory import MemoryConfig
@@ -61,14 +62,14 @@ Seconds = dict[str, float]
 Iteration = Callable[[], Seconds]
 
 
-def make_ours(rows: int, config: RL2Config, cleanup: ExitStack) -> Iteration:
+def make_ours(rows: int, config: RL2Config, device: str, cleanup: ExitStack) -> Iteration:
     """One update of RL² as the trainer makes it: renew tasks, run the trial, learn."""
     tasks = make_tasks(TASKS)
     clock, generator = PhaseClock(), np.random.default_rng(0)
     held = [tasks.train[row % len(tasks.train)] for row in range(rows)]
     env = tasks.make_env(held)
     cleanup.callback(env.close)
-    agent = RL2Agent(env.single_observation_space, env.single_action_space, config, MemoryConfig())
+    agent = RL2Agent(env.single_observation_space, env.single_action_space, config, MemoryConfig(), device=device)
     for target, method, phase in (
         (agent, "begin_trial", "act"),
         (agent, "act", "act"),
@@ -89,6 +90,7 @@ def make_ours(rows: int, config: RL2Config, cleanup: ExitStack) -> Iteration:
         with torch_threads(1):
             trial = run_trial(agent, env, held, steps=agent.round_steps, renew=renew, previous=trial)
         agent.update()
+        wait_for(device)
 
     return lambda: clock.split(update)
 
@@ -204,30 +206,46 @@ def measure(sides: list[Side], warm_ups: int, turns: int) -> list[dict[str, Any]
     ]
 
 
+def sides_of(rows: int, config: RL2Config, device: str, peer: Peer | None, cleanup: ExitStack) -> list[Side]:
+    """Ours, the limit, and the peer if there is one."""
+    steps = config.update_steps
+    sides = [
+        Side(OURS, rows, steps, make_ours(rows, config, device, cleanup)),
+        Side(LIMIT, rows, steps, make_limit(rows, steps)),
+    ]
+    if peer is not None:
+        sides += [Side(PEER, number, steps, partial(peer.iterate, number)) for number in peer_rows(rows)]
+    return sides
+
+
+def peer_rows(rows: int) -> tuple[int, int]:
+    """How many rows the peer is measured with, beside as many of ours."""
+    return rows, rows // PEER_FRACTION
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--peer-python", default=sys.executable, help="an interpreter that has sb3-contrib")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    add_device_flag(parser)
+    parser.add_argument("--rows", type=int, nargs="+", default=[ROWS], help="worlds side by side, one after the other")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    rows, config, warm_ups, turns = ROWS, RL2Config(), WARM_UPS, TURNS
+    device, all_rows, config, warm_ups, turns = arguments.device, arguments.rows, RL2Config(), WARM_UPS, TURNS
     if arguments.quick:
-        rows, config, warm_ups, turns = QUICK_ROWS, QUICK_CONFIG, 1, 1
-    steps, notes = config.update_steps, [*NOTES]
+        all_rows, config, warm_ups, turns = [QUICK_ROWS], QUICK_CONFIG, 1, 1
+    lines, notes = list[dict[str, Any]](), [*NOTES]
     with ExitStack() as cleanup:
-        sides = [
-            Side(OURS, rows, steps, make_ours(rows, config, cleanup)),
-            Side(LIMIT, rows, steps, make_limit(rows, steps)),
-        ]
+        peer = None
         if has_peer(arguments.peer_python):
-            peer_rows = [rows, rows // PEER_FRACTION]
-            peer = Peer(arguments.peer_python, peer_rows, config, cleanup)
-            sides += [Side(PEER, number, steps, partial(peer.iterate, number)) for number in peer_rows]
+            numbers = [number for rows in all_rows for number in peer_rows(rows)]
+            peer = Peer(arguments.peer_python, numbers, config, cleanup)
             notes.append(f"{PEER} ran with {peer.versions}.")
         else:
             notes.append(f"{PEER} is missing: the interpreter has no sb3-contrib; install it or give --peer-python.")
-        lines = measure(sides, warm_ups, turns)
-    write_report("Training on halfcheetah-vel, environment steps a second", lines, arguments.out, notes)
+        for rows in all_rows:
+            lines += measure(sides_of(rows, config, device, peer, cleanup), warm_ups, turns)
+    write_report("Training on halfcheetah-vel, environment steps a second", lines, arguments.out, notes, device)
 
 
 if __name__ == "__main__":

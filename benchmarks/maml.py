@@ -1,6 +1,7 @@
 """How fast meta-gradients are, and what memory they take: ours, many tasks at once, against one task after the other.
 
     python benchmarks/maml.py --out results/maml.json
+    python benchmarks/maml.py --device cuda --sizes 40x20 20x2000 --out results/maml_cuda.json
 
 One turn is one meta-gradient: inner steps on the support sets, the mean query loss, its gradient. The sides take turns,
 and the table holds medians. All sides compute the same numbers, or the run stops. Targets, second order, one inner
@@ -21,7 +22,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from common import median_ratio, peak_memory, take_turns, write_report
+from common import add_device_flag, median_ratio, peak_memory, take_turns, wait_for, write_report
 from maml_peers import PEERS, Batch
 from maml_products import products_of
 from torch import Tensor, nn
@@ -42,8 +43,9 @@ NOTES = (
     "large as support sets.",
     "this / first: median of the ratios to the problem's first side, which is ours. MetaMAML, compile: the same as "
     "machine code; compiling, some ten seconds for each form of the data, is not counted.",
-    "peak MB: the most memory held during one meta-gradient above what was held before it, in a fresh process for each "
-    "side; Linux only. MetaMAML holds many tasks at once, the others one after the other.",
+    "peak MB: the most memory held during one meta-gradient above what was held before it: of the GPU, where that "
+    "computes; else of a fresh process for each side, on Linux only. MetaMAML holds many tasks at once, the others one "
+    "after the other.",
     "difference: norm of the difference to the autograd loop's gradient, by the norm of that.",
     "matrix products alone is the limit: those that the traced meta-gradient runs and nothing else, into memory that "
     "is there already. The peers run as many.",
@@ -96,17 +98,14 @@ def make_model(kind: str, width: int) -> nn.Module:
     return nn.Sequential(*hidden, nn.Linear(width, OUTPUTS))
 
 
-def make_side(side: Side, problem: Problem) -> Callable[[], Any]:
+def make_side(side: Side, problem: Problem, device: str) -> Callable[[], Any]:
     """A meta-gradient, ready to be computed; the same model and the same data in every process."""
     torch.manual_seed(0)
-    model = make_model(side.model, problem.width)
+    model = make_model(side.model, problem.width).to(device)
     form = (problem.tasks, *problem.samples)
-    batch: Batch = (
-        torch.randn(*form, INPUTS),
-        torch.randn(*form, OUTPUTS),
-        torch.randn(*form, INPUTS),
-        torch.randn(*form, OUTPUTS),
-    )
+    sizes = (INPUTS, OUTPUTS, INPUTS, OUTPUTS)
+    support_x, support_y, query_x, query_y = (torch.randn(*form, size).to(device) for size in sizes)
+    batch: Batch = support_x, support_y, query_x, query_y
     if side.way in PEERS:
         return lambda: PEERS[side.way](model, batch, RATE, problem.inner_steps, problem.first_order)
     maml = MetaMAML(
@@ -122,10 +121,12 @@ def make_side(side: Side, problem: Problem) -> Callable[[], Any]:
     return lambda: list(maml.meta_gradient(batch).gradients.values())
 
 
-def seconds_of(work: Callable[[], object]) -> Callable[[], float]:
+def seconds_of(work: Callable[[], object], device: str) -> Callable[[], float]:
     def run() -> float:
+        wait_for(device)
         start = time.perf_counter()
         work()
+        wait_for(device)
         return time.perf_counter() - start
 
     return run
@@ -136,10 +137,15 @@ def relative_difference(gradient: list[Tensor], reference: list[Tensor]) -> floa
     return float((ours - theirs).norm() / theirs.norm())
 
 
-def peak_of(side: Side, problem: Problem) -> float | None:
+def measured_peak(side: Side, problem: Problem, device: str) -> float | None:
+    """`peak_of`, on a CPU in a fresh process."""
+    return in_fresh_process(peak_of, side, problem, device) if device == "cpu" else peak_of(side, problem, device)
+
+
+def peak_of(side: Side, problem: Problem, device: str) -> float | None:
     """Bytes of one meta-gradient. A tiny one goes before it, and brings in what is loaded or compiled once."""
-    make_side(side, problem._replace(tasks=2, samples=tuple(2 for _ in problem.samples)))()
-    return peak_memory(make_side(side, problem))
+    make_side(side, problem._replace(tasks=2, samples=tuple(2 for _ in problem.samples)), device)()
+    return peak_memory(make_side(side, problem, device), device)
 
 
 def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -150,14 +156,14 @@ def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(work, *arguments).result()
 
 
-def measure(problem: Problem, sides: list[Side], turns: int) -> list[dict[str, Any]]:
+def measure(problem: Problem, sides: list[Side], turns: int, device: str) -> list[dict[str, Any]]:
     """One line of the table for every side.
 
     Raises:
         ArithmeticError: a side computes other numbers than the autograd loop.
     """
-    works = {side: make_side(side, problem) for side in sides}
-    references = {kind: make_side(Side(kind, LOOP), problem)() for kind in {side.model for side in sides}}
+    works = {side: make_side(side, problem, device) for side in sides}
+    references = {kind: make_side(Side(kind, LOOP), problem, device)() for kind in {side.model for side in sides}}
     differences = {
         side: relative_difference(work(), references[side.model]) for side, work in works.items() if side.way != LIMIT
     }
@@ -165,11 +171,11 @@ def measure(problem: Problem, sides: list[Side], turns: int) -> list[dict[str, A
         if not difference < TOLERANCE:
             raise ArithmeticError(f"{side} differs from the autograd loop by {difference:.2g} at {problem}")
     names = {" ".join(side): side for side in sides}
-    seconds = take_turns({name: seconds_of(works[side]) for name, side in names.items()}, turns)
+    seconds = take_turns({name: seconds_of(works[side], device) for name, side in names.items()}, turns)
     first = seconds[" ".join(sides[0])]
     lines = []
     for name, side in names.items():
-        peak = None if side.way == LIMIT else in_fresh_process(peak_of, side, problem)
+        peak = None if side.way == LIMIT else measured_peak(side, problem, device)
         lines.append(
             {
                 "model": side.model,
@@ -191,13 +197,14 @@ def measure(problem: Problem, sides: list[Side], turns: int) -> list[dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    add_device_flag(parser)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     names = [f"{tasks}x{samples}" for tasks, samples, _ in SIZES]
     parser.add_argument(
         "--sizes", nargs="+", choices=names, help="tasks x samples, by one inner step; none: everything"
     )
     arguments = parser.parse_args()
-    quick, some = arguments.quick, arguments.sizes
+    quick, some, device = arguments.quick, arguments.sizes, arguments.device
     missing = [peer for peer in ("higher", "torchopt") if find_spec(peer) is None]
     compiles = [COMPILED] if shutil.which("g++") else []
     mlps = [Side("mlp", way) for way in (OURS, *compiles, *PEERS, LIMIT) if way not in missing]
@@ -206,16 +213,16 @@ def main() -> None:
     for tasks, samples, width in QUICK_SIZES if quick else sizes:
         for inner_steps, first_order in QUICK_LOOPS if quick or some else LOOPS:
             problem = Problem(tasks, (samples,), width, inner_steps, first_order)
-            lines += measure(problem, mlps, 1 if quick else 7)
+            lines += measure(problem, mlps, 1 if quick else 7, device)
     if not some:
         policy = Problem(2, (3, 2), 8, 1, False) if quick else Problem(20, (100, 4), 64, 1, False)
-        lines += measure(policy, list(POLICIES), 1 if quick else 3)
+        lines += measure(policy, list(POLICIES), 1 if quick else 3, device)
         long = Problem(2, (4,), 8, 10, False) if quick else Problem(20, (2000,), 64, 10, False)
         for problem in (long._replace(inner_steps=1), long):
-            lines += measure(problem, [Side("mlp", OURS), Side("mlp", RECOMPUTED)], 1 if quick else 5)
+            lines += measure(problem, [Side("mlp", OURS), Side("mlp", RECOMPUTED)], 1 if quick else 5, device)
     gone = [] if compiles else ["MetaMAML, compile is missing: it needs a C++ compiler, g++"]
     gone += [f'{peer} is missing: pip install -c constraints.txt -e ".[benchmarks]"' for peer in missing]
-    write_report("Meta-gradients, milliseconds", lines, arguments.out, (*NOTES, *gone))
+    write_report("Meta-gradients, milliseconds", lines, arguments.out, (*NOTES, *gone), device)
 
 
 if __name__ == "__main__":

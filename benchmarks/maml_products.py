@@ -47,7 +47,8 @@ def products_of(gradient: Callable[[], object]) -> Callable[[], None]:
 
 def _prepared(graph: GraphModule, node: Node) -> tuple[Callable[..., Tensor], list[Tensor], Tensor]:
     factors = [_like(_value(graph, argument)) for argument in node.args]
-    return PRODUCTS[node.target], factors, torch.empty(_value(graph, node).shape)
+    product = _value(graph, node)
+    return PRODUCTS[node.target], factors, torch.empty(product.shape, device=product.device)
 
 
 def _value(graph: GraphModule, node: Any) -> Tensor:
@@ -57,4 +58,4 @@ def _value(graph: GraphModule, node: Any) -> Tensor:
 
 def _like(value: Tensor) -> Tensor:
     """Numbers in the same layout."""
-    return torch.empty_strided(value.shape, value.stride()).normal_()
+    return torch.empty_strided(value.shape, value.stride(), device=value.device).normal_()

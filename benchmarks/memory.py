@@ -1,6 +1,7 @@
 """How fast memories learn and step: ours against nn.LSTM and nn.GRU, and against the matrix products none can avoid.
 
     python benchmarks/memory.py --out results/memory.json
+    python benchmarks/memory.py --device cuda --out results/memory_cuda.json
 
 Every side maps [T, B, 64] to [T, B, 64]. The sides take turns, and the table holds medians. Targets at T 400 and 64
 rows, forward and backward: ssm at least 2.4 times as fast as nn.LSTM and 4 times as fast as nn.GRU.
@@ -16,7 +17,7 @@ from statistics import median
 from typing import Any, NamedTuple, cast
 
 import torch
-from common import median_ratio, take_turns, write_report
+from common import add_device_flag, median_ratio, take_turns, wait_for, write_report
 from torch import Tensor, nn
 
 from metarl.core.memory import MemoryConfig, SSMMemory, make_memory
@@ -39,6 +40,7 @@ NOTES = (
     "Forward and backward: gradients of the input and of every parameter, on all threads, as learning does. One step: "
     "no gradients, on one thread, as acting does.",
 )
+CUDA_NOTE = "On the GPU nn.LSTM and nn.GRU are cuDNN's; a turn ends when the GPU has done all of it."
 
 Side = Callable[[], float]
 
@@ -59,9 +61,9 @@ FULL_STEPS = Size(100, 64, 21)
 QUICK_STEPS = Size(3, 4, 1)
 
 
-def make_ssm() -> tuple[SSMMemory, list[Tensor]]:
+def make_ssm(device: str) -> tuple[SSMMemory, list[Tensor]]:
     """Our state space memory, and the weights of its matrix products."""
-    memory = cast("SSMMemory", make_memory(MemoryConfig(method="ssm", width=WIDTH)))
+    memory = cast("SSMMemory", make_memory(MemoryConfig(method="ssm", width=WIDTH))).to(device)
     block = memory.blocks[0]
     return memory, [block.core.B, block.core.D, block.core.C, block.gate.weight]
 
@@ -69,24 +71,29 @@ def make_ssm() -> tuple[SSMMemory, list[Tensor]]:
 def learning_side(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Side:
     """Seconds of one forward pass, and one backward pass to the leaves."""
     gradient = torch.ones_like(forward())
+    device = gradient.device.type
 
     def run() -> float:
+        wait_for(device)
         start = time.perf_counter()
         torch.autograd.grad(forward(), leaves, gradient)
+        wait_for(device)
         return time.perf_counter() - start
 
     return run
 
 
-def stepping_side(step: Callable[[Any], Any], state: Any, steps: int) -> Side:
+def stepping_side(step: Callable[[Any], Any], state: Any, steps: int, device: str) -> Side:
     """Seconds of one step, as the mean of some in a row, each from the state that the one before left."""
 
     @torch.no_grad()
     def run() -> float:
         held = state
+        wait_for(device)
         start = time.perf_counter()
         for _ in range(steps):
             held = step(held)
+        wait_for(device)
         return (time.perf_counter() - start) / steps
 
     return run
@@ -94,34 +101,37 @@ def stepping_side(step: Callable[[Any], Any], state: Any, steps: int) -> Side:
 
 def matmul_side(weights: Sequence[Tensor], count: int, *, backward: bool, passes: int = 1) -> Side:
     """Seconds of y = x Wᵀ and, backward, dx = g W and dW = gᵀ x for every weight W [out, in] and `count` vectors."""
+    device = weights[0].device
     products = []
     for weight in (weight.detach() for weight in weights):
         outputs, inputs = weight.shape
-        x, g = torch.randn(count, inputs), torch.randn(count, outputs)
+        x, g = torch.randn(count, inputs, device=device), torch.randn(count, outputs, device=device)
         products.append((x, weight.T, torch.empty_like(g)))
         if backward:
             products += [(g, weight, torch.empty_like(x)), (g.T, x, torch.empty_like(weight))]
 
     def run() -> float:
+        wait_for(device.type)
         start = time.perf_counter()
         for _ in range(passes):
             for left, right, product in products:
                 torch.mm(left, right, out=product)
+        wait_for(device.type)
         return (time.perf_counter() - start) / passes
 
     return run
 
 
-def learning_sides(size: Size) -> dict[str, Side]:
+def learning_sides(size: Size, device: str) -> dict[str, Side]:
     """Forward and backward over [T, B, d]."""
-    x = torch.randn(size.steps, size.rows, WIDTH, requires_grad=True)
-    starts = torch.rand(size.steps, size.rows) < START_PROBABILITY
-    ssm, weights = make_ssm()
+    x = torch.randn(size.steps, size.rows, WIDTH, device=device, requires_grad=True)
+    starts = torch.rand(size.steps, size.rows, device=device) < START_PROBABILITY
+    ssm, weights = make_ssm(device)
     core = ssm.blocks[0].core
-    lstm, gru = nn.LSTM(WIDTH, WIDTH), nn.GRU(WIDTH, WIDTH)
-    transformer = make_memory(MemoryConfig(method="transformer", width=WIDTH))
+    lstm, gru = nn.LSTM(WIDTH, WIDTH, device=device), nn.GRU(WIDTH, WIDTH, device=device)
+    transformer = make_memory(MemoryConfig(method="transformer", width=WIDTH)).to(device)
     decay = core.coefficients()[0].detach().requires_grad_()
-    driven = torch.randn(size.steps, size.rows, len(decay), dtype=decay.dtype, requires_grad=True)
+    driven = torch.randn(size.steps, size.rows, len(decay), dtype=decay.dtype, device=device, requires_grad=True)
     return {
         "ssm": learning_side(lambda: ssm(x, None, starts)[0], [x, *ssm.parameters()]),
         "StateSpaceModel": learning_side(lambda: core(x, None, starts)[0], [x, *core.parameters()]),
@@ -134,15 +144,15 @@ def learning_sides(size: Size) -> dict[str, Side]:
 
 
 @torch.no_grad()
-def stepping_sides(size: Size) -> dict[str, Side]:
+def stepping_sides(size: Size, device: str) -> dict[str, Side]:
     """One step of [B, d]."""
-    x, blank = torch.randn(size.rows, WIDTH), torch.zeros(size.rows, WIDTH)
-    ssm, weights = make_ssm()
+    x, blank = torch.randn(size.rows, WIDTH, device=device), torch.zeros(size.rows, WIDTH, device=device)
+    ssm, weights = make_ssm(device)
     core = ssm.blocks[0].core
     prepared, coefficients = ssm.prepare(), core.coefficients()
-    lstm, lstm_cell = nn.LSTM(WIDTH, WIDTH), nn.LSTMCell(WIDTH, WIDTH)
-    gru, gru_cell = nn.GRU(WIDTH, WIDTH), nn.GRUCell(WIDTH, WIDTH)
-    transformer = make_memory(MemoryConfig(method="transformer", width=WIDTH))
+    lstm, lstm_cell = nn.LSTM(WIDTH, WIDTH, device=device), nn.LSTMCell(WIDTH, WIDTH, device=device)
+    gru, gru_cell = nn.GRU(WIDTH, WIDTH, device=device), nn.GRUCell(WIDTH, WIDTH, device=device)
+    transformer = make_memory(MemoryConfig(method="transformer", width=WIDTH)).to(device)
     full_cache = torch.ones_like(transformer.init_state(size.rows))
     steps: dict[str, tuple[Callable[[Any], Any], Any]] = {
         "ssm": (lambda state: ssm.step(x, state, prepared)[1], ssm.init_state(size.rows)),
@@ -153,7 +163,7 @@ def stepping_sides(size: Size) -> dict[str, Side]:
         "nn.GRUCell": (lambda state: gru_cell(x, state), blank),
         "transformer": (lambda state: transformer.step(x, state)[1], full_cache),
     }
-    sides = {name: stepping_side(step, state, size.steps) for name, (step, state) in steps.items()}
+    sides = {name: stepping_side(step, state, size.steps, device) for name, (step, state) in steps.items()}
     return sides | {LIMIT: matmul_side(weights, size.rows, backward=False, passes=size.steps)}
 
 
@@ -178,16 +188,19 @@ def measure(work: str, sides: Mapping[str, Side], steps: int, rows: int, turns: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
+    add_device_flag(parser)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
+    device = arguments.device
     torch.manual_seed(0)
     lines: list[dict[str, Any]] = []
     for size in QUICK if arguments.quick else FULL:
-        lines += measure("forward and backward", learning_sides(size), *size)
+        lines += measure("forward and backward", learning_sides(size, device), *size)
     single = QUICK_STEPS if arguments.quick else FULL_STEPS
     with torch_threads(1):
-        lines += measure("one step", stepping_sides(single), 1, single.rows, single.turns)
-    write_report("Memories, milliseconds", lines, arguments.out, NOTES)
+        lines += measure("one step", stepping_sides(single, device), 1, single.rows, single.turns)
+    notes = (*NOTES, CUDA_NOTE) if device == "cuda" else NOTES
+    write_report("Memories, milliseconds", lines, arguments.out, notes, device)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PLACEHOLDER = re.compile(r"<!-- table: (\w+)(?: ([\w-]+))? -->")
-SPEED = ("worlds", "meta_world", "memory", "maml", "maml_compiled", "end_to_end", "coordinator")
+ON_CPUS = ("worlds", "meta_world", "memory", "maml", "end_to_end", "coordinator")
+ON_A_GPU = ("memory_cuda", "maml_cuda", "end_to_end_cuda")
+SPEED = (*ON_CPUS, *ON_A_GPU)
 """Benchmarks of speed, in the order of reading."""
-SCRIPTS = {"maml_compiled": "maml.py --sizes 40x20 20x2000"}
+SCRIPTS = {
+    "memory_cuda": "memory.py --device cuda",
+    "maml_cuda": "maml.py --device cuda --sizes 40x20 20x2000",
+    "end_to_end_cuda": "end_to_end.py --device cuda --rows 64 1024",
+}
 """What writes a file of results that is not named after its script."""
 NOTHING_YET = "No run of it is recorded yet."
 DRIFT_MEASURES = {

@@ -84,11 +84,11 @@ def _worlds_line(what: str, row: dict[str, Any]) -> dict[str, str]:
 
 
 def _gradient_line(tasks: str, samples: str) -> dict[str, str]:
-    side = {
-        row["side"]: row
-        for row in benchmark_rows("maml_compiled")
-        if (str(row["tasks"]), str(row["samples"])) == (tasks, samples)
-    }
+    side: dict[str, dict[str, Any]] = {}
+    for row in benchmark_rows("maml"):
+        # What stands further down is of other turns, about memory.
+        if (str(row["tasks"]), str(row["samples"]), row["inner steps"], row["order"]) == (tasks, samples, 1, "second"):
+            side.setdefault(row["side"], row)
     compiled = side["MetaMAML, compile"]
     peers = ", ".join(
         f"{peer} {_milliseconds(side[peer])} ({side[peer]['ms'] / compiled['ms']:.1f} ×)"

@@ -101,7 +101,7 @@ def test_maml_stops_at_other_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(maml.PEERS, maml.LOOP, lambda *args: [1.001 * part for part in exact(*args)])
     problem = maml.Problem(2, (3,), 4, 1, False)
     with pytest.raises(ArithmeticError, match=r"MetaMAML.* differs from the autograd loop by 0\.001 "):
-        maml.measure(problem, [maml.Side("mlp", maml.OURS)], 1)
+        maml.measure(problem, [maml.Side("mlp", maml.OURS)], 1, "cpu")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")

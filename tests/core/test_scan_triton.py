@@ -16,7 +16,7 @@ COMPARE = """
 import torch
 from metarl.core import scan_numba, scan_triton
 torch.manual_seed(0)
-for steps, rows, width in ((1, 1, 1), (7, 3, 5), (12, 2, 40)):
+for steps, rows, width in ((1, 1, 1), (7, 3, 5), (32, 1, 16), (75, 2, 40)):
     decay = torch.polar(torch.rand(rows, width) * 0.9, torch.rand(rows, width)).to(torch.complex128)
     inputs, v = (torch.randn(steps, rows, width, dtype=torch.complex128) for _ in range(2))
     keep, initial = (torch.rand(steps, rows) > 0.3).double(), torch.randn(rows, width, dtype=torch.complex128)

@@ -43,9 +43,9 @@ class Streams:
         self._shapes = [model.get_parameter(name).shape for name in names]
         self._rates = torch.ones_like(self.source)
         if controller.rates is not None:  # what meta-learning gave no rate, it kept
-            kept = {name: torch.zeros(shape) for name, shape in zip(names, self._shapes, strict=True)}
-            rates = {**kept, **controller.rates}
-            each = [rates[name].expand(shape).flatten() for name, shape in zip(names, self._shapes, strict=True)]
+            kept = self.source.new_zeros(())
+            pairs = zip(names, self._shapes, strict=True)
+            each = [controller.rates.get(name, kept).expand(shape).flatten() for name, shape in pairs]
             self._rates = torch.cat(each).to(self.source)
         self.values = self.source.repeat(number, 1)  # [S, P]
         self._average = self.values.clone() if config.ema_decay else self.values

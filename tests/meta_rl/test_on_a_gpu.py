@@ -1,0 +1,100 @@
+"""Every algorithm lives on a GPU, and there learns what it learns on the CPU: same seeds, same numbers but rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metarl.adaptation.adaptation_agent import AdaptationAgent
+from metarl.core.agent import Agent
+from metarl.core.memory import METHODS, MemoryConfig
+from metarl.core.task import Task
+from metarl.env_runner.trial import run_trial
+from metarl.meta_rl.registry import ALGOS, find_algorithm
+from metarl.tasks.registry import make_tasks
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+SMALL: dict[str, dict[str, Any]] = {
+    "rl2": {"update_steps": 12, "update_epochs": 2, "num_minibatches": 2},
+    "grbal": {"model_updates": 3, "random_updates": 1, "candidates": 8, "horizon": 3, "past": 4, "future": 4},
+}
+FAMILY = ("point-goal", "halfcheetah-cripple")
+"""Of agents with a policy, and of those that plan."""
+OF_POLICIES: dict[str, Any] = {"trial_rows": 2}
+BY_TRIAL = ("kl", "step_fraction")
+"""What a line search ends at: whether a step is just short enough, rounding decides."""
+CASES = [
+    *[(algo, method) for algo in ("rl2", "maml") for method in METHODS],
+    *[(algo, "ssm") for algo in ALGOS if algo not in ("rl2", "maml", "grbal")],
+    *[("grbal", method) for method in ("mlp", "ssm", "gru")],
+]
+
+
+def make_worlds(algo: str) -> tuple[Any, list[Task]]:
+    """Four worlds, and the tasks in them."""
+    tasks = make_tasks(FAMILY[algo == "grbal"])
+    held = [tasks.train[row % 3] for row in range(4)]
+    return tasks.make_env(held, seed=0), held
+
+
+def make_agent(algo: str, method: str, device: str, env: Any) -> Agent:
+    algorithm = find_algorithm(algo)
+    spaces = env.single_observation_space, env.single_action_space
+    config = algorithm.config_class(**{**algorithm.variant, **SMALL.get(algo, OF_POLICIES)})
+    family = make_tasks(FAMILY[algo == "grbal"])
+    known = {name: getattr(family, name) for name in algorithm.knows}
+    memory = MemoryConfig(method, width=8, context=32)
+    return algorithm.make(*spaces, config, memory, num_updates=4, seed=0, device=device, **known)
+
+
+def learn(algo: str, method: str, device: str) -> tuple[list[dict[str, float]], Agent]:
+    """What two updates report, and the agent."""
+    env, held = make_worlds(algo)
+    agent = make_agent(algo, method, device, env)
+    agent.training = agent.explore = True
+    rounds: dict[str, Any] = {"steps": 12} if algo in ("rl2", "grbal") else {"shots": 1, "episodes": 1}
+    reports = []
+    for _ in range(2):
+        run_trial(agent, env, held, seed=0, **rounds)
+        reports.append(dict(agent.update()))
+    env.close()
+    return reports, agent
+
+
+@pytest.mark.parametrize(("algo", "method"), CASES)
+def test_on_a_gpu_an_agent_learns_what_it_learns_on_the_cpu(algo: str, method: str) -> None:
+    on_cpu, _ = learn(algo, method, "cpu")
+    on_gpu, agent = learn(algo, method, "cuda")
+    assert agent.device.type == "cuda"
+    assert on_gpu[0].keys() == on_cpu[0].keys()
+    for name in on_cpu[0].keys() - ({*BY_TRIAL} if "step_fraction" in on_cpu[0] else set()):
+        value = on_cpu[0][name]
+        assert on_gpu[0][name] == pytest.approx(value, rel=1e-2, abs=1e-3, nan_ok=True), name
+    state = agent.state_dict()
+    env, _ = make_worlds(algo)
+    again = make_agent(algo, method, "cuda", env)
+    env.close()
+    again.load_state_dict(state)
+    for name, value in again.state_dict().items():
+        assert torch.equal(value.cpu(), state[name].cpu()), name
+
+
+@pytest.mark.parametrize(("algo", "method"), [("rl2", "ssm"), ("maml", "mlp"), ("grbal", "ssm")])
+def test_on_a_gpu_an_agent_adapts_online(algo: str, method: str) -> None:
+    _, agent = learn(algo, method, "cuda")
+    env, _ = make_worlds(algo)
+    adapting = AdaptationAgent.from_agent(agent)
+    adapting.begin_trial(4)
+    observation, _ = env.reset(seed=0)
+    for _ in range(6):
+        action = adapting.act(observation)
+        following, reward, terminated, truncated, _ = env.step(action)
+        adapting.observe(observation, action, reward, terminated, truncated, following)
+        observation = following
+    adapting.adapt()
+    env.close()
+    assert np.isfinite(adapting.act(observation)).all()
