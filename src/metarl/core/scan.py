@@ -10,8 +10,8 @@ with respect to z is 2 ∂L/∂z̄), so that with v the incoming gradient
     dL/ddecay     = Σ_t conj(k_t · h_{t−1}) · g_t
 
 with k_t = 1 − start_t. The scheme is that of linear recurrent networks (Martin & Cundy 2018, arXiv 1709.04057;
-Orvieto et al. 2023, arXiv 2303.06349); a sequential pass beats a parallel prefix scan wherever rows × channels fill
-the machine.
+Orvieto et al. 2023, arXiv 2303.06349). A sequential pass beats a parallel prefix scan wherever rows × channels fill the
+machine: they fill a CPU; on a GPU each pass goes by chunks of time, and in parallel within one.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 CHUNK, BLOCK, WARPS = 16, 8, 1
-"""Steps and channels that a program holds at a time, and the warps that share them."""
+"""Steps and channels that a program holds at a time, and the warps that share them. On an H100 chunks of more steps
+take over twice as long where rows are many; with 64 rows of 400 steps, 64 steps of 4 channels are a tenth faster."""
 
 
 @triton.jit
