@@ -38,6 +38,7 @@ from metarl.experiments.run_config import RunConfig
 from metarl.experiments.shipped import list_pretrained
 from metarl.experiments.trainer import Progress
 from metarl.meta_rl.maml_agent import MAMLConfig
+from metarl.meta_rl.planning import mppi
 from metarl.meta_rl.rl2_agent import RL2Agent
 from metarl.tasks import list_tasks
 
@@ -351,6 +352,50 @@ def test_an_evaluation_refuses_what_the_run_was_trained_on(finished: Path, refus
     assert "exclude each other" in refused("evaluate finished --few-shot 1 --zero-shot")
     assert "unknown device 'tpu'" in refused("evaluate finished --device tpu")
     assert "nothing breaks or changes in 'point-goal'" in refused("evaluate finished --drift")
+    assert "--horizon is for agents that plan (grbal), and finished is of rl2" in refused(
+        "evaluate finished --horizon 5"
+    )
+
+
+PENDULUMS = """
+import gymnasium, metarl
+
+def tasks():
+    return metarl.TaskDistribution(
+        lambda: gymnasium.make("Pendulum-v1"),
+        train=[{"g": 9.0}],
+        test=[{"g": 10.0}],
+        apply=lambda env, task: setattr(env.unwrapped, "g", task["g"]),
+        max_episode_steps=10,
+        reward_model=metarl.RewardModel(lambda before, action, after: after[..., 0]),
+    )
+"""
+
+
+def test_an_evaluation_may_plan_further_than_training_did(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plans = []
+
+    def spy(score: Any, plan: torch.Tensor, noise: torch.Tensor, *others: Any) -> torch.Tensor:
+        plans.append((plan.shape[1], noise.shape[1]))
+        return mppi(score, plan, noise, *others)
+
+    monkeypatch.setattr("metarl.meta_rl.planner.mppi", spy)
+    (folder / "pendulums.py").write_text(PENDULUMS)
+    settings = "--horizon 2 --candidates 3 --width 4 --past 4 --future 4 --model-updates 1 --num-envs 4"
+    assert (
+        main(shlex.split(f"--task-dist pendulums.py:tasks --algo grbal --epochs 1 --zero-shot --repeats 2 {settings}"))
+        == 0
+    )
+    (run,) = Path("runs").iterdir()
+    assert set(plans) == {(2, 3)}
+    plans.clear()
+    assert main(shlex.split(f"evaluate {run} --horizon 4 --candidates 5")) == 0
+    assert set(plans) == {(4, 5)}
+    capsys.readouterr()
+    assert main(shlex.split(f"evaluate {run} --candidates 1")) == 2
+    assert capsys.readouterr().err == "metarl: --candidates is at least 2, got 1\n"
 
 
 def test_a_video_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str], refused) -> None:

@@ -11,9 +11,11 @@ from typing import Annotated
 import tyro
 
 from metarl.cli.measuring import given, measure
+from metarl.core.errors import UsageError
 from metarl.experiments.console import console
 from metarl.experiments.flags import parse
 from metarl.experiments.run import EVALUATIONS, Run
+from metarl.meta_rl.grbal_agent import GrBALConfig
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class EvaluateConfig:
     """Folder of a finished run whose shot 0 is drawn as the task-conditioned line; none: as the run was started."""
     device: str | None = None
     """Where to measure, cpu or cuda; none: where the run was started."""
+    horizon: int | None = None
+    """Steps of a plan, of an agent that plans; none: as many as in training."""
+    candidates: int | None = None
+    """Plans that such an agent compares at every step; none: as many as in training."""
 
 
 def main(arguments: list[str]) -> int:
@@ -62,7 +68,12 @@ def main(arguments: list[str]) -> int:
     if any(protocols.values()):
         changes |= protocols | ({} if parsed.drift else {"beside": ()})
     run = Run.load(parsed.run, benchmark_mode=True, **changes)
-    run = replace(run, command=shlex.join(["metarl", "evaluate", *arguments]))
+    planning = given(horizon=parsed.horizon, candidates=parsed.candidates)
+    if planning and not isinstance(run.algorithm, GrBALConfig):
+        flag = f"--{next(iter(planning))}"
+        raise UsageError(f"{flag} is for agents that plan (grbal), and {parsed.run} is of {run.config.algo}")
+    command = shlex.join(["metarl", "evaluate", *arguments])
+    run = replace(run, algorithm=replace(run.algorithm, **planning), command=command)
     protocol = run.protocol
     parts = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot))
     for path in measure(run, run.folder / EVALUATIONS / "-".join(parts), parsed.seed)[1]:
