@@ -1,4 +1,4 @@
-"""The CUDA kernels against the CPU ones: on a GPU where there is one, and in Triton's interpreter where installed."""
+"""The CUDA kernels against the CPU ones: on a GPU where there is one, else in Triton's interpreter where installed."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ print("equal")
 """
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, on which they are tested below")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed: pip install triton")
 def test_kernels_in_the_interpreter_equal_the_cpu_kernels():
     environment = os.environ | {"TRITON_INTERPRET": "1"}
