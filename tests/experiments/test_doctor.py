@@ -32,7 +32,7 @@ def test_report_agrees_with_this_machine(monkeypatch: pytest.MonkeyPatch) -> Non
     rows = dict(doctor.report())
     assert rows["python"].startswith(".".join(map(str, sys.version_info[:3])))
     assert rows["numpy"] == np.__version__
-    assert rows["torch"] == torch.__version__
+    assert rows["torch"] == metadata.version("torch")
     assert rows["mujoco"] == metadata.version("mujoco")
     assert rows["cores"].split()[0] == str(len(os.sched_getaffinity(0)))
     assert rows["threads"].startswith(f"torch {torch.get_num_threads()}, numba ")
