@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.experiments import run as run_module
 from metarl.experiments import run_config
+from metarl.experiments.checkpoint import LAST, save_checkpoint
 from metarl.experiments.pretrained import load_agent
 from metarl.experiments.protocol import Evaluation, evaluate
 from metarl.experiments.run import Run, write_results
@@ -269,6 +271,18 @@ def tasks():
         drift=metarl.Drift({"gain": 1.0}, "change_at"),
     )
 """
+
+
+def test_runs_beside_are_called_by_what_they_differ_in(tmp_path: Path) -> None:
+    run = plan(tmp_path, GrBALConfig(), MemoryConfig("mlp", width=8), task_dist="halfcheetah-cripple", algo="grbal")
+    folders = []
+    for settings in (GrBALConfig(), GrBALConfig(past=8, meta=False)):
+        other = replace(run, algorithm=settings).prepare_folder()
+        other.checkpoints.mkdir()
+        save_checkpoint(other.checkpoints / LAST, {"nothing": torch.zeros(1)}, {})
+        folders.append(str(other.folder))
+    beside = Run.load(folders[0], drift=True, beside=tuple(folders)).runs_beside()
+    assert list(beside) == ["grbal mlp", "grbal mlp, past 8, no meta"]
 
 
 def test_what_a_change_costs_is_measured_beside_other_runs(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def drift_table(results: Results) -> Table:
         padding=0,
         collapse_padding=True,
     )
-    table.add_column("agent", min_width=14)
+    table.add_column("agent", min_width=14, overflow="fold")
     for label in ("held out", "unchanged"):
         for column in (label, "95 % CI", "IQM"):
             table.add_column(column, justify="right", no_wrap=column != label)

@@ -293,7 +293,11 @@ def write_results(folder: Path, measured: Results) -> list[Path]:
 def _label(run: Run) -> str:
     """Algorithm and network, and the settings in which the run differs from the algorithm's; its folder if many."""
     usual = asdict(find_algorithm(run.config.algo).config(run.config.env_name is not None))
-    differ = [f"{name} {value}" for name, value in asdict(run.algorithm).items() if value != usual[name]]
+    differ = [
+        f"no {name}" if value is False else f"{name} {value}"
+        for name, value in asdict(run.algorithm).items()
+        if value != usual[name]
+    ]
     names = differ if len(differ) <= LABELLED_SETTINGS else [run.folder.name]
     return ", ".join([f"{run.config.algo} {run.memory.method}", *names])
 
