@@ -48,7 +48,7 @@ class EvaluateConfig:
     device: str | None = None
     """Where to measure, cpu or cuda; none: where the run was started."""
     horizon: int | None = None
-    """Steps of a plan, of an agent that plans; none: as many as in training."""
+    """Steps of a plan, of an agent that plans; none: as many as in training. Runs beside it plan as they did."""
     candidates: int | None = None
     """Plans that such an agent compares at every step; none: as many as in training."""
 
