@@ -13,8 +13,9 @@ import pytest
 
 from metarl.core.errors import UsageError
 from metarl.experiments.expectations import shortcoming
+from metarl.experiments.files import LOCK_FILE
 from metarl.experiments.forecast import forecast, total_seconds
-from metarl.experiments.jobs import LOCK_FILE, LOG_FILE, execute
+from metarl.experiments.jobs import LOG_FILE, execute
 from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.suite import Suite, epochs_done, load_suite
 from metarl.experiments.suite_display import plan_table

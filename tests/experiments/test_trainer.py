@@ -23,6 +23,8 @@ from metarl.core.optimization import TrainingDiverged
 from metarl.env_runner.trial import run_trial
 from metarl.experiments import protocol, trainer
 from metarl.experiments.checkpoint import load_checkpoint
+from metarl.experiments.files import LOCK_FILE
+from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.trainer import Progress, Trainer
 from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
@@ -202,9 +204,22 @@ def test_a_full_disk_ends_the_run_and_it_can_go_on(
     assert_same_run(whole, tmp_path)
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    trainer = make_trainer(tmp_path, epochs=1)
+    trainer.checkpoints.mkdir(parents=True)
+    with (trainer.checkpoints / LOCK_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UsageError, match=r"another process works on .*checkpoints: wait for it"):
+            trainer.train()
+    assert not (tmp_path / METRICS_FILE).exists()
+    trainer.train()
+    assert trainer.epoch == 1
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"cannot make .*checkpoints: Not a directory; choose another folder"):
+    with pytest.raises(UsageError, match=r"cannot write .*checkpoints: Not a directory; choose another folder"):
         make_trainer(tmp_path / "file" / "run").train()
 
 

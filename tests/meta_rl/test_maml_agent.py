@@ -836,7 +836,7 @@ def test_the_curvature_may_come_from_some_of_the_tasks(monkeypatch):
     seen = {}
 
     def watch(parameters, loss, divergence, sampled, **bounds):
-        seen.update(all=divergence(), some=sampled())
+        seen.update(all=sum(part() for part in divergence), some=sum(part() for part in sampled))
         return {}
 
     with torch.no_grad():
@@ -848,6 +848,36 @@ def test_the_curvature_may_come_from_some_of_the_tasks(monkeypatch):
     torch.testing.assert_close(seen["all"], divergences.mean())
     torch.testing.assert_close(seen["some"], divergences[0])
     assert abs(float((seen["all"] - seen["some"]).detach())) > 1e-3
+
+
+@pytest.mark.parametrize("outer", ["trpo", "ppo"])
+@pytest.mark.parametrize("options", [{}, {"reptile": True}, {"learn_rates": True}])
+def test_an_outer_step_by_groups_of_tasks_is_that_of_all_at_once(outer, options):
+    after = []
+    for samples_at_once in (1, 10_000):
+        config = replace(TRPO if outer == "trpo" else PPO, **options)
+        agent, batches = in_double(config, method="ssm")
+        agent.maml._samples_at_once = samples_at_once
+        before = learned(agent)
+        after.append((agent.objective.step(batches), learned(agent)))
+        assert any(not torch.equal(value, before[name]) for name, value in learned(agent).items())
+    (metrics, found), (expected_metrics, expected) = after
+    assert metrics == pytest.approx(expected_metrics, rel=1e-6)
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-6, atol=1e-9)
+
+
+def test_the_curvature_may_come_from_some_of_the_windows():
+    """Whatever a window holds stays together: the memory with which it began, and its steps."""
+    agent, batches = in_double(replace(TRPO, window=2), method="gru")
+    length, windows = batches[0]["starts"].shape[1:]
+    config = replace(agent.config, curvature_steps=length * windows // 2)
+    agent.objective.config = config
+    for part, whole in zip(agent.objective._sample(batches), batches, strict=True):
+        assert part["x"].shape[2] == part["memory"].shape[1] == -(-windows // 2)
+        output = agent.objective.output_of(agent.maml.parameters(), {name: value[0] for name, value in part.items()})
+        entire = agent.objective.output_of(agent.maml.parameters(), {name: value[0] for name, value in whole.items()})
+        torch.testing.assert_close(output, entire[:, ::2])
 
 
 @each_method
@@ -1069,6 +1099,7 @@ CHANGED = {
     "max_divergence": 1e-3,
     "conjugate_iterations": 1,
     "curvature_tasks": 0.5,
+    "curvature_steps": 4,
     "learning_rate": 2e-2,
     "update_epochs": 4,
     "clip": 1e-4,
@@ -1081,7 +1112,7 @@ CHANGED = {
 @pytest.mark.parametrize("field", [field.name for field in fields(MAMLConfig)])
 def test_every_field_of_the_config_makes_a_difference(field):
     assert field in CHANGED, "give the new field a value that must make a difference"
-    config = TRPO if field in ("max_divergence", "conjugate_iterations", "curvature_tasks") else PPO
+    config = TRPO if field in ("max_divergence", "conjugate_iterations", "curvature_tasks", "curvature_steps") else PPO
     method = "gru" if field == "window" else "mlp"
     assert getattr(config, field) != CHANGED[field]
     changed = make_agent(replace(config, **{field: CHANGED[field]}), method=method)
@@ -1113,6 +1144,7 @@ def test_every_field_of_the_config_makes_a_difference(field):
         ("conjugate_iterations", 0),
         ("curvature_tasks", 0.0),
         ("curvature_tasks", 1.1),
+        ("curvature_steps", 0),
         ("window", 0),
         ("learning_rate", 0.0),
         ("update_epochs", 0),

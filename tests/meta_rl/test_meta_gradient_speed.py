@@ -50,7 +50,7 @@ def test_groups_of_tasks_sum_to_the_whole(samples_at_once, options):
 @pytest.mark.parametrize(("samples", "sizes"), [(1, [1] * 5), (8, [2, 2, 1]), (16, [3, 2]), (100, [5])])
 def test_groups_are_even_and_hold_every_task_once(samples, sizes):
     x = torch.arange(5.0).view(5, 1, 1).expand(5, 4, 2)
-    parts = [support["x"] for support, _ in groups({"x": x, "y": x}, {"x": x[:, :2], "y": x[:, :2]}, samples)]
+    parts = [support["x"] for support, _ in groups([{"x": x, "y": x}, {"x": x[:, :2], "y": x[:, :2]}], samples)]
     assert [len(part) for part in parts] == sizes
     assert torch.equal(torch.cat(parts), x)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from metarl.core.errors import UsageError
+
+LOCK_FILE = ".lock"
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:
@@ -39,6 +42,29 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         raise UsageError(
             f"cannot write {path}: {error.strerror or error}; free space there, or choose another folder"
         ) from error
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Refuse a second process that would write what this one writes.
+
+    Raises:
+        UsageError: another process works on `folder`, or it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK_FILE).open("w")
+    except OSError as error:
+        raise UsageError(f"cannot write {folder}: {error.strerror}; choose another folder") from error
+    with lock as file:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(f"another process works on {folder}: wait for it, or choose another folder") from None
+        yield
 
 
 def write_json(path: str | Path, data: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from metarl.core.errors import UsageError
 from metarl.core.threads import cores
 from metarl.experiments.display import epoch_line
+from metarl.experiments.files import only_one
 from metarl.experiments.interrupt import first_interrupt_asks
 from metarl.experiments.run import CONFIG_FILE, Run, write_results
 from metarl.experiments.suite import Planned, Suite, epochs_done
@@ -27,7 +28,6 @@ from metarl.experiments.trainer import Progress
 LOG_FILE = "log.txt"
 """What a run prints, its traceback included, in its folder."""
 
-LOCK_FILE = ".lock"
 STOPPED = 130
 """Exit code of a run that was asked to stop, and did so after a whole epoch."""
 
@@ -68,7 +68,7 @@ def execute(
         outcomes[outcome.planned.name] = outcome
         ended(outcome)
 
-    with _only_one(suite.folder), _threads(max(1, cores() // jobs)), first_interrupt_asks() as asked:
+    with only_one(suite.folder), _threads(max(1, cores() // jobs)), first_interrupt_asks() as asked:
         waiting = deque(suite.runs)
         running: dict[int, tuple[BaseProcess, Planned]] = {}
         told = False
@@ -126,21 +126,6 @@ def _outcome(planned: Planned, exit_code: int | None) -> Outcome:
     said = next((line for line in reversed(lines) if line.strip()), f"ended with code {exit_code}")
     kind, colon, message = said.partition(": ")
     return Outcome(planned, False, f"{kind.rpartition('.')[2]}{colon}{message}")
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """Refuse a second suite on the same folder: two trainers would write the same checkpoints."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK_FILE).open("w") as file:
-        if os.name == "posix":
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UsageError(f"another process works on {folder}: wait for it, or give another output") from None
-        yield
 
 
 @contextmanager

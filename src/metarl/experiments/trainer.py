@@ -20,6 +20,7 @@ from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.trial import Trial, run_trial
 from metarl.experiments.checkpoint import BEST, LAST, restore, save_checkpoint
 from metarl.experiments.environments import some_of_each
+from metarl.experiments.files import only_one
 from metarl.experiments.metrics_log import MetricsLog
 from metarl.experiments.protocol import Protocol, evaluate
 from metarl.tasks.distribution import TaskDistribution
@@ -96,10 +97,14 @@ class Trainer:
 
         Raises:
             TrainingDiverged: naming what was not finite; the checkpoint of the epoch before is intact.
-            UsageError: where the folder cannot be written; the checkpoint before is intact, and the run resumable.
+            UsageError: where the folder cannot be written, or another process trains there; the checkpoint before is
+                intact, and the run resumable.
         """
-        log = self._open_log()
-        with closing(self.distribution.make_env(self._first_tasks(), seed=self.seed)) as env:
+        with (
+            only_one(self.checkpoints),
+            closing(self.distribution.make_env(self._first_tasks(), seed=self.seed)) as env,
+        ):
+            log = MetricsLog(self.folder, self.epoch)
             while self.epoch < self.epochs and not self.stop():
                 with self._naming_the_epoch():
                     row = self._run_epoch(env) | self._watch()
@@ -215,13 +220,6 @@ class Trainer:
 
     def _report(self, update: int, speed: float, train_return: float, row: Metrics | None = None) -> None:
         self.report(Progress(self.epoch, update, self.env_steps, speed, train_return, row))
-
-    def _open_log(self) -> MetricsLog:
-        try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"cannot make {self.checkpoints}: {error.strerror}; choose another folder") from error
-        return MetricsLog(self.folder, self.epoch)
 
     def _save(self, train_return: float) -> None:
         """Keep the last checkpoint, and the best by return on train tasks: nothing is ever picked on test tasks."""

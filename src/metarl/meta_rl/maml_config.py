@@ -40,6 +40,8 @@ class MAMLConfig:
     """trpo: iterations of conjugate gradients (Schulman et al. 2015)."""
     curvature_tasks: float = 0.2
     """trpo: fraction of the tasks on which the divergence's Hessian is taken (Schulman et al. 2015: of the data)."""
+    curvature_steps: int = 2000
+    """trpo: of each of these tasks about so many steps at most, in whole windows."""
     learning_rate: float = 2e-3
     """ppo: Adam's step size at the start; it falls linearly to 5 % over the run."""
     update_epochs: int = 5
@@ -66,6 +68,7 @@ class MAMLConfig:
             ("max_divergence", "above 0", self.max_divergence > 0),
             ("conjugate_iterations", "at least 1", self.conjugate_iterations >= 1),
             ("curvature_tasks", "in (0, 1]", 0 < self.curvature_tasks <= 1),
+            ("curvature_steps", "at least 1", self.curvature_steps >= 1),
             ("window", "at least 1", self.window >= 1),
             ("learning_rate", "above 0", self.learning_rate > 0),
             ("update_epochs", "at least 1", self.update_epochs >= 1),

@@ -39,6 +39,8 @@ from metarl.meta_rl.supervised_tasks import (
 
 logger = logging.getLogger(__name__)
 
+SAMPLES_AT_ONCE = {"cpu": 8192, "cuda": 262_144}
+
 
 class MetaGradient(NamedTuple):
     """The mean query loss after adaptation, and its gradient by parameter name.
@@ -83,8 +85,9 @@ class MetaMAML:
             linearly from equal to the last step alone (MAML++, Antoniou et al. 2019, 1810.09502).
         recompute: store no activations of inner steps; compute them again in the backward pass.
         vectorize: all tasks in one vmap; False: one after the other, for losses that cannot be vmapped.
-        samples_at_once: a meta-gradient is summed over groups of tasks that hold about so many samples together. What
-            a group computes stays in the processor's cache, and memory does not grow with the number of tasks.
+        samples_at_once: a meta-gradient is summed over groups of tasks that hold about so many samples together, so
+            that memory does not grow with the number of tasks. None: as many as stay in a processor's cache, or keep a
+            GPU busy.
         compile: the meta-gradient runs as machine code. The first call with tensors of a new form, or with another
             loss function, takes seconds, later ones a fraction of the time. What is no tensor must not change between
             calls; dropout draws other masks than without.
@@ -106,7 +109,7 @@ class MetaMAML:
         multi_step_updates: int = 0,
         recompute: bool = False,
         vectorize: bool = True,
-        samples_at_once: int = 8192,
+        samples_at_once: int | None = None,
         compile: bool = False,
         grad_clip_norm: float = 10.0,
     ) -> None:
@@ -117,7 +120,7 @@ class MetaMAML:
             ("inner_steps", "at least 1", inner_steps >= 1),
             ("rate_of", "element or tensor", rate_of in ("element", "tensor")),
             ("multi_step_updates", "at least 0", multi_step_updates >= 0),
-            ("samples_at_once", "at least 1", samples_at_once >= 1),
+            ("samples_at_once", "at least 1", samples_at_once is None or samples_at_once >= 1),
             ("grad_clip_norm", "above 0", grad_clip_norm > 0),
         )
         if reptile and (learn_rates or multi_step_updates):
@@ -129,7 +132,7 @@ class MetaMAML:
         self.model, self.inner_lr, self.inner_steps = model, inner_lr, inner_steps
         self.first_order, self.reptile = first_order or reptile, reptile
         self.multi_step_updates, self.recompute, self.vectorize = multi_step_updates, recompute, vectorize
-        self.samples_at_once, self.grad_clip_norm = samples_at_once, grad_clip_norm
+        self._samples_at_once, self.grad_clip_norm = samples_at_once, grad_clip_norm
         self.updates = 0
         self._programs = Programs() if compile else None
         self._twin, replaced = differentiable_twin(model)
@@ -322,10 +325,11 @@ class MetaMAML:
             for batch in (support, query):
                 if "mask" in batch:
                     check_padding(partial(self._predict, self.parameters()), batch, loss_fn)
-            for group in groups(support, query, self.samples_at_once):
-                share = num_tasks(group[0]) / number
-                parts.append([share * part for part in self._group_gradients(*group, loss_fn, first)])
-                first += num_tasks(group[0])
+            for support_part, query_part in groups((support, query), self.samples_at_once):
+                share = num_tasks(support_part) / number
+                found = self._group_gradients(support_part, query_part, loss_fn, first)
+                parts.append([share * part for part in found])
+                first += num_tasks(support_part)
         objective, last, *gradients = (reduce(add, part) for part in zip(*parts, strict=True))
         return objective, last, dict(zip(self._learned(), gradients, strict=True))
 
@@ -365,6 +369,13 @@ class MetaMAML:
         learned = list(self._learned().values())
         gradients = torch.autograd.grad(objective, learned, allow_unused=True, materialize_grads=True)
         return objective, last, *gradients
+
+    @property
+    def samples_at_once(self) -> int:
+        """About so many samples are computed as one."""
+        if self._samples_at_once is not None:
+            return self._samples_at_once
+        return SAMPLES_AT_ONCE[next(self.learned.parameters()).device.type]
 
     @property
     def _anneals(self) -> bool:

@@ -7,19 +7,21 @@ the meta-gradient improves.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metarl.core.agent import Metrics
-from metarl.core.optimization import clipped_step
+from metarl.core.optimization import step_along_gradients
 from metarl.core.policy import Actor
 from metarl.core.policy_gradient import Round, clipped_loss, masked_mean, ratio_loss
 from metarl.meta_rl.inner_loop import Loss, Parameters
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
+from metarl.meta_rl.supervised_tasks import groups, num_tasks
 from metarl.meta_rl.trust_region import trust_region_step
 
 FINAL_RATE = 0.05
@@ -76,13 +78,14 @@ class MetaObjective:
             *_, adapted = self.maml.inner_loop(self.inner_loss, batches[:-1])
             return self.maml.task_losses(self.divergence, adapted, batches[-1]).mean()
 
-        some = math.ceil(self.config.curvature_tasks * len(batches[0]["x"]))
-        sample = [{name: values[:some] for name, values in batch.items()} for batch in batches]
+        def policy_loss(batches: Sequence[Round]) -> Tensor:
+            return self.outer_loss(batches, self.inner_loss)
+
         return trust_region_step(
             [parameter for parameter in self.maml.learned.parameters() if parameter.requires_grad],
-            lambda: self.outer_loss(batches, self.inner_loss),
-            lambda: divergence(batches),
-            lambda: divergence(sample),
+            self._in_groups(policy_loss, batches),
+            self._in_groups(divergence, batches),
+            self._in_groups(divergence, self._sample(batches)),
             max_divergence=self.config.max_divergence,
             iterations=self.config.conjugate_iterations,
         )
@@ -93,26 +96,59 @@ class MetaObjective:
         if self.num_updates is not None:
             remaining = max(FINAL_RATE, 1 - self.maml.updates / self.num_updates)
             self.maml.optimizer.param_groups[0]["lr"] = config.learning_rate * remaining
+        weights = torch.tensor([1.0, config.divergence_weight], device=batches[0]["x"].device)
+        history: list[Metrics] = []
+        for _ in range(config.update_epochs):
+            self.maml.optimizer.zero_grad(set_to_none=True)
+            parts = []
+            for part in self._in_groups(self._clipped_losses, batches):
+                losses = part()
+                (weights * losses).sum().backward()
+                parts.append(losses.detach())
+            policy, divergence = torch.stack(parts).sum(0)
+            found = {"policy": policy, "divergence": divergence}
+            norm = step_along_gradients(self.maml.optimizer, self.maml.learned, found, config.grad_clip_norm)
+            history.append({"policy_loss": policy.item(), "kl": divergence.item(), "grad_norm": norm})
+        return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
+
+    def _clipped_losses(self, batches: Sequence[Round]) -> Tensor:
+        """PPO's clipped loss on the last round, and how far the policies of earlier rounds are from what collected."""
 
         def clipped(params: Parameters, batch: Round) -> Tensor:
             log_prob = self.actor.head.log_prob(self.output_of(params, batch), batch["action"])
-            return clipped_loss(log_prob, batch, config.clip)
+            return clipped_loss(log_prob, batch, self.config.clip)
 
-        history: list[Metrics] = []
-        for _ in range(config.update_epochs):
-            params = list(self.maml.inner_loop(self.inner_loss, batches[:-1]))
-            moved = [
-                self.maml.task_losses(self.divergence, each, batch, stacked=number > 0).mean()
-                for number, (each, batch) in enumerate(zip(params, batches[:-1], strict=False))
-            ]
-            losses = {
-                "policy": self.outer_loss(batches, clipped, params),
-                "divergence": config.divergence_weight * torch.stack(moved).mean(),
-            }
-            norm = clipped_step(self.maml.optimizer, self.maml.learned, losses, config.grad_clip_norm)
-            policy, divergence = losses["policy"].item(), torch.stack(moved).mean().item()
-            history.append({"policy_loss": policy, "kl": divergence, "grad_norm": norm})
-        return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
+        params = list(self.maml.inner_loop(self.inner_loss, batches[:-1]))
+        moved = [
+            self.maml.task_losses(self.divergence, each, batch, stacked=number > 0).mean()
+            for number, (each, batch) in enumerate(zip(params, batches[:-1], strict=False))
+        ]
+        return torch.stack([self.outer_loss(batches, clipped, params), torch.stack(moved).mean()])
+
+    # --- of the data --------------------------------------------------------------------------------------------------
+
+    def _in_groups(
+        self, mean: Callable[[Sequence[Round]], Tensor], batches: Sequence[Round]
+    ) -> list[Callable[[], Tensor]]:
+        """A mean over tasks as a sum over groups of them, each of which is computed when it is called."""
+        number = num_tasks(batches[0])
+
+        def part(group: Sequence[Round]) -> Tensor:
+            return num_tasks(group[0]) / number * mean(group)
+
+        return [partial(part, group) for group in groups(batches, self.maml.samples_at_once)]
+
+    def _sample(self, batches: Sequence[Round]) -> list[Round]:
+        """What the curvature is taken on: the first tasks, and every so many of their windows."""
+        config = self.config
+        tasks = math.ceil(config.curvature_tasks * num_tasks(batches[0]))
+        sample = []
+        for batch in batches:
+            length, windows = batch["starts"].shape[1:]
+            every = max(1, length * windows // config.curvature_steps)
+            part = {name: values[:tasks, :, ::every] for name, values in batch.items() if name != "memory"}
+            sample.append({**part, "memory": batch["memory"][:tasks, ::every]})
+        return sample
 
     @torch.no_grad()
     def _keep_variety(self) -> None:

@@ -43,14 +43,14 @@ def num_tasks(batch: Batch) -> int:
     return len(batch["x"])
 
 
-def groups(support: Batch, query: Batch, samples: int) -> Iterator[tuple[Batch, Batch]]:
-    """The tasks in even groups that hold at most `samples` samples, or steps of sequences, where one task does."""
-    size = max(1, samples // max(_samples(batch["x"][0]) for batch in (support, query)))
-    size = -(-num_tasks(support) // -(-num_tasks(support) // size))
-    for start in range(0, num_tasks(support), size):
-        part = slice(start, start + size)
-        own = [{name: value[part] for name, value in batch.items()} for batch in (support, query)]
-        yield own[0], own[1]
+def groups(batches: Sequence[Batch], samples: int) -> Iterator[list[Batch]]:
+    """The tasks, as part of each batch, in even groups that hold at most `samples` samples, or steps of sequences, of
+    the largest batch, where one task does."""
+    tasks = num_tasks(batches[0])
+    size = max(1, samples // max(_samples(batch["x"][0]) for batch in batches))
+    size = -(-tasks // -(-tasks // size))
+    for start in range(0, tasks, size):
+        yield [{name: value[start : start + size] for name, value in batch.items()} for batch in batches]
 
 
 def _samples(x: Tensor) -> int:

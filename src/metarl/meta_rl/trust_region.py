@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from metarl.core.optimization import TrainingDiverged
+
+Parts: TypeAlias = Sequence[Callable[[], Tensor]]
+"""A scalar of the parameters as a sum; each part is computed when it is called."""
 
 DAMPING = 1e-4
 """Added to the diagonal of the divergence's Hessian, which is singular where a parameter moves no action."""
@@ -16,9 +20,9 @@ BACKTRACK, MAX_BACKTRACKS = 0.8, 15
 
 def trust_region_step(
     parameters: Sequence[Tensor],
-    loss: Callable[[], Tensor],
-    divergence: Callable[[], Tensor],
-    sampled_divergence: Callable[[], Tensor],
+    loss: Parts,
+    divergence: Parts,
+    sampled_divergence: Parts,
     *,
     max_divergence: float,
     iterations: int,
@@ -37,22 +41,14 @@ def trust_region_step(
     Raises:
         TrainingDiverged: the loss or a gradient is not finite; nothing has changed.
     """
-    before = loss()
-    gradient = _flat(torch.autograd.grad(before, parameters, allow_unused=True, materialize_grads=True))
-    before = before.detach()
+    before, gradient = _value_and_gradient(loss, parameters)
     if not (bool(torch.isfinite(before)) and bool(torch.isfinite(gradient).all())):
         raise TrainingDiverged("not finite: the policy loss or its gradient; try a lower inner_lr")
-    slope = _flat(
-        torch.autograd.grad(
-            sampled_divergence(), parameters, create_graph=True, allow_unused=True, materialize_grads=True
-        )
-    )
+    slopes = [_gradient(part(), parameters, create_graph=True) for part in sampled_divergence]
 
     def curvature(vector: Tensor) -> Tensor:
-        product = torch.autograd.grad(
-            slope, parameters, vector, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return _flat(product) + DAMPING * vector
+        products = [_gradient(slope, parameters, vector, retain_graph=True) for slope in slopes]
+        return torch.stack(products).sum(0) + DAMPING * vector
 
     direction = conjugate_gradient(curvature, -gradient, iterations)
     scale = torch.sqrt(2 * max_divergence / (direction @ curvature(direction)))
@@ -61,7 +57,7 @@ def trust_region_step(
         for power in range(MAX_BACKTRACKS):
             fraction = BACKTRACK**power
             _move(parameters, old, fraction * scale * direction)
-            reached, moved = loss(), divergence()
+            reached, moved = (torch.stack([part() for part in parts]).sum() for parts in (loss, divergence))
             if bool(reached < before) and bool(moved <= max_divergence):
                 return {"policy_loss": float(before), "kl": float(moved), "step_fraction": fraction}
         _move(parameters, old, torch.zeros_like(direction))
@@ -84,6 +80,21 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iter
         previous, error = error, residual @ residual
         direction = residual + (error / previous) * direction
     return solution
+
+
+def _value_and_gradient(parts: Parts, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Part by part: what one keeps for its gradient is gone before the next begins."""
+    values, gradients = [], []
+    for part in parts:
+        value = part()
+        gradients.append(_gradient(value, parameters))
+        values.append(value.detach())
+    return torch.stack(values).sum(), torch.stack(gradients).sum(0)
+
+
+def _gradient(of: Tensor, parameters: Sequence[Tensor], along: Tensor | None = None, **options: bool) -> Tensor:
+    """The gradient of `of`, or of its product with `along`, as one vector."""
+    return _flat(torch.autograd.grad(of, parameters, along, allow_unused=True, materialize_grads=True, **options))
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
