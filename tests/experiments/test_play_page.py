@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,9 @@ from metarl.tasks.locomotion import FAMILIES, make_worlds
 
 pytest.importorskip("mjviser", reason="without mjviser:  pip install 'metarl-agent-framework[play]'")
 
-from metarl.experiments.play_page import numbers, picture, serve
+from metarl.experiments.play_page import Page, numbers, picture
 from metarl.experiments.play_scene import BODY, DEAD, HEAVY, LIGHT, painted
+from metarl.experiments.play_server import serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SECONDS = 60_000
@@ -96,9 +98,10 @@ def test_what_is_broken_can_be_seen(playground: Playground) -> None:
     assert colours(limb=3, limb_mass_scale=0.5)[3] == LIGHT
 
 
-def test_a_host_that_is_not_here_is_refused(playground: Playground) -> None:
-    with pytest.raises(UsageError, match=r"cannot listen at 203\.0\.113\.1 \([\w ]+\): --host 127\.0\.0\.1 is"):
-        serve(playground, "x", "203.0.113.1", 8080, lambda address: None)
+def test_a_host_that_is_not_here_is_refused() -> None:
+    refusal = pytest.raises(UsageError, match=r"cannot listen at 203\.0\.113\.1 \([\w ]+\): --host 127\.0\.0\.1 is")
+    with refusal, serving("203.0.113.1", 8080):
+        pass
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -119,20 +122,42 @@ def test_the_command_serves_a_run_to_this_machine_alone(
 ) -> None:
     seen: list[Any] = []
 
-    def serve(playground: Playground, title: str, host: str, port: int, ready: Callable[[str], None]) -> None:
-        seen.extend((playground.task.id, title, host, port))
-        ready("http://127.0.0.1:8080")
-        raise KeyboardInterrupt
+    @contextmanager
+    def serving(host: str, port: int) -> Iterator[tuple[None, str]]:
+        seen.extend((host, port))
+        yield None, "http://127.0.0.1:8080"
 
-    monkeypatch.setattr("metarl.experiments.play_page.serve", serve)
+    class Page:
+        def __init__(self, server: None, playground: Playground, title: str) -> None:
+            assert "open http://127.0.0.1:8080 in a browser" in capsys.readouterr().out, "said before the agent loads"
+            seen.extend((playground.task.id, title))
+
+        def run(self) -> None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("metarl.experiments.play_server.serving", serving)
+    monkeypatch.setattr("metarl.experiments.play_page.Page", Page)
     assert main(["play", str(run.folder), "--task", "103"]) == 0
-    assert seen == [103, "halfcheetah-vel · rl2 · gru", "127.0.0.1", 8080]
-    assert "open http://127.0.0.1:8080 in a browser" in capsys.readouterr().out
+    assert seen == ["127.0.0.1", 8080, 103, "halfcheetah-vel · rl2 · gru"]
+
+
+def test_what_is_no_agent_is_refused_before_anything_is_served(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["play", "nothing"]) == 2
+    said = capsys.readouterr()
+    assert "'nothing' is neither the folder of a run nor an agent that ships with metarl: ant-dir" in said.err
+    assert said.out == ""
+
+
+def test_the_page_is_served_before_what_acts_and_simulates_is_imported() -> None:
+    code = "import sys, metarl.cli.play, metarl.experiments.play_server"
+    code += "; print([name for name in ('torch', 'mujoco') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n", "a browser needs seconds to draw: it can begin meanwhile"
 
 
 def test_a_player_is_made_without_what_only_learning_needs(run: Run) -> None:
     code = f"from metarl.experiments.play import load_player; load_player({str(run.folder)!r})"
-    late = ("torch._dynamo", "scipy.stats")
+    late = ("torch._dynamo", "scipy.stats", "numba")
     code += f"; import sys; print([name for name in {late} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n", "each takes a second or two, and the first picture is waited for"
@@ -141,7 +166,7 @@ def test_a_player_is_made_without_what_only_learning_needs(run: Run) -> None:
 def test_without_the_extra_the_line_that_brings_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "metarl.experiments.play_page")
+    monkeypatch.delitem(sys.modules, "metarl.experiments.play_server")
     monkeypatch.setitem(sys.modules, "viser", None)
     assert main(["play", "halfcheetah-vel"]) == 2
     assert "pip install 'metarl-agent-framework[play]'" in capsys.readouterr().err
@@ -151,42 +176,42 @@ def test_without_the_extra_the_line_that_brings_it(
 
 
 @pytest.fixture
-def address(playground: Playground) -> Iterator[str]:
-    """The address of a page that is served while the test runs."""
-    over, ready, addresses = threading.Event(), threading.Event(), []
+def server() -> Iterator[Any]:
+    with serving("127.0.0.1", 0) as (server, _):
+        yield server
 
-    def note(address: str) -> None:
-        addresses.append(address)
-        ready.set()
 
-    thread = threading.Thread(target=serve, args=(playground, "<i>title", "127.0.0.1", 0, note, over.is_set))
-    thread.start()
-    assert ready.wait(60)
-    yield addresses[0]
+@pytest.fixture
+def living(server: Any, playground: Playground) -> Iterator[Callable[[], None]]:
+    """Call it to put the playground into the page, where it lives while the test runs."""
+    over = threading.Event()
+    thread = threading.Thread(target=lambda: Page(server, playground, "<i>title").run(over.is_set))
+    yield thread.start
     over.set()
-    thread.join(60)
+    if thread.ident is not None:
+        thread.join(60)
     assert not thread.is_alive()
 
 
 def test_only_this_machine_is_listened_to_and_nothing_moves_while_nobody_looks(
-    playground: Playground, address: str
+    server: Any, playground: Playground, living: Callable[[], None]
 ) -> None:
-    host, _, port = address.removeprefix("http://").partition(":")
-    assert host == "127.0.0.1"
+    living()
     with socket.socket() as elsewhere, pytest.raises(OSError, match="refused"):
-        elsewhere.connect(("127.0.0.2", int(port)))
+        elsewhere.connect(("127.0.0.2", server.get_port()))
     time.sleep(0.3)
     assert playground.steps == 0
 
 
 @pytest.fixture
-def page(address: str) -> Iterator[Any]:
-    """The page in headless Chromium; errors, and requests to anywhere else, fail the test."""
+def page(server: Any, living: Callable[[], None]) -> Iterator[Any]:
+    """The page in headless Chromium, which opened it while it loaded; errors, and requests to anywhere else, fail."""
     browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser_path is None:
         pytest.skip("no Chromium here: on Debian and Ubuntu,  apt-get install chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="without playwright:  pip install -e '.[dev]'")
     complaints: list[str] = []
+    address = f"http://127.0.0.1:{server.get_port()}"
     local = (address, address.replace("http", "ws"), "data:", "blob:")
     with playwright.sync_playwright() as running:
         # No graphics card is needed: WebGL is drawn by the processor. Chromium refuses to sandbox for root.
@@ -197,7 +222,10 @@ def page(address: str) -> Iterator[Any]:
         opened.on("pageerror", lambda error: complaints.append(str(error)))
         opened.on("request", lambda asked: None if asked.url.startswith(local) else complaints.append(asked.url))
         opened.goto(address)
+        opened.get_by_text("are loading").wait_for(timeout=SECONDS)
+        living()
         opened.wait_for_selector("[data-play=state]", timeout=SECONDS)
+        assert opened.get_by_text("are loading").count() == 0
         yield opened
         browser.close()
     assert complaints == []

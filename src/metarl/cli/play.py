@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from metarl.core.errors import missing_extra
 from metarl.experiments.console import console
 from metarl.experiments.flags import parse
-from metarl.experiments.play import Playground, load_player
+from metarl.experiments.shipped import check_player
+
+if TYPE_CHECKING:
+    import viser
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,32 @@ class PlayConfig:
 
 
 def main(arguments: list[str]) -> int:
+    """A browser needs seconds until it draws, and so do the imports of what acts and simulates: the page is served
+    first."""
     parsed = parse(PlayConfig, arguments, "play")
+    check_player(parsed.agent)
     try:
-        from metarl.experiments.play_page import serve
+        from metarl.experiments.play_server import serving
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "play") from error
-    run, agent = load_player(parsed.agent)
-    playground = Playground(agent, run.distribution, parsed.task, parsed.seed)
-    title = " · ".join((run.distribution.name, run.config.algo, run.memory.method))
     try:
-        serve(
-            playground,
-            title,
-            parsed.host,
-            parsed.port,
-            lambda address: console.print(f"{title}: open {address} in a browser; Ctrl-C ends it"),
-        )
+        with serving(parsed.host, parsed.port) as (server, address):
+            console.print(f"{parsed.agent}: open {address} in a browser; Ctrl-C ends it")
+            play(server, parsed)
     except KeyboardInterrupt:
         return 0
     return 0
+
+
+def play(server: viser.ViserServer, config: PlayConfig) -> None:
+    """Put the agent that was asked for into the page, and let it live."""
+    try:
+        from metarl.experiments.play_page import Page
+    except ModuleNotFoundError as error:
+        raise missing_extra(str(error.name), "play") from error
+    from metarl.experiments.play import Playground, load_player
+
+    run, agent = load_player(config.agent)
+    playground = Playground(agent, run.distribution, config.task, config.seed)
+    title = " · ".join((run.distribution.name, run.config.algo, run.memory.method))
+    Page(server, playground, title).run()

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metarl.core import scan_numba
 from metarl.core.errors import UsageError
 
 
@@ -81,10 +80,13 @@ def _check(decay: Tensor, inputs: Tensor, starts: Tensor | None, initial: Tensor
 
 
 def _kernels(tensor: Tensor) -> Any:
+    """Those of the device; what compiles them is imported when it is needed."""
     if tensor.device.type == "cuda":
         from metarl.core import scan_triton
 
         return scan_triton
+    from metarl.core import scan_numba
+
     return scan_numba
 
 

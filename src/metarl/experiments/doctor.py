@@ -10,7 +10,6 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import numba
 import torch
 from packaging.requirements import Requirement
 
@@ -111,6 +110,8 @@ def _gpu() -> str:
 
 def _threads() -> str:
     limit = os.environ.get("OMP_NUM_THREADS")
+    import numba  # nothing else that reports what is here needs it
+
     # Not numba.get_num_threads(): it starts numba's threads, and where those are OpenMP's sets torch's number too.
     counts = f"torch {torch.get_num_threads()}, numba {numba.config.NUMBA_NUM_THREADS}"  # type: ignore[attr-defined]
     return f"{counts} (OMP_NUM_THREADS={limit})" if limit else counts

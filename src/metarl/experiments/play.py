@@ -21,7 +21,7 @@ from metarl.env_runner.task_env import successor
 from metarl.experiments.pretrained import acting_agent, load_pretrained, pretrained_run
 from metarl.experiments.run import Run
 from metarl.experiments.scenes import SPEED_STEPS, Gauge, gauge
-from metarl.experiments.shipped import list_pretrained
+from metarl.experiments.shipped import check_player
 from metarl.tasks.distribution import TaskDistribution, id_ranges
 from metarl.tasks.knobs import Knob, adjustable, knobs
 
@@ -218,12 +218,10 @@ def load_player(name: str) -> tuple[Run, Agent]:
     Raises:
         UsageError: there is neither; or as `Run.load` and `restore`.
     """
+    check_player(name)
     if Path(name).is_dir():
         run = Run.load(name, reference=None, beside=(), device="cpu")
         return run, acting_agent(run)
-    if name not in list_pretrained():
-        shipped = ", ".join(list_pretrained())
-        raise UsageError(f"'{name}' is neither the folder of a run nor an agent that ships with metarl: {shipped}")
     return pretrained_run(name), load_pretrained(name)
 
 

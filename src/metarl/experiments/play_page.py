@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import socket
 import time
 from collections.abc import Callable
-from contextlib import redirect_stdout
 from functools import partial
 from html import escape
 from queue import SimpleQueue
@@ -16,7 +13,6 @@ import numpy as np
 import viser
 from viser import uplot
 
-from metarl.core.errors import UsageError
 from metarl.core.threads import torch_threads
 from metarl.env_runner.task_env import Array
 from metarl.experiments.play import Playground
@@ -55,8 +51,7 @@ class Page:
         self.paused, self.pace = False, 1.0
         self._asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._scene = Scene(server, playground.family, playground.task)
-        server.gui.configure_theme(show_logo=False, show_share_button=False, brand_color=(44, 94, 173))
-        server.gui.set_panel_label("Controls")
+        server.gui.reset()  # until now it said that it loads
         server.gui.main_panel.dock_right()
         server.gui.main_panel.set_width(RIGHT)
         self._add_controls()
@@ -178,8 +173,12 @@ class Page:
         self._returns.data = self._episodes()
         self._memory.image = picture(playground.picture())
 
-    def run(self, stop: Callable[[], bool]) -> None:
+    def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Step and draw in real time, times the pace that is asked for; nothing happens while no browser is open."""
+        with torch_threads(1):
+            self._run(stop)
+
+    def _run(self, stop: Callable[[], bool]) -> None:
         last = reported = time.perf_counter()
         behind = 0.0
         while not stop():
@@ -236,38 +235,3 @@ def picture(values: Array) -> Array:
     cell = max(1, PICTURE_PIXELS // values.shape[1])
     shown: Array = pixels.astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
     return shown
-
-
-def serve(
-    playground: Playground,
-    title: str,
-    host: str,
-    port: int,
-    ready: Callable[[str], None],
-    stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Show a playground at http://host:port, or the next port that is free, until `stop`.
-
-    Args:
-        ready: called with the address once the page can be opened.
-
-    Raises:
-        UsageError: nothing can listen at this host.
-    """
-    try:
-        with socket.create_server((host, 0)):
-            pass
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
-        raise UsageError(f"cannot listen at {host} ({reason}): --host 127.0.0.1 is this machine alone") from error
-    quiet = io.StringIO()  # viser announces itself; one line of our own says it
-    with redirect_stdout(quiet):
-        server = viser.ViserServer(host, port, verbose=False)
-    try:
-        page = Page(server, playground, title)
-        ready(f"http://{host}:{server.get_port()}")
-        with torch_threads(1):
-            page.run(stop)
-    finally:
-        with redirect_stdout(quiet):
-            server.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import mujoco  # type: ignore[import-untyped]
 import numpy as np
@@ -114,15 +115,18 @@ def _light(server: viser.ViserServer) -> None:
 
 
 def _look(server: viser.ViserServer, camera: Camera) -> None:
-    """Where a browser that opens the page looks from."""
+    """Where browsers look from, those that have opened the page already and those that will."""
     azimuth, elevation = math.radians(camera.azimuth), math.radians(camera.elevation)
     towards = np.array(
         [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
     )
     middle = np.array([0.0, 0.0, 0.6])
-    server.initial_camera.position = middle - FURTHER * camera.distance * towards
-    server.initial_camera.look_at = middle
-    server.initial_camera.fov = FIELD_OF_VIEW
+    browsers = [client.camera for client in server.get_clients().values()]
+    views: list[Any] = [server.initial_camera, *browsers]
+    for view in views:
+        view.position = middle - FURTHER * camera.distance * towards
+        view.look_at = middle
+        view.fov = FIELD_OF_VIEW
 
 
 def _add_marker(server: viser.ViserServer, name: str, marker: Marker) -> viser.MeshHandle:

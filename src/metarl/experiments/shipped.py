@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from metarl.core.errors import unknown_name
+from metarl.core.errors import UsageError, unknown_name
 
 Card: TypeAlias = dict[str, Any]
 
@@ -34,6 +34,13 @@ def load_card(name: str) -> Card:
     """
     card: Card = json.loads((shipped_folder(name) / CARD_FILE).read_text())
     return card
+
+
+def check_player(name: str) -> None:
+    """Refuse what is neither the folder of a run nor the name of a shipped agent."""
+    if not Path(name).is_dir() and name not in list_pretrained():
+        shipped = ", ".join(list_pretrained())
+        raise UsageError(f"'{name}' is neither the folder of a run nor an agent that ships with metarl: {shipped}")
 
 
 def shipped_folder(name: str) -> Path:
