@@ -835,8 +835,8 @@ def test_the_curvature_may_come_from_some_of_the_tasks(monkeypatch):
     agent, batches = in_double(replace(TRPO, curvature_tasks=0.3))
     seen = {}
 
-    def watch(parameters, loss, divergence, sampled, **bounds):
-        seen.update(all=sum(part() for part in divergence), some=sum(part() for part in sampled))
+    def watch(parameters, outcome, sampled, **bounds):
+        seen.update(all=sum(part()[1] for part in outcome), some=sum(part()[0] for part in sampled))
         return {}
 
     with torch.no_grad():

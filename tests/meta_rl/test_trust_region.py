@@ -34,7 +34,8 @@ def joined(parts):
 
 def step(parts, loss, divergence, max_divergence=0.01, iterations=SIZE, sampled=None):
     bounds = {"max_divergence": max_divergence, "iterations": iterations}
-    return trust_region_step(parts, [loss], [divergence], [sampled or divergence], **bounds)
+    outcome = [lambda: (loss(), divergence())]
+    return trust_region_step(parts, outcome, [lambda: ((sampled or divergence)(),)], **bounds)
 
 
 def test_conjugate_gradients_solve_a_system_in_as_many_iterations_as_it_has_unknowns():

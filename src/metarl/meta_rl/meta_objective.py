@@ -22,7 +22,7 @@ from metarl.meta_rl.inner_loop import Loss, Parameters
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.supervised_tasks import groups, num_tasks
-from metarl.meta_rl.trust_region import trust_region_step
+from metarl.meta_rl.trust_region import Parts, trust_region_step
 
 FINAL_RATE = 0.05
 """Adam's step size falls to this fraction of its start."""
@@ -74,17 +74,18 @@ class MetaObjective:
     def trust_region(self, batches: Sequence[Round]) -> Metrics:
         """A step of TRPO."""
 
-        def divergence(batches: Sequence[Round]) -> Tensor:
+        def divergence(batches: Sequence[Round]) -> tuple[Tensor]:
             *_, adapted = self.maml.inner_loop(self.inner_loss, batches[:-1])
-            return self.maml.task_losses(self.divergence, adapted, batches[-1]).mean()
+            return (self.maml.task_losses(self.divergence, adapted, batches[-1]).mean(),)
 
-        def policy_loss(batches: Sequence[Round]) -> Tensor:
-            return self.outer_loss(batches, self.inner_loss)
+        def outcome(batches: Sequence[Round]) -> tuple[Tensor, Tensor]:
+            params = list(self.maml.inner_loop(self.inner_loss, batches[:-1]))
+            moved = self.maml.task_losses(self.divergence, params[-1], batches[-1]).mean()
+            return self.outer_loss(batches, self.inner_loss, params), moved
 
         return trust_region_step(
             [parameter for parameter in self.maml.learned.parameters() if parameter.requires_grad],
-            self._in_groups(policy_loss, batches),
-            self._in_groups(divergence, batches),
+            self._in_groups(outcome, batches),
             self._in_groups(divergence, self._sample(batches)),
             max_divergence=self.config.max_divergence,
             iterations=self.config.conjugate_iterations,
@@ -102,7 +103,7 @@ class MetaObjective:
             self.maml.optimizer.zero_grad(set_to_none=True)
             parts = []
             for part in self._in_groups(self._clipped_losses, batches):
-                losses = part()
+                losses = torch.stack(part())
                 (weights * losses).sum().backward()
                 parts.append(losses.detach())
             policy, divergence = torch.stack(parts).sum(0)
@@ -111,7 +112,7 @@ class MetaObjective:
             history.append({"policy_loss": policy.item(), "kl": divergence.item(), "grad_norm": norm})
         return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
 
-    def _clipped_losses(self, batches: Sequence[Round]) -> Tensor:
+    def _clipped_losses(self, batches: Sequence[Round]) -> tuple[Tensor, Tensor]:
         """PPO's clipped loss on the last round, and how far the policies of earlier rounds are from what collected."""
 
         def clipped(params: Parameters, batch: Round) -> Tensor:
@@ -123,18 +124,17 @@ class MetaObjective:
             self.maml.task_losses(self.divergence, each, batch, stacked=number > 0).mean()
             for number, (each, batch) in enumerate(zip(params, batches[:-1], strict=False))
         ]
-        return torch.stack([self.outer_loss(batches, clipped, params), torch.stack(moved).mean()])
+        return self.outer_loss(batches, clipped, params), torch.stack(moved).mean()
 
     # --- of the data --------------------------------------------------------------------------------------------------
 
-    def _in_groups(
-        self, mean: Callable[[Sequence[Round]], Tensor], batches: Sequence[Round]
-    ) -> list[Callable[[], Tensor]]:
-        """A mean over tasks as a sum over groups of them, each of which is computed when it is called."""
+    def _in_groups(self, means: Callable[[Sequence[Round]], tuple[Tensor, ...]], batches: Sequence[Round]) -> Parts:
+        """Means over tasks as sums over groups of them."""
         number = num_tasks(batches[0])
 
-        def part(group: Sequence[Round]) -> Tensor:
-            return num_tasks(group[0]) / number * mean(group)
+        def part(group: Sequence[Round]) -> tuple[Tensor, ...]:
+            share = num_tasks(group[0]) / number
+            return tuple(share * mean for mean in means(group))
 
         return [partial(part, group) for group in groups(batches, self.maml.samples_at_once)]
 

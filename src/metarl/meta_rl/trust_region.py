@@ -10,8 +10,8 @@ from torch import Tensor
 
 from metarl.core.optimization import TrainingDiverged
 
-Parts: TypeAlias = Sequence[Callable[[], Tensor]]
-"""A scalar of the parameters as a sum; each part is computed when it is called."""
+Parts: TypeAlias = Sequence[Callable[[], tuple[Tensor, ...]]]
+"""Scalars, each a sum over parts; a part of all of them is computed when it is called."""
 
 DAMPING = 1e-4
 """Added to the diagonal of the divergence's Hessian, which is singular where a parameter moves no action."""
@@ -20,20 +20,22 @@ BACKTRACK, MAX_BACKTRACKS = 0.8, 15
 
 def trust_region_step(
     parameters: Sequence[Tensor],
-    loss: Parts,
-    divergence: Parts,
+    outcome: Parts,
     sampled_divergence: Parts,
     *,
     max_divergence: float,
     iterations: int,
 ) -> dict[str, float]:
-    """Lower `loss` by one step in `parameters`, in place, that keeps `divergence` within `max_divergence`.
+    """Lower the loss by one step in `parameters`, in place, that keeps the divergence within `max_divergence`.
 
         minimise gᵀs   subject to   ½ sᵀ H s ≤ δ,       s = −√(2 δ / (g' H⁻¹ g)) H⁻¹ g
 
-    with H the exact Hessian of `sampled_divergence`, the divergence as part of the data (or all of it) shows it,
-    applied by differentiating its gradient; H⁻¹ g by conjugate gradients.
+    with g the gradient of the loss and H the exact Hessian of `sampled_divergence`, the divergence as part of the data
+    (or all of it) shows it, applied by differentiating its gradient; H⁻¹ g by conjugate gradients.
     The step is shortened (× 0.8) until the loss falls and the divergence holds; if it never does, nothing changes.
+
+    Args:
+        outcome: loss and divergence.
 
     Returns:
         "policy_loss" before, "kl" and "step_fraction" (0: no step was accepted).
@@ -41,10 +43,10 @@ def trust_region_step(
     Raises:
         TrainingDiverged: the loss or a gradient is not finite; nothing has changed.
     """
-    before, gradient = _value_and_gradient(loss, parameters)
+    before, gradient = _loss_and_gradient(outcome, parameters)
     if not (bool(torch.isfinite(before)) and bool(torch.isfinite(gradient).all())):
         raise TrainingDiverged("not finite: the policy loss or its gradient; try a lower inner_lr")
-    slopes = [_gradient(part(), parameters, create_graph=True) for part in sampled_divergence]
+    slopes = [_gradient(part()[0], parameters, create_graph=True) for part in sampled_divergence]
 
     def curvature(vector: Tensor) -> Tensor:
         products = [_gradient(slope, parameters, vector, retain_graph=True) for slope in slopes]
@@ -57,7 +59,7 @@ def trust_region_step(
         for power in range(MAX_BACKTRACKS):
             fraction = BACKTRACK**power
             _move(parameters, old, fraction * scale * direction)
-            reached, moved = (torch.stack([part() for part in parts]).sum() for parts in (loss, divergence))
+            reached, moved = (torch.stack(parts).sum() for parts in zip(*(part() for part in outcome), strict=True))
             if bool(reached < before) and bool(moved <= max_divergence):
                 return {"policy_loss": float(before), "kl": float(moved), "step_fraction": fraction}
         _move(parameters, old, torch.zeros_like(direction))
@@ -82,14 +84,14 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iter
     return solution
 
 
-def _value_and_gradient(parts: Parts, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(outcome: Parts, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Part by part: what one keeps for its gradient is gone before the next begins."""
-    values, gradients = [], []
-    for part in parts:
-        value = part()
-        gradients.append(_gradient(value, parameters))
-        values.append(value.detach())
-    return torch.stack(values).sum(), torch.stack(gradients).sum(0)
+    losses, gradients = [], []
+    for part in outcome:
+        loss, _ = part()
+        gradients.append(_gradient(loss, parameters))
+        losses.append(loss.detach())
+    return torch.stack(losses).sum(), torch.stack(gradients).sum(0)
 
 
 def _gradient(of: Tensor, parameters: Sequence[Tensor], along: Tensor | None = None, **options: bool) -> Tensor:
