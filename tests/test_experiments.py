@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+
+from metarl import make_tasks
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 SUITE = """
@@ -100,3 +104,49 @@ def test_a_mistake_is_one_line(
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert re.search(message, captured.err)
+
+
+# --- what adapting could gain at most ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(EXPERIMENTS))
+    return importlib.import_module("planning_limit")
+
+
+def test_a_planner_that_knows_the_change_differs_from_it_on(
+    limit: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "limit.json"
+    small = ["--test-tasks", "100", "101", "--candidates", "4", "--horizon", "2", "--out", str(out)]
+    assert limit.main(["halfcheetah-drift", *small]) == 0
+    knows, blind = json.loads(out.read_text())["conditions"]["change"].values()
+    assert knows["before"]["scores"] == blind["before"]["scores"]
+    assert knows["after"]["scores"] != blind["after"]["scores"]
+    assert np.shape(knows["return"]["scores"]) == (2, 2)
+    assert "knows what changes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("knows", "alike"), [(True, True), (False, False)])
+def test_what_is_imagined_is_what_happens_in_the_world_that_is_known(
+    limit: ModuleType, knows: bool, alike: bool
+) -> None:
+    """The first candidate is to rest; the world does so too, with a dead joint that turns freely."""
+    distribution = make_tasks("halfcheetah-cripple")
+    tasks = distribution.test[:3]
+    oracle = limit.InSimulator(distribution, limit.Config("", horizon=1, candidates=2), knows)
+    env = distribution.make_env(tasks)
+    observation, _ = env.reset(seed=0)
+    for _ in range(10):
+        action = oracle(tasks, observation)
+        observation = env.step(np.zeros_like(action))[0]
+    error = np.abs(oracle._worlds.qvel[::2] - env.qvel).max()
+    assert (error < 1e-3) == alike
+
+
+def test_a_family_without_what_could_be_planned_is_one_line(
+    limit: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert limit.main(["halfcheetah-vel"]) == 2
+    assert "planning_limit: --drift measures what a change costs" in capsys.readouterr().err
