@@ -1,6 +1,6 @@
 """What could adapting gain at most? The planner of grbal, with the simulator itself in place of a model.
 
-python experiments/planning_limit.py halfcheetah-drift --out results/halfcheetah-drift-limit/results.json
+python experiments/planning_limit.py halfcheetah-drift --out results/planning_limit.json
 
 It plans once in the world as it is, also after a change, and once in the world in which nothing breaks or changes. What
 lies between the two is all that a perfect model gains by adapting, at this horizon and with so many candidates.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.experiments.console import console
 from metarl.experiments.doctor import hardware
-from metarl.experiments.drift import CHANGE, Course, Stream, check_drift
+from metarl.experiments.drift import Course, Stream, check_drift
 from metarl.experiments.files import write_json
 from metarl.experiments.flags import parse
 from metarl.experiments.protocol import Protocol, evaluate, row_tasks
@@ -145,23 +144,24 @@ def main(arguments: Sequence[str]) -> int:
         config = parse(Config, arguments, "experiments/planning_limit.py", "python {}")
         distribution = make_tasks(config.family)
         found = {
-            name: measured(distribution, config, knows)
+            name: measured(distribution, config, name, knows)
             for name, knows in (("knows what changes", True), ("plans as if nothing did", False))
         }
     except UsageError as error:
         print(f"planning_limit: {error}", file=sys.stderr)
         return 2
-    console.print(table(config.family, found))
+    rows = [row(name, measures) for name, measures in found.items()]
+    console.print(table(config.family, rows))
     if config.out is not None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         command = shlex.join(["python", "experiments/planning_limit.py", *arguments])
         described = {"task_dist": config.family, "command": command, "versions": versions(), "hardware": hardware()}
-        write_json(config.out, {**described, "conditions": {CHANGE: found}})
+        write_json(config.out, {**described, "rows": rows, "measures": found})
         console.print(f"wrote {config.out}")
     return 0
 
 
-def measured(distribution: TaskDistribution, config: Config, knows: bool) -> dict[str, Any]:
+def measured(distribution: TaskDistribution, config: Config, name: str, knows: bool) -> dict[str, Any]:
     """Every measure of `--drift` by name: its summary, and the scores by task."""
     tasks = [task for task in distribution.test if not config.test_tasks or task.id in config.test_tasks]
     drift, protocol = check_drift(distribution, tasks), Protocol("drift", repeats=config.repeats, seed=config.seed)
@@ -171,27 +171,41 @@ def measured(distribution: TaskDistribution, config: Config, knows: bool) -> dic
         env.single_observation_space, env.single_action_space, InSimulator(distribution, config, knows), rows
     )
     env.close()
-    stream, started = Stream(agent, distribution.max_episode_steps), time.perf_counter()
-    evaluation = evaluate(agent, distribution, tasks, protocol, on_step=stream.add)
+    stream = Stream(agent, distribution.max_episode_steps)
+    with console.status("") as status:
+
+        def seen(*step: Any) -> None:
+            stream.add(*step)
+            status.update(f"{len(rows)} episodes, planner that {name}: step {len(stream.rewards)}/{stream.horizon}")
+
+        evaluation = evaluate(agent, distribution, tasks, protocol, on_step=seen)
     at = None if drift.change_at is None else np.array([task[drift.change_at] for task in rows], dtype=np.int64)
     course = Course(evaluation, stream.earned(), stream.errors(), at, agent.trial_rows)
-    measures = {
+    return {
         name: {"summary": summary(scores), "scores": scores.T.tolist()} for name, scores in course.measures().items()
     }
-    return {**measures, "seconds": time.perf_counter() - started}
 
 
-def table(family: str, found: dict[str, dict[str, Any]]) -> Table:
-    rows = Table(title=f"{family} · planning in the simulator", box=SIMPLE_HEAVY)
-    rows.add_column("measure")
-    for name in found:
-        rows.add_column(name, justify="right")
-    for measure in next(iter(found.values())):
-        if measure != "seconds":
-            summaries = [each[measure]["summary"] for each in found.values()]
-            cells = [f"{each['mean']:.2f} [{each['ci95'][0]:.2f}, {each['ci95'][1]:.2f}]" for each in summaries]
-            rows.add_row(measure, *cells)
-    return rows
+def row(name: str, measures: dict[str, Any]) -> dict[str, str]:
+    """Mean and 95 % interval of every measure."""
+
+    def told(measure: str) -> str:
+        found, digits = measures[measure]["summary"], 1 if measure in ("return", "steps_to_recover") else 2
+        low, high = found["ci95"]
+        return f"{found['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+    return {"planner": name, **{measure: told(measure) for measure in measures}}
+
+
+def table(family: str, rows: Sequence[dict[str, str]]) -> Table:
+    first, *measures = rows[0]
+    shown = Table(title=f"{family} · planning in the simulator", box=SIMPLE_HEAVY)
+    shown.add_column(first)
+    for each in rows:
+        shown.add_column(each[first], justify="right")
+    for measure in measures:
+        shown.add_row(measure.replace("_", " "), *(each[measure] for each in rows))
+    return shown
 
 
 if __name__ == "__main__":

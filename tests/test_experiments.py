@@ -121,7 +121,7 @@ def test_a_planner_that_knows_the_change_differs_from_it_on(
     out = tmp_path / "new" / "limit.json"
     small = ["--test-tasks", "100", "101", "--candidates", "4", "--horizon", "2", "--out", str(out)]
     assert limit.main(["halfcheetah-drift", *small]) == 0
-    knows, blind = json.loads(out.read_text())["conditions"]["change"].values()
+    knows, blind = json.loads(out.read_text())["measures"].values()
     assert knows["before"]["scores"] == blind["before"]["scores"]
     assert knows["after"]["scores"] != blind["after"]["scores"]
     assert np.shape(knows["return"]["scores"]) == (2, 2)

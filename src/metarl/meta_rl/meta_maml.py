@@ -39,7 +39,8 @@ from metarl.meta_rl.supervised_tasks import (
 
 logger = logging.getLogger(__name__)
 
-SAMPLES_AT_ONCE = {"cpu": 8192, "cuda": 262_144}
+CPU_SAMPLES, GPU_SAMPLES = 8192, 262_144
+"""What stays in a processor's cache; what keeps a GPU busy, within a few gigabytes."""
 
 
 class MetaGradient(NamedTuple):
@@ -375,7 +376,8 @@ class MetaMAML:
         """About so many samples are computed as one."""
         if self._samples_at_once is not None:
             return self._samples_at_once
-        return SAMPLES_AT_ONCE[next(self.learned.parameters()).device.type]
+        on_cpu = next(self.learned.parameters()).device.type == "cpu"
+        return CPU_SAMPLES if on_cpu else GPU_SAMPLES
 
     @property
     def _anneals(self) -> bool:
