@@ -8,13 +8,17 @@ lies between the two is all that a perfect model gains by adapting, at this hori
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
+import gymnasium
 import numpy as np
 import torch
 import tyro
@@ -23,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from metarl.core.agent import Array
-from metarl.core.errors import UsageError
+from metarl.core.errors import UsageError, check_limits
 from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.experiments.console import console
@@ -49,7 +53,7 @@ class Config:
     """Plan in the simulator itself, with what breaks or changes and without."""
 
     family: tyro.conf.Positional[str]
-    """halfcheetah-cripple or halfcheetah-drift."""
+    """halfcheetah-cripple, halfcheetah-drift or ant-drift."""
     repeats: int = 2
     """Episodes a held-out task."""
     horizon: int = DEFAULTS.horizon
@@ -63,6 +67,14 @@ class Config:
     out: Path | None = None
     """JSON file to write."""
 
+    def __post_init__(self) -> None:
+        check_limits(
+            vars(self),
+            ("horizon", "at least 1", self.horizon >= 1),
+            ("candidates", "at least 2", self.candidates >= 2),
+            flags=True,
+        )
+
 
 class InSimulator:
     """Actions of a planner that imagines in a simulator: `(tasks, observation [B, obs]) -> action [B, act]`.
@@ -75,7 +87,7 @@ class InSimulator:
 
     def __init__(self, distribution: TaskDistribution, config: Config, knows: bool) -> None:
         if distribution.reward_model is None or distribution.drift is None:
-            raise UsageError(f"'{distribution.name}' is none of halfcheetah-cripple and halfcheetah-drift")
+            raise UsageError(f"nothing changes in '{distribution.name}', or its reward is not known to planners")
         self.distribution, self.config, self.knows = distribution, config, knows
         self.reward_model, self.drift = distribution.reward_model, distribution.drift
         self.generator = torch.Generator().manual_seed(config.seed)
@@ -87,25 +99,20 @@ class InSimulator:
         elif self.knows and self.drift.change_at is not None:
             self._follow(tasks)
         self.time += 1
-        scaled = self._half_range * DEFAULTS.noise * torch.randn(
-            len(tasks), self.config.candidates, *self._plan.shape[1:], generator=self.generator
-        )  # fmt: skip
-        planned = mppi(
-            lambda actions: self._score(observation, actions),
-            self._plan, scaled, self._low, self._high, DEFAULTS.temperature,
-        )  # fmt: skip
+        shape = (len(tasks), self.config.candidates, *self._plan.shape[1:])
+        noise = self._half_range * DEFAULTS.noise * torch.randn(shape, generator=self.generator)
+        score = partial(self._score, observation)
+        planned = mppi(score, self._plan, noise, self._low, self._high, DEFAULTS.temperature)
         self._plan = next_plan(planned, self._rest)
         return planned[:, 0].numpy()
 
     def _begin(self, tasks: Sequence[Task]) -> None:
-        env = self.distribution.make_env(tasks[:1])
-        assert isinstance(env, MujocoBatch)
-        space: Any = env.single_action_space
+        with closing(self.distribution.make_env(tasks[:1])) as env:
+            assert isinstance(env, MujocoBatch)
+            family, space = env.family, cast("gymnasium.spaces.Box", env.single_action_space)
         self._low, self._high = torch.from_numpy(space.low), torch.from_numpy(space.high)
         self._rest, self._half_range = (self._low + self._high) / 2, (self._high - self._low) / 2
         self._plan = self._rest.repeat(len(tasks), self.config.horizon, 1)
-        family = env.family
-        env.close()
         imagined = [self._imagined(task) for task in tasks for _ in range(self.config.candidates)]
         self._worlds = MujocoBatch(family, imagined, max_episode_steps=ENDLESS)
         self._worlds.reset()
@@ -139,38 +146,52 @@ class InSimulator:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0: measured; 2: wrong usage."""
+    """0: measured; 2: wrong usage; 130: stopped."""
     try:
         config = parse(Config, arguments, "experiments/planning_limit.py", "python {}")
         distribution = make_tasks(config.family)
-        found = {
-            name: measured(distribution, config, name, knows)
-            for name, knows in (("knows what changes", True), ("plans as if nothing did", False))
-        }
+        command = shlex.join(["python", "experiments/planning_limit.py", *arguments])
+        described = {"task_dist": config.family, "command": command, "versions": versions(), "hardware": hardware()}
+        found: dict[str, dict[str, Any]] = {}
+        rows: list[dict[str, str]] = []
+        prepare(config.out)
+        for name, knows in (("knows what changes", True), ("plans as if nothing did", False)):
+            found[name] = measured(distribution, config, name, knows)
+            rows.append(row(name, found[name]))
+            if config.out is not None:
+                write_json(config.out, {**described, "rows": rows, "measures": found})
     except UsageError as error:
         print(f"planning_limit: {error}", file=sys.stderr)
         return 2
-    rows = [row(name, measures) for name, measures in found.items()]
+    except KeyboardInterrupt:
+        print("planning_limit: stopped at once", file=sys.stderr)
+        return 130
     console.print(table(config.family, rows))
     if config.out is not None:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", "experiments/planning_limit.py", *arguments])
-        described = {"task_dist": config.family, "command": command, "versions": versions(), "hardware": hardware()}
-        write_json(config.out, {**described, "rows": rows, "measures": found})
         console.print(f"wrote {config.out}")
     return 0
 
 
+def prepare(out: Path | None) -> None:
+    """Refuse, before anything is measured, a file that cannot be written."""
+    if out is None:
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot make {out.parent}: {error.strerror}; choose another --out") from error
+    if not os.access(out.parent, os.W_OK):
+        raise UsageError(f"cannot write into {out.parent}; choose another --out")
+
+
 def measured(distribution: TaskDistribution, config: Config, name: str, knows: bool) -> dict[str, Any]:
     """Every measure of `--drift` by name: its summary, and the scores by task."""
-    tasks = [task for task in distribution.test if not config.test_tasks or task.id in config.test_tasks]
+    _, tasks = distribution.select(None, config.test_tasks or None)
     drift, protocol = check_drift(distribution, tasks), Protocol("drift", repeats=config.repeats, seed=config.seed)
     rows = row_tasks(tasks, protocol)
-    env = distribution.make_env(rows[:1])
-    agent = OracleAgent(
-        env.single_observation_space, env.single_action_space, InSimulator(distribution, config, knows), rows
-    )
-    env.close()
+    with closing(distribution.make_env(rows[:1])) as env:
+        spaces = env.single_observation_space, env.single_action_space
+    agent = OracleAgent(*spaces, InSimulator(distribution, config, knows), rows)
     stream = Stream(agent, distribution.max_episode_steps)
     with console.status("") as status:
 

@@ -145,8 +145,25 @@ def test_what_is_imagined_is_what_happens_in_the_world_that_is_known(
     assert (error < 1e-3) == alike
 
 
-def test_a_family_without_what_could_be_planned_is_one_line(
-    limit: ModuleType, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["halfcheetah-vel"], "--drift measures what a change costs"),
+        (["halfcheetah-drift", "--test-tasks", "100", "7000"], "7000"),
+        (["halfcheetah-drift", "--candidates", "1"], "--candidates is at least 2, got 1"),
+        (["halfcheetah-drift", "--repeats", "1"], "repeats of an evaluation is at least 2, got 1"),
+        (["halfcheetah-drift", "--out", "/dev/null/limit.json"], "cannot make /dev/null"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line_before_anything_is(
+    limit: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
 ) -> None:
-    assert limit.main(["halfcheetah-vel"]) == 2
-    assert "planning_limit: --drift measures what a change costs" in capsys.readouterr().err
+    monkeypatch.setattr(limit, "evaluate", None)
+    assert limit.main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("planning_limit: ")
+    assert said in line

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from metarl.core.errors import UsageError
-from metarl.experiments.files import atomic_write, write_json
+from metarl.experiments.files import atomic_write, only_one, write_json
 
 
 def test_writes_and_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -104,3 +104,14 @@ def test_json_refuses_what_json_does_not_know(tmp_path: Path, value: float) -> N
     with pytest.raises(UsageError, match=r"results\.json: a value in it is NaN or infinite"):
         write_json(tmp_path / "results.json", {"mean": value})
     assert os.listdir(tmp_path) == []
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with only_one(tmp_path / "run"):
+        assert (tmp_path / "run").is_dir()

@@ -184,9 +184,19 @@ def server() -> Iterator[Any]:
 @pytest.fixture
 def living(server: Any, playground: Playground) -> Iterator[Callable[[], None]]:
     """Call it to put the playground into the page, where it lives while the test runs."""
-    over = threading.Event()
-    thread = threading.Thread(target=lambda: Page(server, playground, "<i>title").run(over.is_set))
-    yield thread.start
+    over, made = threading.Event(), threading.Event()
+
+    def live() -> None:
+        page = Page(server, playground, "<i>title")
+        made.set()
+        page.run(over.is_set)
+
+    def begin() -> None:
+        thread.start()
+        assert made.wait(60)
+
+    thread = threading.Thread(target=live)
+    yield begin
     over.set()
     if thread.ident is not None:
         thread.join(60)

@@ -64,6 +64,8 @@ def only_one(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UsageError(f"another process works on {folder}: wait for it, or choose another folder") from None
+            except OSError:
+                pass  # a file system without locks: nobody can be kept out
         yield
 
 

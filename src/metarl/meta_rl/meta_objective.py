@@ -145,7 +145,7 @@ class MetaObjective:
         sample = []
         for batch in batches:
             length, windows = batch["starts"].shape[1:]
-            every = max(1, length * windows // config.curvature_steps)
+            every = -(-length * windows // config.curvature_steps)
             part = {name: values[:tasks, :, ::every] for name, values in batch.items() if name != "memory"}
             sample.append({**part, "memory": batch["memory"][:tasks, ::every]})
         return sample
