@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
+
+from metarl.core.threads import side_by_side
 
 PRODUCTS = {
     torch.ops.aten.mm.default: torch.mm,
@@ -17,10 +19,11 @@ PRODUCTS = {
 }
 
 
-def products_of(gradient: Callable[[], object]) -> Callable[[], None]:
-    """Repeats the products that `gradient`, of a `MetaMAML` with compile=True, runs, group by group of tasks.
+def products_of(gradient: Callable[[], object], device: str) -> Callable[[], None]:
+    """Repeats the products that `gradient`, of a `MetaMAML` with compile=True, runs: groups of tasks side by side on a
+    CPU, if it has several.
 
-    They write into memory that is there already, and all groups share it.
+    They write into memory that is there already, and all groups that a thread works on share it.
     """
     run: list[GraphModule] = []
 
@@ -33,16 +36,31 @@ def products_of(gradient: Callable[[], object]) -> Callable[[], None]:
 
     with mock.patch("torch.compile", keep):
         gradient()
-    prepared = {
-        graph: [_prepared(graph, node) for node in graph.graph.nodes if node.target in PRODUCTS] for graph in run
-    }
-    work = [each for graph in run for each in prepared[graph]]
+        run.clear()  # the first time, every program ran once more to get ready
+        gradient()
+    threads = torch.get_num_threads() if device == "cpu" and len(run) > 1 else 1
+    shares = [_products(run[first::threads]) for first in range(threads)]
 
-    def repeat() -> None:
-        for product, factors, result in work:
+    def repeat(share: Sequence[tuple[Callable[..., Tensor], list[Tensor], Tensor]]) -> None:
+        for product, factors, result in share:
             product(*factors, out=result)
 
-    return repeat
+    def repeat_all() -> None:
+        if threads > 1:
+            side_by_side(repeat, shares)
+        else:
+            repeat(shares[0])
+
+    return repeat_all
+
+
+def _products(run: Sequence[GraphModule]) -> list[tuple[Callable[..., Tensor], list[Tensor], Tensor]]:
+    prepared = {graph: [_prepared(graph, node) for node in graph.graph.nodes if _is_product(node)] for graph in run}
+    return [each for graph in run for each in prepared[graph]]
+
+
+def _is_product(node: Node) -> bool:
+    return node.target in PRODUCTS
 
 
 def _prepared(graph: GraphModule, node: Node) -> tuple[Callable[..., Tensor], list[Tensor], Tensor]:

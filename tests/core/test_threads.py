@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 
 import pytest
 import torch
 
-from metarl.core.threads import cores, torch_threads
+from metarl.core.threads import cores, side_by_side, torch_threads
 
 
 def test_the_number_holds_inside_the_block_and_comes_back_after():
@@ -39,3 +40,32 @@ def test_cores_are_those_open_to_the_process_and_asked_for(asked, open_cores, ex
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
     assert cores() == expected
+
+
+def test_items_run_side_by_side_on_one_thread_each_and_come_in_order():
+    meeting = threading.Barrier(2, timeout=60)
+
+    def work(item):
+        if item < 2:
+            meeting.wait()  # returns only if two items run at once
+        return item, torch.get_num_threads()
+
+    with torch_threads(2):
+        assert side_by_side(work, range(5)) == [(item, 1) for item in range(5)]
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ZeroDivisionError):
+            side_by_side(lambda item: 1 / item, [1, 0])
+        assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_process_gets_threads_of_its_own():
+    with torch_threads(2):
+        side_by_side(abs, [-1, -2])
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writer, bytes(side_by_side(abs, [-1, -2])))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(reader, 8) == bytes([1, 2])

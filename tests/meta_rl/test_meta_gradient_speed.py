@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from torch import nn
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig, make_memory
 from metarl.core.optimization import TrainingDiverged
+from metarl.core.threads import side_by_side
+from metarl.meta_rl.compiled import NARROW, REWRITTEN, Programs
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.supervised_tasks import groups
 
@@ -84,6 +87,64 @@ def test_traced_meta_gradients_are_the_same_and_follow_the_parameters(really_com
     tasks[1][2, 0] = torch.nan
     with pytest.raises(TrainingDiverged, match="the support loss of task 2 after 0 inner steps"):
         compiled.meta_update(tasks)
+
+
+def test_groups_run_side_by_side_and_sum_to_the_whole(really_compiled):
+    model, tasks = make_model(), make_tasks()
+    wanted = MetaMAML(model, 0.1).meta_gradient(tasks)
+    maml = MetaMAML(model, 0.1, compile=True, samples_at_once=8)  # 2, 2 and 1 tasks
+    for _ in range(2):
+        assert_same(maml.meta_gradient(tasks), wanted)
+    ragged = [tuple(part[task, : 4 - task % 2] for part in tasks) for task in range(5)]
+    assert_same(maml.meta_gradient(ragged), MetaMAML(model, 0.1).meta_gradient(ragged))
+
+
+def test_several_threads_run_what_draws_nothing(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: graph)
+    threads = set()
+
+    def noted(function, calls):
+        def run(call):
+            threads.add((threading.current_thread() is threading.main_thread(), torch.get_num_threads()))
+            return function(call)
+
+        return side_by_side(run, calls)
+
+    monkeypatch.setattr("metarl.meta_rl.compiled.side_by_side", noted)
+    before = torch.get_num_threads()
+    drawing = nn.Sequential(nn.Linear(2, 5), nn.Dropout(0.5), nn.Linear(5, 1)).double()
+    MetaMAML(drawing, compile=True, samples_at_once=4).meta_gradient(make_tasks())
+    assert not threads
+    MetaMAML(make_model(), compile=True, samples_at_once=4).meta_gradient(make_tasks())
+    assert threads == {(False, 1)}
+    assert torch.get_num_threads() == before
+
+
+def test_groups_draw_in_order(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: graph)
+    drawing = nn.Sequential(nn.Linear(2, 5), nn.Dropout(0.5), nn.Linear(5, 1)).double()
+    tasks, found = make_tasks(), []
+    for _ in range(2):
+        torch.manual_seed(3)
+        found.append(MetaMAML(drawing, 0.1, compile=True, samples_at_once=4).meta_gradient(tasks))
+    assert_same(found[0], found[1])
+    assert not torch.equal(MetaMAML(drawing, 0.1, compile=True).meta_gradient(tasks).loss, found[0].loss)
+
+
+@pytest.mark.parametrize("form", [(30, 6, 5), (30, 40, 5), (4, 6, 5), (30, 6, 30)])
+def test_products_of_few_columns_are_transposed_and_the_same(form, monkeypatch):
+    traced = []
+    monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: traced.append(graph) or graph)
+    rows, inner, columns = form
+    x, w, b = (torch.randn(*size, dtype=torch.float64) for size in ((rows, inner), (inner, columns), (columns,)))
+    work = lambda x, w, b: (x @ w, torch.addmm(b, x, w), x.expand(3, -1, -1) @ w.expand(3, -1, -1))  # noqa: E731
+    (found,) = Programs().run_each("", work, [(x, w, b)])
+    for got, wanted in zip(found, work(x, w, b), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
+        assert got.stride() == wanted.stride()
+    products = [node.meta["val"] for node in traced[0].graph.nodes if node.target in REWRITTEN]
+    transposed = columns <= NARROW and columns < rows
+    assert {tuple(value.shape[-2:]) for value in products} == {(columns, rows) if transposed else (rows, columns)}
 
 
 @needs_compiler

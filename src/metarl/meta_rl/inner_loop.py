@@ -75,10 +75,10 @@ def over_tasks(
     Raises:
         UsageError: what the function does cannot be vmapped; the message says why.
     """
-    if vectorize:
+    number = next(len(leaf) for axis, each in zip(axes, arguments, strict=True) if axis == 0 for leaf in _leaves(each))
+    if vectorize and number > 1:
         with _explaining_vmap():
             return vmap(function, in_dims=axes, randomness="different")(*arguments)
-    number = next(len(leaf) for axis, each in zip(axes, arguments, strict=True) if axis == 0 for leaf in _leaves(each))
     results = []
     for task in range(number):
         own = [each if axis is None else _select(each, task) for axis, each in zip(axes, arguments, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial, reduce
+from itertools import chain
 from operator import add
 from typing import Any, Literal, NamedTuple
 
@@ -39,8 +40,8 @@ from metarl.meta_rl.supervised_tasks import (
 
 logger = logging.getLogger(__name__)
 
-CPU_SAMPLES, GPU_SAMPLES = 8192, 262_144
-"""What stays in a processor's cache; what keeps a GPU busy, within a few gigabytes."""
+CPU_SAMPLES, CORE_SAMPLES, GPU_SAMPLES = 8192, 2048, 262_144
+"""What stays in a processor's cache; in that of one core; what keeps a GPU busy, within a few gigabytes."""
 
 
 class MetaGradient(NamedTuple):
@@ -87,11 +88,12 @@ class MetaMAML:
         recompute: store no activations of inner steps; compute them again in the backward pass.
         vectorize: all tasks in one vmap; False: one after the other, for losses that cannot be vmapped.
         samples_at_once: a meta-gradient is summed over groups of tasks that hold about so many samples together, so
-            that memory does not grow with the number of tasks. None: as many as stay in a processor's cache, or keep a
-            GPU busy.
-        compile: the meta-gradient runs as machine code. The first call with tensors of a new form, or with another
-            loss function, takes seconds, later ones a fraction of the time. What is no tensor must not change between
-            calls; dropout draws other masks than without.
+            that memory does not grow with the number of tasks. None: as many as stay in a processor's cache, or in that
+            of one core with `compile`, or keep a GPU busy.
+        compile: the meta-gradient runs as machine code, on a CPU a group of tasks on every core. The first call with
+            tensors of a new form, or with another loss function, takes seconds, later ones a fraction of the time. What
+            is no tensor must not change between calls; dropout draws other masks than without. The process keeps the
+            memory that it frees.
         grad_clip_norm: largest norm of a meta-gradient.
     """
 
@@ -319,45 +321,34 @@ class MetaMAML:
     def _gradients(self, tasks: Tasks, loss_fn: PredictionLoss) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What is minimised, the mean query loss after the last inner step, and the gradient of the former by name."""
         batches = support_and_query(tasks, apart=not self.vectorize)
-        number = sum(map(num_tasks, (support for support, _ in batches)))
-        parts: list[list[Tensor]] = []
-        first = 0
-        for support, query in batches:
-            for batch in (support, query):
-                if "mask" in batch:
-                    check_padding(partial(self._predict, self.parameters()), batch, loss_fn)
-            for support_part, query_part in groups((support, query), self.samples_at_once):
-                share = num_tasks(support_part) / number
-                found = self._group_gradients(support_part, query_part, loss_fn, first)
-                parts.append([share * part for part in found])
-                first += num_tasks(support_part)
-        objective, last, *gradients = (reduce(add, part) for part in zip(*parts, strict=True))
-        return objective, last, dict(zip(self._learned(), gradients, strict=True))
+        for batch in chain.from_iterable(batches):
+            if "mask" in batch:
+                check_padding(partial(self._predict, self.parameters()), batch, loss_fn)
+        parts = [part for pair in batches for part in groups(pair, self.samples_at_once)]
+        objectives, losses, *gradients = zip(*self._differentiated_each(parts, loss_fn), strict=True)
+        self._check_losses(parts, losses, loss_fn)
+        objective, *summed = (reduce(add, each) for each in (objectives, *gradients))
+        last = torch.cat(losses).detach().mean()
+        return objective.detach(), last, dict(zip(self._learned(), summed, strict=True))
 
-    def _group_gradients(self, support: Batch, query: Batch, loss_fn: PredictionLoss, first: int) -> list[Tensor]:
-        """Objective, mean query loss and gradients of tasks that run as one; `first` is the number of the first."""
-        weights = step_weights(self.inner_steps, self.updates, self.multi_step_updates)
-        weights = weights.to(next(iter(self.parameters().values())))
-
-        def found(support: Batch, query: Batch, weights: Tensor) -> tuple[Tensor, ...]:
-            return self._differentiated(support, query, weights, loss_fn)
-
+    def _differentiated_each(
+        self, parts: Sequence[Sequence[Batch]], loss_fn: PredictionLoss
+    ) -> list[tuple[Tensor, ...]]:
+        """`_differentiated` of each part, a support and a query batch; a task weighs the same in all."""
+        like = next(iter(self.parameters().values()))
+        weights = step_weights(self.inner_steps, self.updates, self.multi_step_updates).to(like)
+        number = sum(num_tasks(support) for support, _ in parts)
+        calls = [(support, query, weights, like.new_tensor(num_tasks(support) / number)) for support, query in parts]
+        work = partial(self._differentiated, loss_fn)
         if self._programs is None:
-            objective, last, *gradients = found(support, query, weights)
-        else:
-            frozen = loss_fn, self._anneals, tuple(module.training for module in self.model.modules())
-            objective, last, *gradients = self._programs.run(frozen, found, support, query, weights)
-        broken = torch.nonzero(~torch.isfinite(last)).flatten().tolist()
-        if broken:
-            loss = supervised_loss(self._predict, loss_fn)
-            seen = f"the query loss of task {first + broken[0]}"
-            raise self._diverged(loss, support, self.inner_steps, seen, first)
-        return [objective.detach(), last.detach().mean(), *gradients]
+            return [work(*call) for call in calls]
+        frozen = loss_fn, self._anneals, tuple(module.training for module in self.model.modules())
+        return self._programs.run_each(frozen, work, calls)
 
     def _differentiated(
-        self, support: Batch, query: Batch, weights: Tensor, loss_fn: PredictionLoss
+        self, loss_fn: PredictionLoss, support: Batch, query: Batch, weights: Tensor, share: Tensor
     ) -> tuple[Tensor, ...]:
-        """The objective, the query losses [M] after the last inner step, and the gradients of the objective."""
+        """The objective times `share`, the query losses [M] after the last inner step, and the former's gradients."""
         loss = supervised_loss(self._predict, loss_fn)
         phis = list(self.inner_loop(loss, [support] * self.inner_steps))
 
@@ -367,17 +358,33 @@ class MetaMAML:
         objective, last = outer_objective(
             partial(losses, support), partial(losses, query), weights, every_step=self._anneals, reptile=self.reptile
         )
+        objective = share * objective
         learned = list(self._learned().values())
         gradients = torch.autograd.grad(objective, learned, allow_unused=True, materialize_grads=True)
         return objective, last, *gradients
+
+    def _check_losses(
+        self, parts: Sequence[Sequence[Batch]], losses: Sequence[Tensor], loss_fn: PredictionLoss
+    ) -> None:
+        """Name the first task, and its inner step, where a query loss is not finite."""
+        if bool(torch.isfinite(torch.cat([*losses])).all()):
+            return
+        first = 0
+        for (support, _), each in zip(parts, losses, strict=True):
+            broken = torch.nonzero(~torch.isfinite(each)).flatten().tolist()
+            if broken:
+                seen = f"the query loss of task {first + broken[0]}"
+                raise self._diverged(supervised_loss(self._predict, loss_fn), support, self.inner_steps, seen, first)
+            first += num_tasks(support)
 
     @property
     def samples_at_once(self) -> int:
         """About so many samples are computed as one."""
         if self._samples_at_once is not None:
             return self._samples_at_once
-        on_cpu = next(self.learned.parameters()).device.type == "cpu"
-        return CPU_SAMPLES if on_cpu else GPU_SAMPLES
+        if next(self.learned.parameters()).device.type != "cpu":
+            return GPU_SAMPLES
+        return CPU_SAMPLES if self._programs is None else CORE_SAMPLES
 
     @property
     def _anneals(self) -> bool:
