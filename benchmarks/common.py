@@ -6,13 +6,17 @@ import argparse
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+
+TURN_SECONDS = 0.2
 
 PACKAGES = (
     *("torch", "numpy", "mujoco", "mjbatch", "gymnasium", "metaworld"),
@@ -27,6 +31,23 @@ def take_turns(sides: Mapping[str, Callable[[], float]], repeats: int) -> dict[s
         for name, side in sides.items():
             measured[name].append(side())
     return measured
+
+
+def seconds_of(work: Callable[[], object], device: str = "cpu") -> Callable[[], float]:
+    """A side of `take_turns`: the seconds of one call, of so many in a row, as in training, that they fill a turn."""
+
+    def run() -> float:
+        wait_for(device)
+        start = time.perf_counter()
+        for calls in count(1):  # noqa: B007
+            work()
+            wait_for(device)
+            seconds = time.perf_counter() - start
+            if seconds >= TURN_SECONDS:
+                break
+        return seconds / calls
+
+    return run
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

@@ -3,10 +3,10 @@
     python benchmarks/maml.py --out results/maml.json
     python benchmarks/maml.py --device cuda --sizes 40x20 20x2000 --out results/maml_cuda.json
 
-A meta-gradient is inner steps on the support sets, the mean query loss, its gradient; a turn is as many, one after the
-other as in training, as fill its time. The sides take turns, and the table holds medians. All sides compute the same
-numbers, or the run stops. Targets, second order, one inner
-step: 15 times the fastest peer at 40 tasks x 20 samples, width 64; 2 times at 20 x 2000.
+A meta-gradient is inner steps on the support sets, the mean query loss, its gradient. The sides take turns, in which
+each repeats it as training does, and the table holds medians. All sides compute the same numbers, or the run stops.
+Targets, second order, one inner step: 15 times the fastest peer at 40 tasks x 20 samples, width 64; 2 times at 20 x
+2000.
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import shutil
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import torch
-from common import add_device_flag, median_ratio, peak_memory, take_turns, wait_for, write_report
+from common import add_device_flag, median_ratio, peak_memory, seconds_of, take_turns, write_report
 from maml_peers import PEERS, Batch
 from maml_products import products_of
 from torch import Tensor, nn
@@ -36,7 +34,6 @@ INPUTS, OUTPUTS = 17, 6
 """Of half-cheetah: observation and action."""
 RATE = 0.1
 TOLERANCE = 1e-4
-TURN_SECONDS = 0.2
 OURS, COMPILED, RECOMPUTED, LOOP = "MetaMAML", "MetaMAML, compile", "MetaMAML, recompute", "autograd loop"
 LIMIT = "matrix products alone"
 
@@ -124,23 +121,6 @@ def make_side(side: Side, problem: Problem, device: str) -> Callable[[], Any]:
     return lambda: list(maml.meta_gradient(batch).gradients.values())
 
 
-def seconds_of(work: Callable[[], object], device: str, at_least: float) -> Callable[[], float]:
-    """Those of one call, of so many that they fill a turn."""
-
-    def run() -> float:
-        wait_for(device)
-        start = time.perf_counter()
-        for calls in count(1):  # noqa: B007
-            work()
-            wait_for(device)
-            seconds = time.perf_counter() - start
-            if seconds >= at_least:
-                break
-        return seconds / calls
-
-    return run
-
-
 def relative_difference(gradient: list[Tensor], reference: list[Tensor]) -> float:
     ours, theirs = (torch.cat([part.flatten() for part in parts]) for parts in (gradient, reference))
     return float((ours - theirs).norm() / theirs.norm())
@@ -180,7 +160,7 @@ def measure(problem: Problem, sides: list[Side], turns: int, device: str) -> lis
         if not difference < TOLERANCE:
             raise ArithmeticError(f"{side} differs from the autograd loop by {difference:.2g} at {problem}")
     names = {" ".join(side): side for side in sides}
-    seconds = take_turns({name: seconds_of(works[side], device, TURN_SECONDS) for name, side in names.items()}, turns)
+    seconds = take_turns({name: seconds_of(works[side], device) for name, side in names.items()}, turns)
     first = seconds[" ".join(sides[0])]
     lines = []
     for name, side in names.items():

@@ -40,7 +40,7 @@ def speed_table() -> str:
         _line(
             "state space layer, forward and backward, T 400, 64 rows, width 64, resets",
             _milliseconds(layer["StateSpaceModel"]),
-            f"{_milliseconds(layer['matmuls'])} (its matrix products alone)",
+            f"{_milliseconds(layer['layer matmuls'])} (its matrix products alone)",
             ", ".join(
                 f"{peer} {_milliseconds(layer[peer])} ({layer['StateSpaceModel'][f'{peer} / this']:.2f} ×)"
                 for peer in ("nn.LSTM", "nn.GRU")

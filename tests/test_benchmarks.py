@@ -49,8 +49,8 @@ def test_memory(tmp_path: Path) -> None:
     rows = run_benchmark("memory.py", tmp_path, "--quick")["rows"]
     ours = ["ssm", "StateSpaceModel"]
     peers = ["nn.LSTM", "nn.GRU", "transformer"]
-    learning = {*ours, "linear_scan", "matmuls", *peers}
-    stepping = {*ours, "matmuls", *peers, "nn.LSTMCell", "nn.GRUCell"}
+    learning = {*ours, "linear_scan", "matmuls", "layer matmuls", *peers}
+    stepping = {*ours, "matmuls", "layer matmuls", *peers, "nn.LSTMCell", "nn.GRUCell"}
     by_work: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
     for row in rows:
         by_work.setdefault((row["work"], row["T"]), {})[row["side"]] = row

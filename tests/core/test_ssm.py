@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from safetensors.torch import save_file
 from scipy.linalg import solve_discrete_lyapunov
 from scipy.signal import dlsim
 
+from metarl.core import ssm_chunks
 from metarl.core.errors import UsageError
-from metarl.core.ssm import SSM, StateSpaceModel
+from metarl.core.ssm import SSM, StateSpaceModel, _diagonal
+from metarl.core.ssm_chunks import DiagonalLayer
 
 STRUCTURES = ("dense", "diagonal")
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -156,6 +159,53 @@ def test_every_parameter_is_learnable(structure):
     for name, parameter in names.items():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().min() > 0, name
+
+
+def make_arguments(steps, rows, seed=2):
+    """Of a diagonal layer: inputs in an order of their own in memory, coefficients, starts, a state."""
+    model, generator = make_model("diagonal"), torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, steps, INPUTS, generator=generator, dtype=torch.float64).transpose(0, 1)
+    state = torch.randn(rows, STATE, generator=generator, dtype=torch.float64)
+    keep = (torch.rand(steps, rows, generator=generator) < 0.7).double()
+    learned = [value.detach() for value in (inputs, model.log_rate, model.log_phase, model.B, model.C, model.D)]
+    return *(value.requires_grad_() for value in learned), keep, state.requires_grad_()
+
+
+@pytest.mark.parametrize(("steps", "rows"), [(1, 1), (1, 4), (7, 3), (13, 1), (4, 9)])
+@pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
+def test_chunks_of_time_are_the_operations_one_after_the_other(steps, rows, used, monkeypatch):
+    monkeypatch.setattr(ssm_chunks, "VECTORS", 6)
+    arguments = make_arguments(steps, rows)
+    leaves = [argument for argument in arguments if argument.requires_grad]
+    wanted, got = _diagonal(*arguments), DiagonalLayer.apply(_diagonal, *arguments)
+    given = [torch.randn_like(result) for result in wanted]
+    found = []
+    for results in (wanted, got):
+        chosen = [results[part] for part in used]
+        gradients = torch.autograd.grad(chosen, leaves, [given[part] for part in used], allow_unused=True)
+        found.append([torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, gradients, strict=True)])
+    assert max(float(part.abs().max()) for part in found[0]) > 0.1
+    for one, other in zip((*wanted, *found[0]), (*got, *found[1]), strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
+
+
+def test_a_layer_by_chunks_has_exact_first_and_second_derivatives(monkeypatch):
+    monkeypatch.setattr(ssm_chunks, "VECTORS", 4)
+    *arguments, keep, state = make_arguments(5, 2)
+    work = lambda *values: DiagonalLayer.apply(_diagonal, *values[:-1], keep, values[-1])  # noqa: E731
+    assert torch.autograd.gradcheck(work, (*arguments, state))
+    assert torch.autograd.gradgradcheck(work, (*arguments, state))
+
+
+def test_the_sequence_goes_by_chunks_on_a_cpu_and_one_by_one_where_tasks_are_vmapped(monkeypatch):
+    model, inputs = make_model("diagonal", torch.float32), torch.randn(3, 7, 2, INPUTS)
+    each = torch.stack([model(task)[0] for task in inputs])
+    forward = MagicMock(side_effect=DiagonalLayer.apply)
+    monkeypatch.setattr(DiagonalLayer, "apply", forward)
+    model(inputs[0])
+    assert forward.call_count == 1
+    torch.testing.assert_close(torch.func.vmap(lambda task: model(task)[0])(inputs), each)
+    assert forward.call_count == 1
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)

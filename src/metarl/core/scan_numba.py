@@ -55,7 +55,7 @@ def _scan_gradient(
             grad_decay[b, s, 1] += initial[b, s, 0] * im - initial[b, s, 1] * re
 
 
-def _follow_torch_threads() -> None:
+def follow_torch_threads() -> None:
     """Use as many threads as torch does; numba may share its OpenMP runtime and must not change its count."""
     threads = torch.get_num_threads()
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
@@ -71,7 +71,7 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 def scan(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor:
     """States [T, B, S]; see `metarl.core.scan`."""
-    _follow_torch_threads()
+    follow_torch_threads()
     states = torch.empty(inputs.shape, dtype=inputs.dtype)
     _scan(_array(decay), _array(inputs), _array(keep), _array(initial), _array(states))
     return states
@@ -79,7 +79,7 @@ def scan(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor
 
 def scan_gradient(decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """(dL/dinputs [T, B, S], dL/ddecay [B, S]) from v = dL/dstates [T, B, S]."""
-    _follow_torch_threads()
+    follow_torch_threads()
     grad_inputs, grad_decay = torch.empty(v.shape, dtype=v.dtype), torch.empty(decay.shape, dtype=decay.dtype)
     tensors = (decay, states, keep, initial, v, grad_inputs, grad_decay)
     _scan_gradient(*(_array(tensor) for tensor in tensors))

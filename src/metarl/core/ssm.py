@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -73,9 +73,7 @@ class StateSpaceModel(nn.Module):
         """What the recurrence uses: (A [n, n], B [n, m]), or for "diagonal" (λ [n/2] complex, scaled B [n, m])."""
         if self.structure == "dense":
             return self.A, self.B
-        rate = self.log_rate.exp()
-        scale = torch.sqrt(-torch.expm1(-2 * rate))
-        return torch.polar(torch.exp(-rate), self.log_phase.exp()), self.B * scale.repeat_interleave(2)[:, None]
+        return _coefficients(self.log_rate, self.log_phase, self.B)
 
     def forward(
         self, inputs: Tensor, state: Tensor | None = None, starts: Tensor | None = None
@@ -90,14 +88,13 @@ class StateSpaceModel(nn.Module):
         state = self.init_hidden(inputs.shape[1]) if state is None else state
         if self.structure == "dense":
             return self._dense(inputs, state, starts)
-        decay, gain = self.coefficients()
-        steps, rows, _ = inputs.shape
-        flat = inputs.reshape(steps * rows, self.input_dim)
-        driven = torch.view_as_complex(functional.linear(flat, gain).view(steps, rows, -1, 2))
-        states = linear_scan(decay, driven, starts, _as_complex(state))
-        real = torch.view_as_real(states).reshape(steps * rows, self.state_dim)
-        outputs = torch.addmm(functional.linear(flat, self.D), real, self.C.T)
-        return outputs.view(steps, rows, self.output_dim), real.view(steps, rows, -1)[-1]
+        keep = inputs.new_ones(inputs.shape[:2]) if starts is None else 1 - starts.to(inputs.dtype)
+        arguments = inputs, self.log_rate, self.log_phase, self.B, self.C, self.D, keep, state
+        if inputs.device.type == "cpu" and not torch._C._are_functorch_transforms_active():
+            from metarl.core.ssm_chunks import DiagonalLayer  # here: imports numba, which takes long
+
+            return cast("tuple[Tensor, Tensor]", DiagonalLayer.apply(_diagonal, *arguments))  # type: ignore[no-untyped-call]
+        return _diagonal(*arguments)
 
     def step(self, inputs: Tensor, state: Tensor, coefficients: Coefficients | None = None) -> tuple[Tensor, Tensor]:
         """One step: inputs u [B, m] and state [B, n] to (y [B, p], next state [B, n]).
@@ -166,6 +163,33 @@ class StateSpaceModel(nn.Module):
 
 
 SSM = StateSpaceModel
+
+
+def _coefficients(log_rate: Tensor, log_phase: Tensor, drive: Tensor) -> Coefficients:
+    rate = log_rate.exp()
+    scale = torch.sqrt(-torch.expm1(-2 * rate))
+    return torch.polar(torch.exp(-rate), log_phase.exp()), drive * scale.repeat_interleave(2)[:, None]
+
+
+def _diagonal(
+    inputs: Tensor,
+    log_rate: Tensor,
+    log_phase: Tensor,
+    drive: Tensor,
+    read_out: Tensor,
+    skip: Tensor,
+    keep: Tensor,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Outputs [T, B, p] and the last state [B, n], one operation after the other."""
+    decay, gain = _coefficients(log_rate, log_phase, drive)
+    steps, rows, width = inputs.shape
+    flat = inputs.reshape(steps * rows, width)
+    driven = torch.view_as_complex(functional.linear(flat, gain).view(steps, rows, -1, 2))
+    states = linear_scan(decay, driven, 1 - keep, _as_complex(state))
+    real = torch.view_as_real(states).reshape(steps * rows, -1)
+    outputs = torch.addmm(functional.linear(flat, skip), real, read_out.T)
+    return outputs.view(steps, rows, -1), real.view(steps, rows, -1)[-1]
 
 
 def _as_complex(state: Tensor) -> Tensor:

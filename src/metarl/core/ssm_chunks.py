@@ -1,0 +1,203 @@
+"""A diagonal state space layer on the CPU, by chunks of time that stay in the cache.
+
+    h_t = λ · k_t · h_{t−1} + γ B u_t,   y_t = C h_t + D u_t,   k_t = 1 − start_t
+
+with λ = exp(−exp(ν) + i exp(θ)) and γ² = 1 − |λ|².
+
+As separate operations each of the three products and the recurrence reads and writes all steps of all rows in memory,
+which takes longer than the arithmetic. Here a chunk goes through all of them before the next one begins; products that
+share a factor are one. Within, real parts of the state come before imaginary ones, which vectorises.
+
+Derivatives are those of `linear_scan` and of the products; what goes backward from a chunk to the one before it is the
+gradient of the state between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from metarl.core.scan_numba import follow_torch_threads
+
+VECTORS = 3200
+"""Steps x rows of a chunk: few enough for the cache, and enough for the products to run well."""
+
+
+@numba.njit(parallel=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+def _scan(decay: Any, driven: Any, keep: Any, entering: Any, states: Any) -> None:  # pragma: no cover (compiled)
+    """States [T, B, 2S] from driven [T, B, 2S ...], whose further columns are left alone, and decay [2, S]."""
+    steps, rows, width = states.shape
+    size = width // 2
+    for b in numba.prange(rows):
+        k = keep[0, b]
+        for s in range(size):
+            re, im = entering[b, s] * k, entering[b, size + s] * k
+            states[0, b, s] = decay[0, s] * re - decay[1, s] * im + driven[0, b, s]
+            states[0, b, size + s] = decay[0, s] * im + decay[1, s] * re + driven[0, b, size + s]
+        for t in range(1, steps):
+            k = keep[t, b]
+            for s in range(size):
+                re, im = states[t - 1, b, s] * k, states[t - 1, b, size + s] * k
+                states[t, b, s] = decay[0, s] * re - decay[1, s] * im + driven[t, b, s]
+                states[t, b, size + s] = decay[0, s] * im + decay[1, s] * re + driven[t, b, size + s]
+
+
+@numba.njit(parallel=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+def _scan_gradient(
+    decay: Any, states: Any, keep: Any, entering: Any, v: Any, carry: Any, grad_driven: Any, grad_decay: Any
+) -> None:  # pragma: no cover (compiled)
+    """From v = dL/dstates and carry [B, 2S], what the next chunk's gradient adds to the last step's.
+
+    Writes the first columns of grad_driven [T, B, 2S ...], adds to grad_decay [B, 2S], and leaves in `carry` what goes
+    to the chunk before.
+    """
+    steps, rows, width = states.shape
+    size = width // 2
+    for b in numba.prange(rows):
+        for s in range(width):
+            grad_driven[steps - 1, b, s] = v[steps - 1, b, s] + carry[b, s]
+        for t in range(steps - 2, -1, -1):
+            k = keep[t + 1, b]
+            for s in range(size):
+                re, im = grad_driven[t + 1, b, s] * k, grad_driven[t + 1, b, size + s] * k
+                grad_decay[b, s] += states[t, b, s] * re + states[t, b, size + s] * im
+                grad_decay[b, size + s] += states[t, b, s] * im - states[t, b, size + s] * re
+                grad_driven[t, b, s] = v[t, b, s] + decay[0, s] * re + decay[1, s] * im
+                grad_driven[t, b, size + s] = v[t, b, size + s] + decay[0, s] * im - decay[1, s] * re
+        k = keep[0, b]
+        for s in range(size):
+            re, im = grad_driven[0, b, s] * k, grad_driven[0, b, size + s] * k
+            grad_decay[b, s] += entering[b, s] * re + entering[b, size + s] * im
+            grad_decay[b, size + s] += entering[b, s] * im - entering[b, size + s] * re
+            carry[b, s] = decay[0, s] * re + decay[1, s] * im
+            carry[b, size + s] = decay[0, s] * im - decay[1, s] * re
+
+
+class DiagonalLayer(Function):
+    """Outputs [T, B, p] and the last state [B, n], of pairs of reals, from inputs [T, B, m].
+
+    `composed` is the same function of the same arguments in differentiable operations; second derivatives go by it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        composed: Callable[..., tuple[Tensor, Tensor]],
+        inputs: Tensor,
+        log_rate: Tensor,
+        log_phase: Tensor,
+        drive: Tensor,
+        read_out: Tensor,
+        skip: Tensor,
+        keep: Tensor,
+        state: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.composed = composed
+        ctx.set_materialize_grads(False)
+        arguments = inputs, log_rate, log_phase, drive, read_out, skip, keep, state
+        inputs, keep = inputs.contiguous(), keep.contiguous()
+        (steps, rows, _), size = inputs.shape, state.shape[1]
+        states, outputs = inputs.new_empty(steps, rows, size), inputs.new_empty(steps, rows, len(read_out))
+        rate, phase = log_rate.exp(), log_phase.exp()
+        decay = torch.exp(-rate) * torch.stack([torch.cos(phase), torch.sin(phase)])
+        scale = torch.sqrt(-torch.expm1(-2 * rate)).repeat(2)[:, None]
+        into, out_of = torch.cat([scale * _parted(drive, 0), skip]), _parted(read_out, 1)
+        driven = inputs.new_empty(_chunk(rows), rows, len(into))
+        entering = first = _parted(state, 1)
+        follow_torch_threads()
+        for chunk in _chunks(steps, rows):
+            length = chunk.stop - chunk.start
+            both = driven[:length].view(length * rows, -1)
+            torch.mm(_flat(inputs[chunk]), into.T, out=both)
+            _scan(*_arrays(decay, driven[:length], keep[chunk], entering, states[chunk]))
+            torch.addmm(both[:, size:], _flat(states[chunk]), out_of.T, out=_flat(outputs[chunk]))
+            entering = states[chunk.stop - 1]
+        ctx.save_for_backward(*arguments, states)
+        ctx.prepared = rate, phase, decay, scale, into, out_of, first
+        return outputs, _paired(entering)
+
+    @staticmethod
+    def backward(ctx: Any, grad_outputs: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
+        *arguments, states = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return (None, *_through(ctx.composed, arguments, ctx.needs_input_grad[1:], (grad_outputs, grad_last)))
+        rate, phase, decay, scale, into, out_of, first = ctx.prepared
+        inputs, drive, keep = (arguments[number].contiguous() for number in (0, 3, 6))
+        (steps, rows, _), size = inputs.shape, first.shape[1]
+        if grad_outputs is None:
+            grad_outputs = inputs.new_zeros(steps, rows, len(out_of))
+        grad_outputs = grad_outputs.contiguous()
+        grad_into, grad_out_of = torch.zeros_like(into), torch.zeros_like(out_of)
+        grad_inputs, grad_decay = torch.empty_like(inputs), inputs.new_zeros(rows, size)
+        carry = inputs.new_zeros(rows, size) if grad_last is None else _parted(grad_last, 1)
+        grad_driven = inputs.new_empty(_chunk(rows), rows, len(into))
+        v = inputs.new_empty(_chunk(rows), rows, size)
+        follow_torch_threads()
+        for chunk in reversed(_chunks(steps, rows)):
+            length = chunk.stop - chunk.start
+            both, given = grad_driven[:length], grad_outputs[chunk]
+            torch.mm(_flat(given), out_of, out=_flat(v[:length]))
+            entering = states[chunk.start - 1] if chunk.start else first
+            _scan_gradient(*_arrays(decay, states[chunk], keep[chunk], entering, v[:length], carry, both, grad_decay))
+            both[..., size:] = given
+            torch.mm(_flat(both), into, out=_flat(grad_inputs[chunk]))
+            grad_into.addmm_(_flat(both).T, _flat(inputs[chunk]))
+            grad_out_of.addmm_(_flat(given).T, _flat(states[chunk]))
+        re, im = grad_decay.sum(0).view(2, -1)
+        grad_gain, grad_skip = grad_into[:size], grad_into[size:]
+        grad_scale = (grad_gain * _parted(drive, 0)).sum(1).view(2, -1).sum(0)
+        one_scale = scale[: len(rate), 0]
+        grad_rate = grad_scale * (1 / one_scale - one_scale) - re * decay[0] - im * decay[1]
+        grad_phase = im * decay[0] - re * decay[1]
+        grad_drive = _paired((scale * grad_gain).T).T
+        learned = rate * grad_rate, phase * grad_phase, grad_drive, _paired(grad_out_of), grad_skip
+        return None, grad_inputs, *learned, None, _paired(carry)
+
+
+def _through(
+    function: Callable[..., tuple[Tensor, Tensor]],
+    arguments: list[Tensor],
+    needed: tuple[bool, ...],
+    gradients: tuple[Tensor | None, ...],
+) -> list[Tensor | None]:
+    """Gradients of the arguments as a graph, which can be differentiated again."""
+    pairs = [
+        (result, given) for result, given in zip(function(*arguments), gradients, strict=True) if given is not None
+    ]
+    results, given = zip(*pairs, strict=True)
+    wanted = [argument for argument, need in zip(arguments, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(results, wanted, given, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]
+
+
+def _chunk(rows: int) -> int:
+    return max(1, VECTORS // rows)
+
+
+def _chunks(steps: int, rows: int) -> list[slice]:
+    return [slice(first, min(first + _chunk(rows), steps)) for first in range(0, steps, _chunk(rows))]
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.view(-1, tensor.shape[-1])
+
+
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [tensor.numpy() for tensor in tensors]
+
+
+def _parted(tensor: Tensor, axis: int) -> Tensor:
+    """Pairs along an axis, re im re im ..., as re re ... im im ...: a copy."""
+    pairs: Tensor = tensor.unflatten(axis, (-1, 2))
+    return pairs.transpose(axis, axis + 1).clone(memory_format=torch.contiguous_format).flatten(axis, axis + 1)
+
+
+def _paired(tensor: Tensor) -> Tensor:
+    """The inverse of `_parted` along axis 1."""
+    parts: Tensor = tensor.unflatten(1, (2, -1))
+    return parts.transpose(1, 2).flatten(1)
