@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from metarl.experiments.display import Display
+from metarl.experiments.display import Display, MeasuringDisplay
 from metarl.experiments.trainer import UPDATES_PER_EPOCH, Progress
 
 
@@ -41,3 +41,16 @@ def test_the_time_left_goes_by_the_last_two_epochs(clock: list[float]) -> None:
         clock[0] += 1.0 if update < UPDATES_PER_EPOCH else 10.0
         display.report(Progress(1 + update // UPDATES_PER_EPOCH, 1 + update % UPDATES_PER_EPOCH, 1, 1.0, 0.0))
     assert shown(display).endswith("ETA 0:10:00")
+
+
+def test_a_log_gets_a_line_a_minute_while_an_agent_is_measured(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with MeasuringDisplay() as display:
+        for begun in range(1, 9):
+            display.report(begun, 12)
+            clock[0] += 25.0
+    assert capsys.readouterr().out.splitlines() == [
+        "measuring on held-out tasks: round 4/12, ETA 0:03:45",
+        "measuring on held-out tasks: round 7/12, ETA 0:02:30",
+    ]

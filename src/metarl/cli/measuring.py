@@ -11,7 +11,7 @@ from metarl.core.errors import UsageError
 from metarl.env_runner.recording import Recorder
 from metarl.experiments.checkpoint import LAST
 from metarl.experiments.console import console
-from metarl.experiments.display import Display, unstable_note
+from metarl.experiments.display import Display, MeasuringDisplay, unstable_note
 from metarl.experiments.drift_views import drift_table
 from metarl.experiments.environments import environment_table
 from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, write_before_after
@@ -65,10 +65,8 @@ def measure(
     run: Run, folder: Path, seed: int | None = None, recorder: Recorder | None = None
 ) -> tuple[Results, list[Path]]:
     """Measure on the held-out tasks, print the table, write the results; they and their paths."""
-    with console.status("measuring on held-out tasks") as status:
-        measured = run.measure(
-            lambda done, rounds: status.update(f"measuring on held-out tasks: round {done}/{rounds}"), seed, recorder
-        )
+    with MeasuringDisplay() as display:
+        measured = run.measure(display.report, seed, recorder)
     console.print(drift_table(measured) if "drift" in measured else adaptation_table([measured]))
     if "environments" in measured:
         console.print(environment_table(measured["environments"]))

@@ -1,4 +1,4 @@
-"""How a run shows where it stands: a live bar in a terminal, and everywhere one line an epoch."""
+"""How a run shows where it stands: a live bar in a terminal, and everywhere a line now and then."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from metarl.experiments import trainer
 from metarl.experiments.console import console
 
 TEST_RETURN, TEST_SUCCESS = "test_return_", "test_success_"
+MEASURING = "measuring on held-out tasks"
+SECONDS_A_LINE = 60
 BAR_WIDTH = 6
 ETA_UPDATES = 2 * trainer.UPDATES_PER_EPOCH
 """Over so many the ETA averages the time that an update takes: two epochs, with their evaluations."""
@@ -64,13 +66,44 @@ class Display:
         )
 
     def _eta(self, done: int) -> str:
-        """Hours, minutes and seconds to the end. Rich's own needs two updates within minutes, which may not come."""
+        """The time to the end. Rich's own needs two updates within minutes, which may not come."""
         if not self._passed:
             self._passed.append((done - 1, self._began))
         self._passed.append((done, time.monotonic()))
         (first, began), (_, now) = self._passed[0], self._passed[-1]
-        left = round((now - began) / (done - first) * (self.epochs * trainer.UPDATES_PER_EPOCH - done))
-        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+        return _clock((now - began) / (done - first) * (self.epochs * trainer.UPDATES_PER_EPOCH - done))
+
+
+class MeasuringDisplay:
+    """Follows a measurement, as a context: a line that changes in a terminal, elsewhere another one every minute."""
+
+    def __init__(self) -> None:
+        self._status = console.status(MEASURING)
+        self._began = self._said = time.monotonic()
+
+    def __enter__(self) -> MeasuringDisplay:
+        self._status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._status.stop()
+
+    def report(self, begun: int, rounds: int) -> None:
+        """So many of all rounds have begun, the last of them just now."""
+        now = time.monotonic()
+        line = f"{MEASURING}: round {begun}/{rounds}"
+        if begun > 1:
+            line += f", ETA {_clock((now - self._began) / (begun - 1) * (rounds - begun + 1))}"
+        self._status.update(line)
+        if not console.is_terminal and now - self._said >= SECONDS_A_LINE:
+            self._said = now
+            console.print(line)
+
+
+def _clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    left = round(seconds)
+    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
 
 
 def epoch_line(row: Metrics, epochs: int) -> str:
