@@ -88,23 +88,42 @@ def test_the_step_is_the_natural_gradient_step_to_the_bound(bound):
     assert 0.99 * bound < metrics["kl"] <= bound
 
 
-def test_the_step_is_shortened_until_the_divergence_holds():
-    """Beyond its quadratic part the divergence grows: |s|² + 40 |s|⁴ in one dimension, gradient −1."""
-    parts = [torch.zeros(1, dtype=torch.float64, requires_grad=True)]
-    bound = 0.1
+def one_dimension(divergence, bound):
+    """A step from 0, gradient −1, curvature 1: metrics, where it ends, the full step, how many were tried."""
+    parts, tried = [torch.zeros(1, dtype=torch.float64, requires_grad=True)], []
 
-    def divergence():
-        return 0.5 * parts[0].square().sum() + 40 * parts[0].pow(4).sum()
+    def outcome():
+        if not torch.is_grad_enabled():
+            tried.append(float(parts[0]))
+        return -parts[0].sum(), divergence(parts[0])
 
-    metrics = step(parts, lambda: -parts[0].sum(), divergence, bound, iterations=1)
-    full = math.sqrt(2 * bound / (1 + DAMPING))
-    fractions = [0.8**power for power in range(15)]
-    first = next(f for f in fractions if 0.5 * (f * full) ** 2 + 40 * (f * full) ** 4 <= bound)
+    limits = {"max_divergence": bound, "iterations": 1}
+    metrics = trust_region_step(parts, [outcome], [lambda: (0.5 * parts[0].square().sum(),)], **limits)
+    return metrics, float(parts[0].detach()), math.sqrt(2 * bound / (1 + DAMPING)), len(tried)
+
+
+@pytest.mark.parametrize("steeper", [1.5, 8.0, 20.0])
+def test_a_step_that_goes_too_far_is_shortened_at_once_to_the_first_that_holds(steeper):
+    """The whole data may show a divergence that grows faster than the sample does."""
+    metrics, reached, full, tried = one_dimension(lambda x: 0.5 * steeper * x.square().sum(), 0.1)
+    first = next(f for f in (0.8**power for power in range(15)) if steeper * f**2 / (1 + DAMPING) <= 1)
     assert metrics["step_fraction"] == pytest.approx(first)
-    assert first < 1
-    assert float(parts[0].detach()) == pytest.approx(first * full)
-    assert metrics["kl"] == pytest.approx(float(divergence().detach()))
-    assert metrics["kl"] <= bound
+    assert reached == pytest.approx(first * full)
+    assert tried == 2
+
+
+@pytest.mark.parametrize("growth", [1, 4])
+def test_the_step_is_shortened_until_the_divergence_holds(growth):
+    """Slower, or faster than with the square of the step: tried again and again, or shortened further than needed."""
+    bound = 0.1
+    metrics, reached, full, tried = one_dimension(
+        lambda x: 0.5 * x.square().sum() + 2 * x.abs().pow(growth).sum(), bound
+    )
+    assert metrics["kl"] == pytest.approx(0.5 * reached**2 + 2 * abs(reached) ** growth)
+    assert 0.1 * bound < metrics["kl"] <= bound
+    assert 0 < metrics["step_fraction"] < 1
+    assert reached == pytest.approx(metrics["step_fraction"] * full)
+    assert tried == {1: 5, 4: 2}[growth]
 
 
 def test_the_step_is_shortened_until_the_loss_falls():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -33,6 +34,7 @@ def trust_region_step(
     with g the gradient of the loss and H the exact Hessian of `sampled_divergence`, the divergence as part of the data
     (or all of it) shows it, applied by differentiating its gradient; H⁻¹ g by conjugate gradients.
     The step is shortened (× 0.8) until the loss falls and the divergence holds; if it never does, nothing changes.
+    Where the divergence is too large, it is shortened at once by what that takes if it grows with the step's square.
 
     Args:
         outcome: loss and divergence.
@@ -55,15 +57,22 @@ def trust_region_step(
     direction = conjugate_gradient(curvature, -gradient, iterations)
     scale = torch.sqrt(2 * max_divergence / (direction @ curvature(direction)))
     old = [parameter.detach().clone() for parameter in parameters]
+    power = 0
     with torch.no_grad():
-        for power in range(MAX_BACKTRACKS):
+        while power < MAX_BACKTRACKS:
             fraction = BACKTRACK**power
             _move(parameters, old, fraction * scale * direction)
             reached, moved = (torch.stack(parts).sum() for parts in zip(*(part() for part in outcome), strict=True))
             if bool(reached < before) and bool(moved <= max_divergence):
                 return {"policy_loss": float(before), "kl": float(moved), "step_fraction": fraction}
+            power += _shortenings(float(moved) / max_divergence)
         _move(parameters, old, torch.zeros_like(direction))
     return {"policy_loss": float(before), "kl": 0.0, "step_fraction": 0.0}
+
+
+def _shortenings(excess: float) -> int:
+    """How often to shorten a step whose divergence is `excess` times what it may be; at least once."""
+    return max(1, math.ceil(math.log(excess) / (-2 * math.log(BACKTRACK)))) if 1 < excess < math.inf else 1
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iterations: int) -> Tensor:
