@@ -79,27 +79,17 @@ def _scan_gradient(
 
 
 class DiagonalLayer(Function):
-    """Outputs [T, B, p] and the last state [B, n], of pairs of reals, from inputs [T, B, m].
+    """`composed` of its arguments, and its gradients; second derivatives go through `composed` itself.
 
-    `composed` is the same function of the same arguments in differentiable operations; second derivatives go by it.
+    That is a function of inputs [T, B, m], ν, θ, B, C, D, k [T, B] and the state [B, n] before, which returns outputs
+    [T, B, p] and the last state; states, B and C count pairs of reals.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        composed: Callable[..., tuple[Tensor, Tensor]],
-        inputs: Tensor,
-        log_rate: Tensor,
-        log_phase: Tensor,
-        drive: Tensor,
-        read_out: Tensor,
-        skip: Tensor,
-        keep: Tensor,
-        state: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, composed: Callable[..., tuple[Tensor, Tensor]], *arguments: Tensor) -> tuple[Tensor, Tensor]:
         ctx.composed = composed
         ctx.set_materialize_grads(False)
-        arguments = inputs, log_rate, log_phase, drive, read_out, skip, keep, state
+        inputs, log_rate, log_phase, drive, read_out, skip, keep, state = arguments
         inputs, keep = inputs.contiguous(), keep.contiguous()
         (steps, rows, _), size = inputs.shape, state.shape[1]
         states, outputs = inputs.new_empty(steps, rows, size), inputs.new_empty(steps, rows, len(read_out))
