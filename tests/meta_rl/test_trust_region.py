@@ -35,7 +35,14 @@ def joined(parts):
 def step(parts, loss, divergence, max_divergence=0.01, iterations=SIZE, sampled=None):
     bounds = {"max_divergence": max_divergence, "iterations": iterations}
     outcome = [lambda: (loss(), divergence())]
-    return trust_region_step(parts, outcome, [lambda: ((sampled or divergence)(),)], **bounds)
+    return trust_region_step(parts, outcome, hessian(parts, sampled or divergence), **bounds)
+
+
+def hessian(parts, divergence):
+    """Its products with vectors."""
+    options = {"allow_unused": True, "materialize_grads": True}
+    slope = joined(torch.autograd.grad(divergence(), parts, create_graph=True, **options))
+    return lambda along: joined(torch.autograd.grad(slope, parts, along, retain_graph=True, **options))
 
 
 def test_conjugate_gradients_solve_a_system_in_as_many_iterations_as_it_has_unknowns():
@@ -98,7 +105,7 @@ def one_dimension(divergence, bound):
         return -parts[0].sum(), divergence(parts[0])
 
     limits = {"max_divergence": bound, "iterations": 1}
-    metrics = trust_region_step(parts, [outcome], [lambda: (0.5 * parts[0].square().sum(),)], **limits)
+    metrics = trust_region_step(parts, [outcome], lambda along: along, **limits)
     return metrics, float(parts[0].detach()), math.sqrt(2 * bound / (1 + DAMPING)), len(tried)
 
 

@@ -44,6 +44,10 @@ CPU_SAMPLES, CORE_SAMPLES, GPU_SAMPLES = 8192, 2048, 262_144
 """What stays in a processor's cache; in that of one core; what keeps a GPU busy, within a few gigabytes."""
 
 
+RATE = "inner_lr."
+"""Before the name of a parameter: its learned rate."""
+
+
 class MetaGradient(NamedTuple):
     """The mean query loss after adaptation, and its gradient by parameter name.
 
@@ -149,6 +153,13 @@ class MetaMAML:
         trained = [parameter for parameter in self.learned.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=outer_lr, fused=True)
 
+    # --- what is learned ----------------------------------------------------------------------------------------------
+
+    def learned_tensors(self) -> dict[str, Tensor]:
+        """Everything that is meta-learned, by name."""
+        rates = {RATE + name: value for name, value in named_rates(self._rates, self.adapted).items()}
+        return {**self.parameters(), **rates}
+
     # --- the model as a function --------------------------------------------------------------------------------------
 
     def parameters(self) -> Parameters:
@@ -161,6 +172,11 @@ class MetaMAML:
         if not learned:
             return dict.fromkeys(self.adapted, self.inner_lr)
         return {name: value.exp() if self._log_rates else value for name, value in learned.items()}
+
+    def rate_change(self, change: Parameters) -> Parameters:
+        """The change of α with a small one of what is learned of it, by name of an adapted parameter."""
+        rates = self.rates()
+        return {name: rates[name] * value if self._log_rates else value for name, value in change.items()}
 
     def functional_forward(
         self, x: Tensor, params: Parameters, initial_state: Any = None, starts: Tensor | None = None
@@ -312,7 +328,7 @@ class MetaMAML:
             TrainingDiverged: something is not finite; it names the task and the inner step. Nothing has changed then.
         """
         objective, query, gradients = self._gradients(tasks, loss_fn)
-        for name, value in self._learned().items():
+        for name, value in self.learned_tensors().items():
             value.grad = gradients[name]
         step_along_gradients(self.optimizer, self.learned, {"query": objective}, self.grad_clip_norm)
         self.updates += 1
@@ -329,7 +345,7 @@ class MetaMAML:
         self._check_losses(parts, losses, loss_fn)
         objective, *summed = (reduce(add, each) for each in (objectives, *gradients))
         last = torch.cat(losses).detach().mean()
-        return objective.detach(), last, dict(zip(self._learned(), summed, strict=True))
+        return objective.detach(), last, dict(zip(self.learned_tensors(), summed, strict=True))
 
     def _differentiated_each(
         self, parts: Sequence[Sequence[Batch]], loss_fn: PredictionLoss
@@ -359,7 +375,7 @@ class MetaMAML:
             partial(losses, support), partial(losses, query), weights, every_step=self._anneals, reptile=self.reptile
         )
         objective = share * objective
-        learned = list(self._learned().values())
+        learned = list(self.learned_tensors().values())
         gradients = torch.autograd.grad(objective, learned, allow_unused=True, materialize_grads=True)
         return objective, last, *gradients
 
@@ -390,11 +406,6 @@ class MetaMAML:
     def _anneals(self) -> bool:
         """Whether query losses before the last inner step count."""
         return self.updates < self.multi_step_updates
-
-    def _learned(self) -> dict[str, Tensor]:
-        """Everything that is meta-learned, by name."""
-        rates = {f"inner_lr.{name}": value for name, value in named_rates(self._rates, self.adapted).items()}
-        return {**self.parameters(), **rates}
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from metarl.core.agent import Metrics
 from metarl.core.optimization import step_along_gradients
 from metarl.core.policy import Actor
 from metarl.core.policy_gradient import Round, clipped_loss, masked_mean, ratio_loss
+from metarl.meta_rl.curvature import AdaptedCurvature
 from metarl.meta_rl.inner_loop import Loss, Parameters
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
@@ -74,22 +75,27 @@ class MetaObjective:
     def trust_region(self, batches: Sequence[Round]) -> Metrics:
         """A step of TRPO."""
 
-        def divergence(batches: Sequence[Round]) -> tuple[Tensor]:
-            *_, adapted = self.maml.inner_loop(self.inner_loss, batches[:-1])
-            return (self.maml.task_losses(self.divergence, adapted, batches[-1]).mean(),)
-
         def outcome(batches: Sequence[Round]) -> tuple[Tensor, Tensor]:
             params = list(self.maml.inner_loop(self.inner_loss, batches[:-1]))
             moved = self.maml.task_losses(self.divergence, params[-1], batches[-1]).mean()
             return self.outer_loss(batches, self.inner_loss, params), moved
 
+        sample = self._sample(batches)
+        curvatures = [
+            (num_tasks(group[0]) / num_tasks(sample[0]), self.curvature(group))
+            for group in groups(sample, self.maml.samples_at_once)
+        ]
         return trust_region_step(
-            [parameter for parameter in self.maml.learned.parameters() if parameter.requires_grad],
+            list(self.maml.learned_tensors().values()),
             self._in_groups(outcome, batches),
-            self._in_groups(divergence, self._sample(batches)),
+            lambda vector: torch.stack([share * product(vector) for share, product in curvatures]).sum(0),
             max_divergence=self.config.max_divergence,
             iterations=self.config.conjugate_iterations,
         )
+
+    def curvature(self, batches: Sequence[Round]) -> AdaptedCurvature:
+        """The Hessian of the divergence after adaptation, where no parameter has moved yet."""
+        return AdaptedCurvature(self.maml, self.inner_loss, self.divergence, batches)
 
     def clipped(self, batches: Sequence[Round]) -> Metrics:
         """Steps of Adam on PPO's clipped loss, with ProMP's penalty on how far the policies of earlier rounds move."""

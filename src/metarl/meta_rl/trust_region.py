@@ -22,7 +22,7 @@ BACKTRACK, MAX_BACKTRACKS = 0.8, 15
 def trust_region_step(
     parameters: Sequence[Tensor],
     outcome: Parts,
-    sampled_divergence: Parts,
+    curvature: Callable[[Tensor], Tensor],
     *,
     max_divergence: float,
     iterations: int,
@@ -31,13 +31,14 @@ def trust_region_step(
 
         minimise gᵀs   subject to   ½ sᵀ H s ≤ δ,       s = −√(2 δ / (g' H⁻¹ g)) H⁻¹ g
 
-    with g the gradient of the loss and H the exact Hessian of `sampled_divergence`, the divergence as part of the data
-    (or all of it) shows it, applied by differentiating its gradient; H⁻¹ g by conjugate gradients.
+    with g the gradient of the loss and H the exact Hessian of the divergence, as all of the data or part of it shows
+    it; H⁻¹ g by conjugate gradients.
     The step is shortened (× 0.8) until the loss falls and the divergence holds; if it never does, nothing changes.
     Where the divergence is too large, it is shortened at once by what that takes if it grows with the step's square.
 
     Args:
         outcome: loss and divergence.
+        curvature: H times a vector.
 
     Returns:
         "policy_loss" before, "kl" and "step_fraction" (0: no step was accepted).
@@ -48,14 +49,12 @@ def trust_region_step(
     before, gradient = _loss_and_gradient(outcome, parameters)
     if not (bool(torch.isfinite(before)) and bool(torch.isfinite(gradient).all())):
         raise TrainingDiverged("not finite: the policy loss or its gradient; try a lower inner_lr")
-    slopes = [_gradient(part()[0], parameters, create_graph=True) for part in sampled_divergence]
 
-    def curvature(vector: Tensor) -> Tensor:
-        products = [_gradient(slope, parameters, vector, retain_graph=True) for slope in slopes]
-        return torch.stack(products).sum(0) + DAMPING * vector
+    def damped(vector: Tensor) -> Tensor:
+        return curvature(vector) + DAMPING * vector
 
-    direction = conjugate_gradient(curvature, -gradient, iterations)
-    scale = torch.sqrt(2 * max_divergence / (direction @ curvature(direction)))
+    direction = conjugate_gradient(damped, -gradient, iterations)
+    scale = torch.sqrt(2 * max_divergence / (direction @ damped(direction)))
     old = [parameter.detach().clone() for parameter in parameters]
     power = 0
     with torch.no_grad():
@@ -103,9 +102,9 @@ def _loss_and_gradient(outcome: Parts, parameters: Sequence[Tensor]) -> tuple[Te
     return torch.stack(losses).sum(), torch.stack(gradients).sum(0)
 
 
-def _gradient(of: Tensor, parameters: Sequence[Tensor], along: Tensor | None = None, **options: bool) -> Tensor:
-    """The gradient of `of`, or of its product with `along`, as one vector."""
-    return _flat(torch.autograd.grad(of, parameters, along, allow_unused=True, materialize_grads=True, **options))
+def _gradient(of: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """The gradient of `of` as one vector."""
+    return _flat(torch.autograd.grad(of, parameters, allow_unused=True, materialize_grads=True))
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
