@@ -9,7 +9,6 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -38,13 +37,12 @@ def seconds_of(work: Callable[[], object], device: str = "cpu") -> Callable[[], 
 
     def run() -> float:
         wait_for(device)
-        start = time.perf_counter()
-        for calls in count(1):  # noqa: B007
+        seconds, calls, start = 0.0, 0, time.perf_counter()
+        while seconds < TURN_SECONDS:
             work()
             wait_for(device)
+            calls += 1
             seconds = time.perf_counter() - start
-            if seconds >= TURN_SECONDS:
-                break
         return seconds / calls
 
     return run

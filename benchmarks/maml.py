@@ -42,7 +42,8 @@ NOTES = (
     "between two linear layers; its samples are steps x rows. 17 inputs, 6 outputs, squared error; query sets are as "
     "large as support sets.",
     "this / first: median of the ratios to the problem's first side, which is ours. MetaMAML, compile: the same as "
-    "machine code; compiling, some ten seconds for each form of the data, is not counted.",
+    "machine code; compiling, some ten seconds for each form of the data, is not counted. It has the process keep "
+    "freed memory, from which all sides gain.",
     "peak MB: the most memory held during one meta-gradient above what was held before it: of the GPU, where that "
     "computes; else of a fresh process for each side, on Linux only. MetaMAML holds many tasks at once, the others one "
     "after the other.",

@@ -119,6 +119,13 @@ def test_a_step_that_goes_too_far_is_shortened_at_once_to_the_first_that_holds(s
     assert tried == 2
 
 
+def test_the_shortest_step_is_tried_however_far_the_first_one_went():
+    metrics, reached, full, tried = one_dimension(lambda x: 0.5 * x.square().sum() + 2500 * x.pow(4).sum(), 0.1)
+    assert metrics["step_fraction"] == pytest.approx(0.8**14)
+    assert reached == pytest.approx(0.8**14 * full)
+    assert tried == 2
+
+
 @pytest.mark.parametrize("growth", [1, 4])
 def test_the_step_is_shortened_until_the_divergence_holds(growth):
     """Slower, or faster than with the square of the step: tried again and again, or shortened further than needed."""

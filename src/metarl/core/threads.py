@@ -56,5 +56,5 @@ def _helpers(number: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(number, "metarl")
 
 
-if hasattr(os, "register_at_fork"):
+if sys.platform != "win32":
     os.register_at_fork(after_in_child=_helpers.cache_clear)  # a forked process has none of its parent's threads

@@ -1,7 +1,8 @@
 """Products with the Hessian of a divergence after adaptation, by the inner loop's tangent.
 
 Let φ_0 = θ and φ_{k+1} = φ_k − α ∇L_k(φ_k), and D(φ_K) how far the policy of φ_K is from itself as it collected, whose
-gradient is zero there. Then, with J the derivative of φ_K with respect to θ and α,
+gradient is zero there (elsewhere this is the Gauss-Newton part of H). Then, with J the derivative of φ_K with respect
+to θ and α,
 
     H v = Jᵀ ∇²D J v,        J v = u_K,    u_0 = δθ,   u_{k+1} = u_k − α ∇²L_k(φ_k) u_k − δα ∇L_k(φ_k)
 

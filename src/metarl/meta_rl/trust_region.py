@@ -56,22 +56,22 @@ def trust_region_step(
     direction = conjugate_gradient(damped, -gradient, iterations)
     scale = torch.sqrt(2 * max_divergence / (direction @ damped(direction)))
     old = [parameter.detach().clone() for parameter in parameters]
-    power = 0
+    power, last = 0, MAX_BACKTRACKS - 1
     with torch.no_grad():
-        while power < MAX_BACKTRACKS:
+        while power <= last:
             fraction = BACKTRACK**power
             _move(parameters, old, fraction * scale * direction)
             reached, moved = (torch.stack(parts).sum() for parts in zip(*(part() for part in outcome), strict=True))
             if bool(reached < before) and bool(moved <= max_divergence):
                 return {"policy_loss": float(before), "kl": float(moved), "step_fraction": fraction}
-            power += _shortenings(float(moved) / max_divergence)
+            power += max(1, min(_shortenings(float(moved) / max_divergence), last - power))
         _move(parameters, old, torch.zeros_like(direction))
     return {"policy_loss": float(before), "kl": 0.0, "step_fraction": 0.0}
 
 
 def _shortenings(excess: float) -> int:
-    """How often to shorten a step whose divergence is `excess` times what it may be; at least once."""
-    return max(1, math.ceil(math.log(excess) / (-2 * math.log(BACKTRACK)))) if 1 < excess < math.inf else 1
+    """How often to shorten a step whose divergence is `excess` times what it may be; 0 where that does not tell."""
+    return math.ceil(math.log(excess) / (-2 * math.log(BACKTRACK))) if 1 < excess < math.inf else 0
 
 
 def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iterations: int) -> Tensor:
