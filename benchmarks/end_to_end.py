@@ -231,7 +231,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[ROWS], help="worlds side by side, one after the other")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    device, all_rows, config, warm_ups, turns = arguments.device, arguments.rows, RL2Config(), WARM_UPS, TURNS
+    device, all_rows, warm_ups, turns = arguments.device, arguments.rows, WARM_UPS, TURNS
+    config = RL2Config(compile=device == "cpu")
     if arguments.quick:
         all_rows, config, warm_ups, turns = [QUICK_ROWS], QUICK_CONFIG, 1, 1
     lines, notes = list[dict[str, Any]](), [*NOTES]

@@ -118,7 +118,8 @@ def learning_sides(size: Size, device: str) -> dict[str, Side]:
     core = ssm.blocks[0].core
     lstm, gru = nn.LSTM(WIDTH, WIDTH, device=device), nn.GRU(WIDTH, WIDTH, device=device)
     transformer = make_memory(MemoryConfig(method="transformer", width=WIDTH)).to(device)
-    decay = core.coefficients()[0].detach().requires_grad_()
+    turn = core.coefficients()[0].detach()
+    decay = torch.complex(turn[0, ::2], turn[1, 1::2]).requires_grad_()
     driven = torch.randn(size.steps, size.rows, len(decay), dtype=decay.dtype, device=device, requires_grad=True)
     return {
         "ssm": learning_side(lambda: ssm(x, None, starts)[0], [x, *ssm.parameters()]),

@@ -434,8 +434,8 @@ def test_a_loss_that_turns_nan_ends_with_its_name(
     losses = RL2Agent._losses
 
     def turned(agent: RL2Agent, *arguments: Any) -> Any:
-        computed, metrics = losses(agent, *arguments)
-        return computed | {"policy": computed["policy"] * float("nan")}, metrics
+        (policy, *others), measures = losses(agent, *arguments)
+        return [policy * float("nan"), *others], measures
 
     monkeypatch.setattr(RL2Agent, "_losses", turned)
     assert main(["resume", str(finished), "--epochs", "2"]) == 1

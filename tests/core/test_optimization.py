@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from metarl.core.optimization import TrainingDiverged, clipped_step, load_optimizer_tensors, optimizer_tensors
+from metarl.core.optimization import (
+    TrainingDiverged,
+    clipped_step,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    step_along_gradients,
+)
 
 
 class TwoLayers(nn.Module):
@@ -42,6 +48,16 @@ def assert_same(one, other):
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name], other[name]), name
+
+
+def test_a_fused_optimiser_steps_along_a_gradient_in_another_order_of_memory():
+    module, _ = make()
+    before, rate = values(module), 0.1
+    module.first.grad = torch.arange(6.0).view(2, 3).T  # Adam's first step is its sign, but for eps as large
+    optimizer = torch.optim.Adam([module.first], lr=rate, eps=3.0, fused=True)
+    step_along_gradients(optimizer, module, losses(module), bound=torch.inf)
+    gradient = torch.arange(6.0).view(2, 3).T
+    torch.testing.assert_close(module.first.detach(), before["first"] - rate * gradient / (gradient + 3.0))
 
 
 def test_a_step_minimises_the_sum_and_returns_the_norm_before_clipping():

@@ -208,6 +208,16 @@ def test_the_sequence_goes_by_chunks_on_a_cpu_and_one_by_one_where_tasks_are_vma
     assert forward.call_count == 1
 
 
+def test_traces_hold_the_layer_in_one_piece():
+    *arguments, keep, state = (argument.detach() for argument in make_arguments(7, 3))
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ssm_chunks._run, (*arguments, keep, state), test_utils=checks)
+    outputs, last, *kept = ssm_chunks._run(*arguments, keep, state)
+    inputs, log_rate, log_phase, drive, _, _ = arguments
+    given = (inputs, log_rate, log_phase, drive, keep, state, *kept, outputs, last)
+    torch.library.opcheck(ssm_chunks._gradients, given, test_utils=checks)
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_gradients_of_the_sequence_equal_those_of_the_steps(structure):
     model = make_model(structure)

@@ -28,6 +28,14 @@ def test_the_time_left_is_known_after_one_update_however_long_it_took(clock: lis
     assert shown(display) == "1.3k steps/s  train ...  test ...  ETA 249:45:00"  # 999 updates of 15 minutes
 
 
+def test_what_the_first_update_compiles_is_not_counted_once_there_is_another(clock: list[float]) -> None:
+    display = Display(epochs=10)
+    for update, seconds in ((1, 60.0), (2, 2.0), (3, 4.0)):
+        clock[0] += seconds
+        display.report(Progress(1, update, 1, 1.0, 0.0))
+    assert shown(display).endswith("ETA 0:04:51")  # 97 updates of 3 seconds
+
+
 def test_a_resumed_run_counts_what_it_does_itself(clock: list[float]) -> None:
     display = Display(epochs=10)
     clock[0] += 30.0

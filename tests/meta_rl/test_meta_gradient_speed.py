@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 
 import pytest
@@ -13,11 +12,11 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig, make_memory
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.threads import side_by_side
-from metarl.meta_rl.compiled import NARROW, REWRITTEN, Programs
+from metarl.meta_rl.compiled import NARROW, REWRITTEN, Programs, can_compile
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.supervised_tasks import groups
 
-needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="torch compiles with g++, which is not installed")
+needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch compiles with g++, which is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +68,7 @@ def test_a_task_of_a_later_group_is_named_when_it_breaks():
 def really_compiled(request, monkeypatch):
     """False: programs are the traces themselves, which takes no compiler and no time."""
     if not request.param:
-        monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: graph)
+        monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
 
 
 def test_traced_meta_gradients_are_the_same_and_follow_the_parameters(really_compiled):
@@ -100,7 +99,7 @@ def test_groups_run_side_by_side_and_sum_to_the_whole(really_compiled):
 
 
 def test_several_threads_run_what_draws_nothing(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: graph)
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
     threads = set()
 
     def noted(function, calls):
@@ -121,7 +120,7 @@ def test_several_threads_run_what_draws_nothing(monkeypatch):
 
 
 def test_groups_draw_in_order(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: graph)
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
     drawing = nn.Sequential(nn.Linear(2, 5), nn.Dropout(0.5), nn.Linear(5, 1)).double()
     tasks, found = make_tasks(), []
     for _ in range(2):
@@ -134,7 +133,7 @@ def test_groups_draw_in_order(monkeypatch):
 @pytest.mark.parametrize("form", [(30, 6, 5), (30, 40, 5), (4, 6, 5), (30, 6, 30)])
 def test_products_of_few_columns_are_transposed_and_the_same(form, monkeypatch):
     traced = []
-    monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: traced.append(graph) or graph)
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: traced.append(graph) or graph)
     rows, inner, columns = form
     x, w, b = (torch.randn(*size, dtype=torch.float64) for size in ((rows, inner), (inner, columns), (columns,)))
     work = lambda x, w, b: (x @ w, torch.addmm(b, x, w), x.expand(3, -1, -1) @ w.expand(3, -1, -1))  # noqa: E731
@@ -156,7 +155,7 @@ def test_a_compiled_meta_gradient_is_the_same():
 
 def test_a_program_is_kept_by_form_and_by_loss(monkeypatch):
     traced = []
-    monkeypatch.setattr(torch, "compile", lambda graph, dynamic, options: traced.append(graph) or graph)
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: traced.append(graph) or graph)
     maml = MetaMAML(make_model(), 0.1, compile=True)
     for number, samples, loss in (
         (5, 4, nn.functional.mse_loss),

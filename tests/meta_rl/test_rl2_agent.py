@@ -13,8 +13,9 @@ from gymnasium import spaces
 from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
+from metarl.meta_rl.compiled import can_compile
 from metarl.meta_rl.registry import ALGOS, find_algorithm
-from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
+from metarl.meta_rl.rl2_agent import COMPILED_UPDATES, RL2Agent, RL2Config
 
 OBSERVATIONS = spaces.Box(-5.0, 5.0, (3,), np.float32)
 ACTIONS = {
@@ -109,6 +110,7 @@ def assert_same(one, other):
         assert torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])), name
 
 
+needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch compiles with g++, which is not installed")
 each_kind = pytest.mark.parametrize("kind", ACTIONS)
 each_method = pytest.mark.parametrize("method", METHODS)
 
@@ -461,6 +463,59 @@ def test_a_single_transition_is_enough_for_an_update():
     assert torch.equal(snapshot(agent)["policy.actor.2.mean.weight"], actor)
 
 
+@pytest.mark.parametrize("really", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.nightly])])
+@each_kind
+@pytest.mark.parametrize("method", ["ssm", "transformer", "mlp"])
+def test_compiled_it_acts_and_learns_the_same(method, kind, really, monkeypatch):
+    if not really:  # programs are the traces themselves, which takes no time
+        monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+    plain, compiled = make_agent(method, kind), make_agent(method, kind, replace(CONFIG, compile=True))
+    for seed in range(3):
+        stream = Stream.draw(seed)
+        np.testing.assert_allclose(trial(compiled, stream), trial(plain, stream), atol=1e-4)
+        assert compiled.update() == pytest.approx(plain.update(), rel=1e-3, abs=1e-5)
+    assert len(compiled._programs._programs) == 2
+    assert plain._programs is None
+    one, other = snapshot(plain), snapshot(compiled)
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(other[name], one[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_compiled_agent_is_measured_uncompiled(monkeypatch):
+    """Measurements have other numbers of rows, each of which would be another program."""
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+    agent = make_agent(config=replace(CONFIG, compile=True))
+    agent.training = False
+    trial(agent, Stream.draw(0))
+    assert not agent._programs._programs
+
+
+def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
+    for compiler in (True, False):
+        monkeypatch.setattr("metarl.meta_rl.rl2_agent.can_compile", lambda: compiler)  # noqa: B023
+        compiled = {
+            (method, updates)
+            for method in METHODS
+            for updates in (None, COMPILED_UPDATES - 1, COMPILED_UPDATES)
+            if make_agent(method, num_updates=updates).compiles
+        }
+        methods = ("ssm", "transformer", "mlp") if compiler else ()
+        assert compiled == {(method, COMPILED_UPDATES) for method in methods}
+    for asked in (True, False):
+        assert make_agent(config=replace(CONFIG, compile=asked), num_updates=500).compiles == asked
+
+
+@pytest.mark.parametrize("method", ["gru", "lstm"])
+def test_what_cannot_be_compiled_is_refused(method):
+    with pytest.raises(UsageError, match=r"^--compile True goes with ssm, transformer or mlp .*: leave it out$"):
+        make_agent(method, config=replace(CONFIG, compile=True))
+
+
+def test_the_learning_rate_stays_where_the_length_of_the_run_is_unknown():
+    assert {metrics["learning_rate"] for metrics in learn(make_agent(), range(3))} == {CONFIG.learning_rate}
+
+
 def test_the_learning_rate_falls_linearly_to_five_percent():
     agent = make_agent(num_updates=4)
     rates = [metrics["learning_rate"] / CONFIG.learning_rate for metrics in learn(agent, range(6))]
@@ -572,6 +627,7 @@ CHANGED = {
     "update_steps": STEPS + 1,
     "continuation": 0.25,
     "discount_across_episodes": True,
+    "compile": True,
 }
 
 
@@ -583,6 +639,9 @@ def test_every_field_of_the_config_makes_a_difference(field):
     if field in ("update_steps", "continuation"):  # read by whoever runs the trials
         seen = {"update_steps": "round_steps"}.get(field, field)
         assert getattr(changed, seen) == CHANGED[field] != getattr(base, seen)
+        return
+    if field == "compile":  # which changes how, not what
+        assert (changed.compiles, base.compiles) == (True, False)
         return
     learn(changed, [0])
     learn(base, [0])

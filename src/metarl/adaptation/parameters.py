@@ -1,12 +1,11 @@
-"""Which parameters of a model adapt, and all of them as one vector."""
+"""Which parameters of a model adapt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metarl.core.errors import UsageError
 
@@ -62,35 +61,3 @@ def _standing_for(model: nn.Module, choice: str, names: list[str]) -> list[str]:
 def _holder(name: str) -> str:
     """The module that holds a parameter: 'head.0.weight' -> 'head.0'."""
     return name.rpartition(".")[0]
-
-
-class FlatParameters:
-    """Some parameters of a module as one vector that they share their memory with.
-
-    One update of the vector is an update of all of them, at the cost of one operation instead of one a parameter:
-    adapting takes no longer than a plain step.
-
-    Attributes:
-        values: [P]; writing into it writes into the parameters.
-        gradients: [P]; where `backward` accumulates.
-    """
-
-    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
-        module.requires_grad_(False)
-        parameters = [module.get_parameter(name) for name in names]
-        if len({(parameter.dtype, parameter.device) for parameter in parameters}) != 1:
-            raise UsageError("the parameters that adapt need one dtype and one device: choose some of them by name")
-        self.values = torch.cat([parameter.detach().flatten() for parameter in parameters])
-        self.gradients = torch.zeros_like(self.values)
-        self.values.grad = self.gradients
-        sizes = [parameter.numel() for parameter in parameters]
-        pieces = zip(parameters, self.values.split(sizes), self.gradients.split(sizes), strict=True)
-        for parameter, value, gradient in pieces:
-            parameter.requires_grad_()
-            parameter.data = value.view_as(parameter)
-            parameter.grad = gradient.view_as(parameter)
-
-
-def flat_values(module: nn.Module, names: Sequence[str]) -> Tensor:
-    """A copy [P] of the module's parameters, in the order of `names`."""
-    return torch.cat([module.get_parameter(name).detach().flatten() for name in names])

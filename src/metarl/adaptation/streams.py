@@ -12,9 +12,9 @@ from torch.func import grad_and_value, vmap
 
 from metarl.adaptation.config import AdaptationConfig
 from metarl.adaptation.guard import Guard
-from metarl.adaptation.parameters import flat_values
 from metarl.core.agent import Metrics
 from metarl.core.controller import Controller, Samples, Weights
+from metarl.core.flat_parameters import flat_values
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam (Kingma & Ba 2015, arXiv 1412.6980)."""

@@ -21,10 +21,11 @@ from torch.nn import functional
 
 from metarl.adaptation.config import OPTIMIZERS, AdaptationConfig
 from metarl.adaptation.guard import Guard
-from metarl.adaptation.parameters import FlatParameters, flat_values, select_parameters
+from metarl.adaptation.parameters import select_parameters
 from metarl.adaptation.rows import Rows, as_rows, finite_rows, form_of, is_finite, join, mended, output_of, target_of
 from metarl.core.agent import Metrics
 from metarl.core.errors import UsageError
+from metarl.core.flat_parameters import FlatParameters, flat_values
 
 LossFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 _COUNTERS: dict[str, Callable[[float], Any]] = {

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, cast
 
 import torch
@@ -45,6 +45,9 @@ class Memory(nn.Module, ABC):
 
     state_shape: tuple[int, ...]
 
+    traceable: bool = True
+    """Whether a sequence is the same operations whatever is in it, and few of them: then it can be compiled."""
+
     def init_state(self, num_rows: int) -> Tensor:
         """An empty memory for every row: zeros [B, *state_shape]."""
         reference = next(self.parameters())
@@ -60,12 +63,12 @@ class Memory(nn.Module, ABC):
         """
 
     @abstractmethod
-    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Output [B, d] for x [B, d], and the next state. `prepared`: what `prepare` returned, to save its work."""
 
-    def prepare(self) -> Any:
+    def prepare(self) -> tuple[Tensor, ...]:
         """What `step` can reuse for as long as the parameters stand still."""
-        return None
+        return ()
 
 
 class SSMBlock(nn.Module):
@@ -106,16 +109,16 @@ class SSMMemory(Memory):
             states.append(last)
         return x, torch.stack(states, 1)
 
-    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         states = []
-        coefficients = self.prepare() if prepared is None else prepared
+        prepared = self.prepare() if prepared is None else prepared
         for layer, block in enumerate(self.blocks):
-            x, last = block.step(x, state[:, layer], coefficients[layer])
+            x, last = block.step(x, state[:, layer], (prepared[2 * layer], prepared[2 * layer + 1]))
             states.append(last)
         return x, torch.stack(states, 1)
 
-    def prepare(self) -> Any:
-        return [block.core.coefficients() for block in self.blocks]
+    def prepare(self) -> tuple[Tensor, ...]:
+        return tuple(chain.from_iterable(block.core.coefficients() for block in self.blocks))
 
 
 class RecurrentMemory(Memory):
@@ -124,6 +127,8 @@ class RecurrentMemory(Memory):
     A sequence with resets runs in one piece from each time at which any row starts; in a differentiable twin, whose
     cell is a `PlainRecurrence`, step by step.
     """
+
+    traceable = False
 
     def __init__(self, config: MemoryConfig, cell: type[nn.GRU] | type[nn.LSTM]) -> None:
         super().__init__()
@@ -144,7 +149,7 @@ class RecurrentMemory(Memory):
             outputs.append(y)
         return torch.cat(outputs), state
 
-    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         y, state = self._run(x[None], state)
         return y[0], state
 
@@ -205,7 +210,7 @@ class TransformerMemory(Memory):
             x = x + feed_forward(x)
         return x.transpose(0, 1), torch.stack(states, 1)
 
-    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         y, state = self.forward(x[None], state)
         return y[0], state
 
@@ -243,7 +248,7 @@ class NoMemory(Memory):
             x = functional.silu(layer(x))
         return x, self.init_state(x.shape[1]) if state is None else state
 
-    def step(self, x: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         y, _ = self.forward(x[None], state)
         return y[0], state
 

@@ -82,4 +82,9 @@ class FrozenMoments(nn.Module):
         self.register_buffer("inverse_std", inverse_std)
 
     def forward(self, batch: Tensor) -> Tensor:
-        return ((batch - self.mean) * self.inverse_std).clamp(-CLIP, CLIP)
+        return normalized(batch, self.mean, self.inverse_std)
+
+
+def normalized(batch: Tensor, mean: Tensor, inverse_std: Tensor) -> Tensor:
+    """(x − mean) / std, clipped to ±10, of tensors [..., *shape]."""
+    return ((batch - mean) * inverse_std).clamp(-CLIP, CLIP)

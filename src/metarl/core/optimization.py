@@ -31,9 +31,17 @@ def clipped_step(
 def step_along_gradients(
     optimizer: torch.optim.Optimizer, module: nn.Module, losses: Mapping[str, Tensor], bound: float
 ) -> float:
-    """`clipped_step` along the gradients that the parameters hold already, which are those of `losses`."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    """`clipped_step` along the gradients of `losses`, which the optimiser's parameters hold already.
+
+    Args:
+        module: names the parameters.
+    """
+    stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    for parameter in stepped:
+        # A fused optimiser reads a gradient in the parameter's order in memory, whatever its strides say.
+        if parameter.grad.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in stepped])
     if not (all(torch.isfinite(loss) for loss in losses.values()) and torch.isfinite(norm)):
         culprits = [f"the {name} loss" for name, loss in losses.items() if not torch.isfinite(loss)]
         culprits += [
@@ -44,7 +52,7 @@ def step_along_gradients(
         named = ", ".join(culprits[:5]) or "the norm of the gradient"
         raise TrainingDiverged(f"not finite: {named}; try a lower learning rate")
     # Only now: clipping by a norm that is not finite would spread it over every gradient, and hide where it began.
-    nn.utils.clip_grads_with_norm_(module.parameters(), bound, norm)
+    nn.utils.clip_grads_with_norm_(stepped, bound, norm)
     optimizer.step()
     return float(norm)
 

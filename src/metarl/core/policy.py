@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, cast
 
 import gymnasium
@@ -221,7 +222,9 @@ class ActorCritic(nn.Module):
         features, state = self.memory(self.encoder(inputs), state, starts)
         return self.actor(features), self.value(features), state
 
-    def step(self, inputs: Tensor, state: Tensor, prepared: Any = None) -> tuple[Tensor, Tensor, Tensor]:
+    def step(
+        self, inputs: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Actor output [B, act], features [B, d] for `value`, and the next memory state, for inputs [B, in]."""
         features, state = self.memory.step(self.encoder(inputs), state, prepared)
         return self.actor(features), features, state

@@ -71,10 +71,15 @@ class StateSpaceModel(nn.Module):
         return self.B.new_zeros(batch_size, self.state_dim)
 
     def coefficients(self) -> Coefficients:
-        """What the recurrence uses: (A [n, n], B [n, m]), or for "diagonal" (λ [n/2] complex, scaled B [n, m])."""
+        """What `step` uses: (A [n, n], B [n, m]), or for "diagonal" (turn [2, n], scaled B [n, m]).
+
+        turn: what an element of the state, and what the other one of its pair, adds to its successor: Re λ and ∓Im λ.
+        """
         if self.structure == "dense":
             return self.A, self.B
-        return _coefficients(self.log_rate, self.log_phase, self.B)
+        decay, gain = _decay_and_gain(self.log_rate, self.log_phase, self.B)
+        turn = torch.stack([decay.real, decay.real, -decay.imag, decay.imag]).view(2, 2, -1)
+        return turn.transpose(1, 2).flatten(1), gain
 
     def forward(
         self, inputs: Tensor, state: Tensor | None = None, starts: Tensor | None = None
@@ -108,7 +113,8 @@ class StateSpaceModel(nn.Module):
         driven = functional.linear(inputs, gain)
         if self.structure == "dense":
             return torch.addmm(skip, state, self.C.T), torch.addmm(driven, state, transition.T)
-        moved = torch.view_as_real(transition * _as_complex(state)).flatten(-2) + driven
+        turned = torch.addcmul(driven, transition[0], state)
+        moved = torch.addcmul(turned, transition[1], state.unflatten(-1, (-1, 2)).flip(-1).flatten(-2))
         return torch.addmm(skip, moved, self.C.T), moved
 
     def _dense(self, inputs: Tensor, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -136,7 +142,7 @@ class StateSpaceModel(nn.Module):
         transition, gain = self.coefficients()
         if self.structure == "dense":
             return transition.clone(), gain.clone(), self.C.clone(), self.D.clone()
-        re, im = transition.real, transition.imag
+        re, im = transition[0, ::2], transition[1, 1::2]
         pairs = torch.stack([torch.stack([re, -im], -1), torch.stack([im, re], -1)], -2)
         transition = torch.block_diag(*pairs)
         return transition, gain, self.C @ transition, self.C @ gain + self.D
@@ -166,7 +172,8 @@ class StateSpaceModel(nn.Module):
 SSM = StateSpaceModel
 
 
-def _coefficients(log_rate: Tensor, log_phase: Tensor, drive: Tensor) -> Coefficients:
+def _decay_and_gain(log_rate: Tensor, log_phase: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
+    """λ [n/2], complex, and √(1 − |λ|²) B [n, m]."""
     rate = log_rate.exp()
     scale = torch.sqrt(-torch.expm1(-2 * rate))
     return torch.polar(torch.exp(-rate), log_phase.exp()), drive * scale.repeat_interleave(2)[:, None]
@@ -183,7 +190,7 @@ def _diagonal(
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Outputs [T, B, p] and the last state [B, n], one operation after the other."""
-    decay, gain = _coefficients(log_rate, log_phase, drive)
+    decay, gain = _decay_and_gain(log_rate, log_phase, drive)
     steps, rows, width = inputs.shape
     flat = inputs.reshape(steps * rows, width)
     driven = torch.view_as_complex(functional.linear(flat, gain).view(steps, rows, -1, 2))

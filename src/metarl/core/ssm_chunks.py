@@ -14,7 +14,7 @@ gradient of the state between them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -78,6 +78,111 @@ def _scan_gradient(
             carry[b, size + s] = decay[0, s] * im - decay[1, s] * re
 
 
+@torch.library.custom_op("metarl::diagonal_layer", mutates_args=())
+def _run(
+    inputs: Tensor,
+    log_rate: Tensor,
+    log_phase: Tensor,
+    drive: Tensor,
+    read_out: Tensor,
+    skip: Tensor,
+    keep: Tensor,
+    state: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Outputs, the last state, and what the gradients need: all states, decay, and the factors of both products."""
+    inputs, keep = inputs.contiguous(), keep.contiguous()
+    (steps, rows, _), size = inputs.shape, state.shape[1]
+    states, outputs = inputs.new_empty(steps, rows, size), inputs.new_empty(steps, rows, len(read_out))
+    rate, phase = log_rate.exp(), log_phase.exp()
+    decay = torch.exp(-rate) * torch.stack([torch.cos(phase), torch.sin(phase)])
+    into, out_of = torch.cat([_scale(rate) * _parted(drive, 0), skip]), _parted(read_out, 1)
+    driven = inputs.new_empty(_chunk(rows), rows, len(into))
+    entering = _parted(state, 1)
+    follow_torch_threads()
+    for chunk in _chunks(steps, rows):
+        length = chunk.stop - chunk.start
+        both = driven[:length].view(length * rows, -1)
+        torch.mm(_flat(inputs[chunk]), into.T, out=both)
+        _scan(*_arrays(decay, driven[:length], keep[chunk], entering, states[chunk]))
+        torch.addmm(both[:, size:], _flat(states[chunk]), out_of.T, out=_flat(outputs[chunk]))
+        entering = states[chunk.stop - 1]
+    return outputs, _paired(entering), states, decay, into, out_of
+
+
+@_run.register_fake
+def _run_form(
+    inputs: Tensor, log_rate: Tensor, _: Tensor, drive: Tensor, read_out: Tensor, skip: Tensor, *rest: Tensor
+) -> tuple[Tensor, ...]:
+    (steps, rows, width), (size, outputs) = inputs.shape, (len(drive), len(read_out))
+    form = inputs.new_empty
+    states, decay = form(steps, rows, size), form(2, len(log_rate))
+    return form(steps, rows, outputs), form(rows, size), states, decay, form(size + outputs, width), form(outputs, size)
+
+
+@torch.library.custom_op("metarl::diagonal_layer_gradient", mutates_args=())
+def _gradients(
+    inputs: Tensor,
+    log_rate: Tensor,
+    log_phase: Tensor,
+    drive: Tensor,
+    keep: Tensor,
+    state: Tensor,
+    states: Tensor,
+    decay: Tensor,
+    into: Tensor,
+    out_of: Tensor,
+    grad_outputs: Tensor,
+    grad_last: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """dL / d inputs, ν, θ, B, C, D and the state before."""
+    inputs, keep, grad_outputs = inputs.contiguous(), keep.contiguous(), grad_outputs.contiguous()
+    (steps, rows, _), size = inputs.shape, state.shape[1]
+    first, carry = _parted(state, 1), _parted(grad_last, 1)
+    grad_into, grad_out_of = torch.zeros_like(into), torch.zeros_like(out_of)
+    grad_inputs, grad_decay = torch.empty_like(inputs), inputs.new_zeros(rows, size)
+    grad_driven = inputs.new_empty(_chunk(rows), rows, len(into))
+    v = inputs.new_empty(_chunk(rows), rows, size)
+    follow_torch_threads()
+    for chunk in reversed(_chunks(steps, rows)):
+        length = chunk.stop - chunk.start
+        both, given = grad_driven[:length], grad_outputs[chunk]
+        torch.mm(_flat(given), out_of, out=_flat(v[:length]))
+        entering = states[chunk.start - 1] if chunk.start else first
+        _scan_gradient(*_arrays(decay, states[chunk], keep[chunk], entering, v[:length], carry, both, grad_decay))
+        both[..., size:] = given
+        torch.mm(_flat(both), into, out=_flat(grad_inputs[chunk]))
+        grad_into.addmm_(_flat(both).T, _flat(inputs[chunk]))
+        grad_out_of.addmm_(_flat(given).T, _flat(states[chunk]))
+    rate, phase = log_rate.exp(), log_phase.exp()
+    scale = _scale(rate)
+    re, im = grad_decay.sum(0).view(2, -1)
+    grad_gain, grad_skip = grad_into[:size], grad_into[size:].clone()
+    grad_scale = (grad_gain * _parted(drive, 0)).sum(1).view(2, -1).sum(0)
+    one_scale = scale[: len(rate), 0]
+    grad_rate = grad_scale * (1 / one_scale - one_scale) - re * decay[0] - im * decay[1]
+    grad_phase = im * decay[0] - re * decay[1]
+    grad_drive = _paired((scale * grad_gain).T).T.contiguous()
+    return (
+        grad_inputs,
+        rate * grad_rate,
+        phase * grad_phase,
+        grad_drive,
+        _paired(grad_out_of),
+        grad_skip,
+        _paired(carry),
+    )
+
+
+@_gradients.register_fake
+def _gradients_form(
+    inputs: Tensor, log_rate: Tensor, log_phase: Tensor, drive: Tensor, _: Tensor, state: Tensor, *rest: Tensor
+) -> tuple[Tensor, ...]:
+    grad_outputs = rest[-2]
+    outputs, size, width = grad_outputs.shape[2], *drive.shape
+    learned = log_rate, log_phase, drive, inputs.new_empty(outputs, size), inputs.new_empty(outputs, width)
+    return tuple(torch.empty_like(each, memory_format=torch.contiguous_format) for each in (inputs, *learned, state))
+
+
 class DiagonalLayer(Function):
     """`composed` of its arguments, and its gradients; second derivatives go through `composed` itself.
 
@@ -88,81 +193,37 @@ class DiagonalLayer(Function):
     @staticmethod
     def forward(ctx: Any, composed: Callable[..., tuple[Tensor, Tensor]], *arguments: Tensor) -> tuple[Tensor, Tensor]:
         ctx.composed = composed
-        ctx.set_materialize_grads(False)
-        inputs, log_rate, log_phase, drive, read_out, skip, keep, state = arguments
-        inputs, keep = inputs.contiguous(), keep.contiguous()
-        (steps, rows, _), size = inputs.shape, state.shape[1]
-        states, outputs = inputs.new_empty(steps, rows, size), inputs.new_empty(steps, rows, len(read_out))
-        rate, phase = log_rate.exp(), log_phase.exp()
-        decay = torch.exp(-rate) * torch.stack([torch.cos(phase), torch.sin(phase)])
-        scale = torch.sqrt(-torch.expm1(-2 * rate)).repeat(2)[:, None]
-        into, out_of = torch.cat([scale * _parted(drive, 0), skip]), _parted(read_out, 1)
-        driven = inputs.new_empty(_chunk(rows), rows, len(into))
-        entering = first = _parted(state, 1)
-        follow_torch_threads()
-        for chunk in _chunks(steps, rows):
-            length = chunk.stop - chunk.start
-            both = driven[:length].view(length * rows, -1)
-            torch.mm(_flat(inputs[chunk]), into.T, out=both)
-            _scan(*_arrays(decay, driven[:length], keep[chunk], entering, states[chunk]))
-            torch.addmm(both[:, size:], _flat(states[chunk]), out_of.T, out=_flat(outputs[chunk]))
-            entering = states[chunk.stop - 1]
-        ctx.save_for_backward(*arguments, states)
-        ctx.prepared = rate, phase, decay, scale, into, out_of, first
-        return outputs, _paired(entering)
+        outputs, last, *kept = _run(*arguments)
+        ctx.save_for_backward(*arguments, *kept)
+        return outputs, last
 
     @staticmethod
-    def backward(ctx: Any, grad_outputs: Tensor | None, grad_last: Tensor | None) -> tuple[Any, ...]:
-        *arguments, states = ctx.saved_tensors
+    def backward(ctx: Any, grad_outputs: Tensor, grad_last: Tensor) -> tuple[Any, ...]:
+        arguments, kept = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
         if torch.is_grad_enabled():
             return (None, *_through(ctx.composed, arguments, ctx.needs_input_grad[1:], (grad_outputs, grad_last)))
-        rate, phase, decay, scale, into, out_of, first = ctx.prepared
-        inputs, drive, keep = (arguments[number].contiguous() for number in (0, 3, 6))
-        (steps, rows, _), size = inputs.shape, first.shape[1]
-        if grad_outputs is None:
-            grad_outputs = inputs.new_zeros(steps, rows, len(out_of))
-        grad_outputs = grad_outputs.contiguous()
-        grad_into, grad_out_of = torch.zeros_like(into), torch.zeros_like(out_of)
-        grad_inputs, grad_decay = torch.empty_like(inputs), inputs.new_zeros(rows, size)
-        carry = inputs.new_zeros(rows, size) if grad_last is None else _parted(grad_last, 1)
-        grad_driven = inputs.new_empty(_chunk(rows), rows, len(into))
-        v = inputs.new_empty(_chunk(rows), rows, size)
-        follow_torch_threads()
-        for chunk in reversed(_chunks(steps, rows)):
-            length = chunk.stop - chunk.start
-            both, given = grad_driven[:length], grad_outputs[chunk]
-            torch.mm(_flat(given), out_of, out=_flat(v[:length]))
-            entering = states[chunk.start - 1] if chunk.start else first
-            _scan_gradient(*_arrays(decay, states[chunk], keep[chunk], entering, v[:length], carry, both, grad_decay))
-            both[..., size:] = given
-            torch.mm(_flat(both), into, out=_flat(grad_inputs[chunk]))
-            grad_into.addmm_(_flat(both).T, _flat(inputs[chunk]))
-            grad_out_of.addmm_(_flat(given).T, _flat(states[chunk]))
-        re, im = grad_decay.sum(0).view(2, -1)
-        grad_gain, grad_skip = grad_into[:size], grad_into[size:]
-        grad_scale = (grad_gain * _parted(drive, 0)).sum(1).view(2, -1).sum(0)
-        one_scale = scale[: len(rate), 0]
-        grad_rate = grad_scale * (1 / one_scale - one_scale) - re * decay[0] - im * decay[1]
-        grad_phase = im * decay[0] - re * decay[1]
-        grad_drive = _paired((scale * grad_gain).T).T
-        learned = rate * grad_rate, phase * grad_phase, grad_drive, _paired(grad_out_of), grad_skip
-        return None, grad_inputs, *learned, None, _paired(carry)
+        inputs, log_rate, log_phase, drive, _, _, keep, state = arguments
+        *gradients, grad_state = _gradients(
+            inputs, log_rate, log_phase, drive, keep, state, *kept, grad_outputs, grad_last
+        )
+        return None, *gradients, None, grad_state
 
 
 def _through(
     function: Callable[..., tuple[Tensor, Tensor]],
-    arguments: list[Tensor],
+    arguments: Sequence[Tensor],
     needed: tuple[bool, ...],
-    gradients: tuple[Tensor | None, ...],
+    gradients: tuple[Tensor, Tensor],
 ) -> list[Tensor | None]:
     """Gradients of the arguments as a graph, which can be differentiated again."""
-    pairs = [
-        (result, given) for result, given in zip(function(*arguments), gradients, strict=True) if given is not None
-    ]
-    results, given = zip(*pairs, strict=True)
     wanted = [argument for argument, need in zip(arguments, needed, strict=True) if need]
-    found = iter(torch.autograd.grad(results, wanted, given, create_graph=True, allow_unused=True))
+    found = iter(torch.autograd.grad(function(*arguments), wanted, gradients, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needed]
+
+
+def _scale(rate: Tensor) -> Tensor:
+    """√(1 − |λ|²) [n, 1]."""
+    return torch.sqrt(-torch.expm1(-2 * rate)).repeat(2)[:, None]
 
 
 def _chunk(rows: int) -> int:

@@ -40,7 +40,8 @@ class Display:
             transient=True,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=epochs * trainer.UPDATES_PER_EPOCH, epoch="...", latest="...")
+        total = epochs * trainer.UPDATES_PER_EPOCH
+        self.task = self.bar.add_task("", total=total, epoch="...", latest="the first update compiles what it needs")
 
     def __enter__(self) -> Display:
         self.bar.start()
@@ -69,6 +70,8 @@ class Display:
         """The time to the end. Rich's own needs two updates within minutes, which may not come."""
         if not self._passed:
             self._passed.append((done - 1, self._began))
+        elif self._passed[0][1] == self._began:
+            self._passed.popleft()  # the first update compiles: what it took tells little of the others
         self._passed.append((done, time.monotonic()))
         (first, began), (_, now) = self._passed[0], self._passed[-1]
         return _clock((now - began) / (done - first) * (self.epochs * trainer.UPDATES_PER_EPOCH - done))

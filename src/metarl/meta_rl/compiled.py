@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
 import sys
+import sysconfig
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -16,7 +21,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from metarl.core.errors import UsageError
 from metarl.core.threads import side_by_side, torch_threads
 
-Function: TypeAlias = Callable[..., tuple[Tensor, ...]]
+Function: TypeAlias = Callable[..., Sequence[Tensor]]
+"""Of tensors."""
 
 CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}
 """The program is C++ as a whole and runs without the interpreter's lock. tanh as 2 / (1 + exp(-2 x)) - 1: the
@@ -28,7 +34,7 @@ to three times as long to write short rows as to write long ones."""
 
 
 class Programs:
-    """Functions of tensors as machine code, kept by key and by the form of their arguments.
+    """Functions of tensors as machine code, kept by key and by the form of the tensors.
 
     A function may differentiate and vmap: derivatives are part of its trace, which torch's inductor fuses. Parameters
     that it reads from elsewhere stay live. Everything else that is no tensor is frozen as the trace met it, so the key
@@ -39,61 +45,80 @@ class Programs:
         _keep_freed_memory()
         self._programs: dict[Hashable, _Program] = {}
 
-    def run_each(self, key: Hashable, function: Function, calls: Sequence[tuple[Any, ...]]) -> list[tuple[Tensor, ...]]:
-        """`function(*arguments)`, a tuple of tensors, for each of `calls`; arguments are tensors or dicts of them.
-
-        Several calls on a CPU run side by side, each on one thread, unless they draw random numbers, in order then.
+    def run(self, key: Hashable, function: Function, *tensors: Tensor) -> Sequence[Tensor]:
+        """`function(*tensors)`.
 
         Raises:
             UsageError: the function cannot be traced, or there is no compiler; the message says why.
         """
-        programs = [self._program(key, function, arguments) for arguments in calls]
-        if len(calls) == 1 or any(program.draws or not program.on_cpu for program in programs):
-            return [program.run(arguments) for program, arguments in zip(programs, calls, strict=True)]
-        with torch_threads(1):
-            for program, arguments in zip(programs, calls, strict=True):
-                program.make_ready(arguments)
-        return side_by_side(lambda call: call[0].run(call[1]), zip(programs, calls, strict=True))
+        return self._program(key, function, tensors).run(tensors)
 
-    def _program(self, key: Hashable, function: Function, arguments: tuple[Any, ...]) -> _Program:
-        form = (key, *(_form(argument) for argument in arguments))
+    def run_each(self, key: Hashable, function: Function, calls: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
+        """`function(*tensors)` for each of `calls`.
+
+        Several calls on a CPU run side by side, each on one thread, unless they draw random numbers, in order then.
+
+        Raises:
+            UsageError: as in `run`.
+        """
+        work = [(self._program(key, function, tensors), tensors) for tensors in calls]
+        if len(calls) == 1 or any(program.draws or not program.on_cpu for program, _ in work):
+            return [program.run(tensors) for program, tensors in work]
+        with torch_threads(1):
+            for program, tensors in work:
+                program.code(tensors)  # made before several threads ask for it
+        return side_by_side(lambda call: call[0].run(call[1]), work)
+
+    def _program(self, key: Hashable, function: Function, tensors: Sequence[Tensor]) -> _Program:
+        form = key, *[(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         if form not in self._programs:
-            self._programs[form] = _Program(function, arguments)
+            self._programs[form] = _Program(function, tensors)
         return self._programs[form]
 
 
 class _Program:
-    """The trace of a function, and what torch.compile makes of it when it first runs."""
+    """The trace of a function, and what torch's inductor makes of it for each number of threads that it runs on."""
 
-    def __init__(self, function: Function, arguments: tuple[Any, ...]) -> None:
-        trace = _traced(function, arguments)
-        self.on_cpu = _device(arguments[0]).type == "cpu"
-        self.draws = any(torch.Tag.nondeterministic_seeded in getattr(n.target, "tags", ()) for n in trace.graph.nodes)
-        self._code: Function = torch.compile(trace, dynamic=False, options=CPU_OPTIONS if self.on_cpu else {})
-        self._ready = False
+    def __init__(self, function: Function, tensors: Sequence[Tensor]) -> None:
+        self._trace = _traced(function, tensors)
+        self.on_cpu = tensors[0].device.type == "cpu"
+        tags = [getattr(node.target, "tags", ()) for node in self._trace.graph.nodes]
+        self.draws = any(torch.Tag.nondeterministic_seeded in each for each in tags)
+        self._codes: dict[int, Function] = {}
 
-    def run(self, arguments: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        try:
-            with torch.no_grad():  # derivatives are in the trace, nothing is left to record
-                return self._code(*arguments)
-        except torch._dynamo.exc.BackendCompilerFailed as error:
-            raise UsageError(
-                f"compile needs a working C++ compiler, such as g++ ({_first_line(error)}): leave compile off"
-            ) from error
+    def run(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        with torch.no_grad():  # derivatives are in the trace, nothing is left to record
+            return self.code(tensors)(*tensors)
 
-    def make_ready(self, arguments: tuple[Any, ...]) -> None:
-        """Compile for the number of threads that torch has now, before several threads run the program at once."""
-        if not self._ready:
-            self.run(arguments)
-            self._ready = True
+    def code(self, tensors: Sequence[Tensor]) -> Function:
+        """The machine code for the number of threads that torch has now.
+
+        torch.compile would make the same, and check before each call that nothing has changed, which takes as long as a
+        small program.
+        """
+        threads = torch.get_num_threads()
+        if threads not in self._codes:
+            from torch import _inductor  # here: takes seconds
+
+            options = CPU_OPTIONS if self.on_cpu else {}
+            try:
+                with torch.no_grad():
+                    self._codes[threads] = _inductor.compile(self._trace, list(tensors), options=options)
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                reason = _first_line(error)
+                raise UsageError(
+                    f"compile needs a working C++ compiler, such as g++ ({reason}): leave compile off"
+                ) from error
+        return self._codes[threads]
 
 
-def _traced(function: Function, arguments: tuple[Any, ...]) -> GraphModule:
+def _traced(function: Function, tensors: Sequence[Tensor]) -> GraphModule:
     # With fake tensors, code that takes the numbers out of torch fails, where it would else be frozen with them.
-    rewritten = REWRITTEN if _device(arguments[0]).type == "cpu" else {}
-    trace = make_fx(function, rewritten, tracing_mode="fake", _allow_non_fake_inputs=True)
+    rewritten = REWRITTEN if tensors[0].device.type == "cpu" else {}
+    unbound = partial(function)  # of a method, the tracer would count `self` as an argument
+    trace = make_fx(unbound, rewritten, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
-        return trace(*arguments)
+        return trace(*tensors)
     except UsageError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:
@@ -133,14 +158,11 @@ def _keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)
 
 
-def _form(argument: Any) -> Hashable:
-    if isinstance(argument, Tensor):
-        return argument.shape, argument.dtype, argument.device
-    return tuple((name, _form(value)) for name, value in argument.items())
-
-
-def _device(argument: Any) -> torch.device:
-    return argument.device if isinstance(argument, Tensor) else next(map(_device, argument.values()))
+def can_compile() -> bool:
+    """Whether programs for the CPU can be made here: there are a C++ compiler and Python's headers."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return sys.platform != "win32" and shutil.which(os.environ.get("CXX", usual)) is not None and headers.is_file()
 
 
 def _first_line(error: BaseException) -> str:

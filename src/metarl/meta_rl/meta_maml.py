@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import mse_loss
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metarl.core.differentiable import differentiable_kernels, differentiable_twin
 from metarl.core.errors import UsageError, check_limits
@@ -347,9 +348,7 @@ class MetaMAML:
         last = torch.cat(losses).detach().mean()
         return objective.detach(), last, dict(zip(self.learned_tensors(), summed, strict=True))
 
-    def _differentiated_each(
-        self, parts: Sequence[Sequence[Batch]], loss_fn: PredictionLoss
-    ) -> list[tuple[Tensor, ...]]:
+    def _differentiated_each(self, parts: Sequence[Sequence[Batch]], loss_fn: PredictionLoss) -> list[Sequence[Tensor]]:
         """`_differentiated` of each part, a support and a query batch; a task weighs the same in all."""
         like = next(iter(self.parameters().values()))
         weights = step_weights(self.inner_steps, self.updates, self.multi_step_updates).to(like)
@@ -358,8 +357,9 @@ class MetaMAML:
         work = partial(self._differentiated, loss_fn)
         if self._programs is None:
             return [work(*call) for call in calls]
-        frozen = loss_fn, self._anneals, tuple(module.training for module in self.model.modules())
-        return self._programs.run_each(frozen, work, calls)
+        flat, (form, *_) = zip(*map(tree_flatten, calls), strict=True)  # parts have the same names
+        frozen = loss_fn, form, self._anneals, tuple(module.training for module in self.model.modules())
+        return self._programs.run_each(frozen, lambda *tensors: work(*tree_unflatten(tensors, form)), flat)
 
     def _differentiated(
         self, loss_fn: PredictionLoss, support: Batch, query: Batch, weights: Tensor, share: Tensor

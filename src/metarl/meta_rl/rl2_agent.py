@@ -12,7 +12,7 @@ place of their policy gradients. Different from both:
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,17 +24,24 @@ from torch import Tensor
 
 from metarl.core.agent import Agent, Array, Metrics
 from metarl.core.errors import UsageError, check_limits
+from metarl.core.flat_parameters import FlatParameters
 from metarl.core.memory import MemoryConfig
-from metarl.core.normalization import RunningMoments
-from metarl.core.optimization import clipped_step, load_optimizer_tensors, optimizer_tensors, part_of
+from metarl.core.normalization import RunningMoments, normalized
+from metarl.core.optimization import part_of, step_along_gradients
 from metarl.core.policy import ActorCritic
 from metarl.core.policy_controller import PolicyController
 from metarl.core.returns import generalized_advantage
 from metarl.core.trajectory import Trajectory
+from metarl.meta_rl.compiled import Function, Programs, can_compile
 
 FINAL_RATE = 0.05
 """The learning rate's linear decay ends at this fraction of its start."""
 REWARD_SCALE = 0.1
+COMPILED_UPDATES = 400
+"""Runs of so many updates gain what compiling takes, even where nothing of it is cached."""
+
+LEARNED_FROM = ("first_memory", "inputs", "action", "log_prob", "advantage", "target")
+LOSSES, MEASURES = ("policy", "value", "entropy"), ("entropy", "kl", "clip_fraction")
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,9 @@ class RL2Config:
     """Probability that a row keeps its task and memory past an update."""
     discount_across_episodes: bool = False
     """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016)."""
+    compile: bool | None = None
+    """Act and learn by machine code, made in the first update: half a minute, a few seconds where it was made before;
+    on a CPU, and not for gru and lstm. None: in runs of 400 updates or more, where there is a C++ compiler."""
 
     def __post_init__(self) -> None:
         check_limits(
@@ -94,7 +104,7 @@ class RL2Agent(Agent):
     """An agent whose memory adapts.
 
     Args:
-        num_updates: updates of the whole run, over which the learning rate decays.
+        num_updates: updates of the whole run, over which the learning rate falls to 5 %; None: it stays.
         reward_scale: the family's, which holds where the config has none.
         device: where the network lives.
     """
@@ -106,7 +116,7 @@ class RL2Agent(Agent):
         config: RL2Config | None = None,
         memory: MemoryConfig | None = None,
         *,
-        num_updates: int = 500,
+        num_updates: int | None = None,
         seed: int = 0,
         device: str = "cpu",
         reward_scale: float = REWARD_SCALE,
@@ -124,19 +134,31 @@ class RL2Agent(Agent):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initialisers take no generator
             self.policy = ActorCritic(observation_size, action_space, memory or MemoryConfig()).to(self.device)
+        self._parameters = FlatParameters(self.policy, [name for name, _ in self.policy.named_parameters()])
         self.moments = RunningMoments(observation_size + 1)  # observation and reward
         self.generator = torch.Generator().manual_seed(seed)
         self.updates = 0
         self._trajectory = Trajectory()
         self._raw: list[Array] = []
         self._given: dict[str, Tensor] | None = None
+        self.compiles = self._decide_to_compile()
+        self._programs = Programs() if self.compiles else None
         self.begin_trial(0)
+
+    def _decide_to_compile(self) -> bool:
+        asked = self.config.compile
+        possible = self.device.type == "cpu" and self.policy.memory.traceable
+        if asked is None:
+            return possible and (self.num_updates or 0) >= COMPILED_UPDATES and can_compile()
+        if asked and not possible:
+            raise UsageError("--compile True goes with ssm, transformer or mlp on --device cpu: leave it out")
+        return asked
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:
         """Made when learning first asks for it: torch loads its compiler for one, which takes seconds."""
-        # fused: one call for all parameters; a loop over them takes 12 % of an update.
-        return torch.optim.Adam(self.policy.parameters(), lr=self.config.learning_rate, eps=1e-5, fused=True)
+        # One vector, and fused: a loop over the parameters takes 12 % of an update.
+        return torch.optim.Adam([self._parameters.values], lr=self.config.learning_rate, eps=1e-5, fused=True)
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
@@ -160,14 +182,17 @@ class RL2Agent(Agent):
         self._trajectory, self._raw = Trajectory(), []
 
     @torch.no_grad()
-    def _prepare(self) -> Any:
-        return self.policy.memory.prepare()
+    def _prepare(self) -> tuple[Tensor, ...]:
+        """What stands still between updates."""
+        moments = self.moments.frozen().to(self.device)
+        return moments.mean, moments.inverse_std, *self.policy.memory.prepare()
 
     @torch.no_grad()
     def _act(self, observation: Array) -> Array:
         self._check_rows(len(observation))
-        self._inputs = self._join(observation, self._previous_action, self._previous_reward, self._episode_starts)
-        self._output, self._features, self._next_memory = self.policy.step(self._inputs, self._memory, self._prepared)
+        self._inputs, self._output, self._features, self._next_memory = self._step(
+            observation, self._previous_action, self._previous_reward, self._episode_starts, self._memory
+        )
         head = self.policy.head
         if self.explore:
             if self._noise is None:
@@ -227,16 +252,40 @@ class RL2Agent(Agent):
             running = len(self._episode_starts)
             raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
 
-    def _join(self, observation: Array, previous_action: Tensor, previous_reward: Array, starts: Array) -> Tensor:
-        raw = np.concatenate([observation, previous_reward[:, None]], 1)
-        normal = torch.from_numpy(self.moments.normalize(raw)).to(self.device)
-        first = torch.from_numpy(starts).to(self.device)
-        return self.policy.join(normal[:, :-1], previous_action, normal[:, -1], first)
+    def _step(
+        self, observation: Array, previous_action: Tensor, previous_reward: Array, starts: Array, memory: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The policy's inputs, its output, its features and its next memory."""
+        seen = (np.asarray(array, dtype=np.float32) for array in (observation, previous_reward, starts))
+        arguments = *(torch.from_numpy(array).to(self.device) for array in seen), previous_action, memory
+        inputs, output, features, memory = self._run("step", self._step_of, *arguments, *self._prepared)
+        return inputs, output, features, memory
+
+    def _step_of(
+        self,
+        observation: Tensor,
+        previous_reward: Tensor,
+        starts: Tensor,
+        previous_action: Tensor,
+        memory: Tensor,
+        mean: Tensor,
+        inverse_std: Tensor,
+        *prepared: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        normal = normalized(torch.cat([observation, previous_reward[:, None]], 1), mean, inverse_std)
+        inputs = self.policy.join(normal[:, :-1], previous_action, normal[:, -1], starts)
+        return inputs, *self.policy.step(inputs, memory, prepared)
+
+    def _run(self, name: str, function: Function, *tensors: Tensor) -> Sequence[Tensor]:
+        """A function of tensors: compiled where the agent trains by compiled code."""
+        if self._programs is None or not self.training:
+            return function(*tensors)
+        return self._programs.run(name, function, *tensors)
 
     def _value(self, observation: Array, previous_action: Tensor, previous_reward: Array, memory: Tensor) -> Tensor:
         """V [B] of observations that follow a step, by a step of the memory that is not kept."""
-        inputs = self._join(observation, previous_action, previous_reward, np.zeros(len(observation), np.float32))
-        return self.policy.value(self.policy.step(inputs, memory, self._prepared)[1])
+        starts = np.zeros(len(observation), np.float32)
+        return self.policy.value(self._step(observation, previous_action, previous_reward, starts, memory)[2])
 
     def adapt(self) -> Metrics:
         """Nothing is left to do: the memory moved with every observation."""
@@ -284,14 +333,20 @@ class RL2Agent(Agent):
         """PPO on the experience held: up to `update_epochs` passes over minibatches of rows, each a whole sequence."""
         config = self.config
         batch = self._with_targets(self.take_experience())
-        rate = config.learning_rate * max(FINAL_RATE, 1 - self.updates / self.num_updates)
+        remaining = 1.0 if self.num_updates is None else max(FINAL_RATE, 1 - self.updates / self.num_updates)
+        rate = config.learning_rate * remaining
         self.optimizer.param_groups[0]["lr"] = rate
         history: list[Metrics] = []
+        learned_from = [batch[name] for name in LEARNED_FROM]
         for rows in self._minibatches(batch["reward"].shape[1]):
-            losses, metrics = self._losses(batch, rows)
+            gradient, *found = self._run("learn", self._gradient, rows.to(self.device), *learned_from)
+            losses = dict(zip(LOSSES, found[: len(LOSSES)], strict=True))
+            metrics = {f"{name}_loss": float(losses[name]) for name in ("policy", "value")}
+            metrics |= dict(zip(MEASURES, map(float, found[len(LOSSES) :]), strict=True))
             if history and metrics["kl"] > config.max_divergence:
                 break
-            metrics["grad_norm"] = clipped_step(self.optimizer, self.policy, losses, config.grad_clip_norm)
+            self._parameters.gradients.copy_(gradient)
+            metrics["grad_norm"] = step_along_gradients(self.optimizer, self.policy, losses, config.grad_clip_norm)
             history.append(metrics)
         self.moments.update(batch["raw"].cpu().numpy())
         self.updates += 1
@@ -331,31 +386,30 @@ class RL2Agent(Agent):
             "advantage": (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8),
         }
 
-    def _losses(self, batch: dict[str, Tensor], rows: Tensor) -> tuple[dict[str, Tensor], Metrics]:
-        """PPO's losses on some rows: −min(r A, clip(r, 1 ± ε) A), squared error of the critic, −entropy."""
+    def _gradient(self, rows: Tensor, first_memory: Tensor, *sequences: Tensor) -> tuple[Tensor, ...]:
+        """The gradient [P] of the losses' sum on some rows, the LOSSES and the MEASURES."""
+        losses, measures = self._losses(first_memory[rows], *(sequence.index_select(1, rows) for sequence in sequences))
+        gradients = torch.autograd.grad(torch.stack(losses).sum(), list(self.policy.parameters()))
+        found = (tensor.detach() for tensor in (*losses, *measures))
+        return torch.cat([gradient.flatten() for gradient in gradients]), *found
+
+    def _losses(
+        self, memory: Tensor, inputs: Tensor, action: Tensor, log_prob: Tensor, advantage: Tensor, target: Tensor
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """PPO's LOSSES, −min(r A, clip(r, 1 ± ε) A), squared error of the critic and −entropy, and the MEASURES."""
         config, head = self.config, self.policy.head
-        part = {name: batch[name][:, rows] for name in ("inputs", "action", "log_prob", "advantage", "target")}
-        output, value, _ = self.policy(part["inputs"], batch["first_memory"][rows])
-        log_ratio = head.log_prob(output, part["action"]) - part["log_prob"]
+        output, value, _ = self.policy(inputs, memory)
+        log_ratio = head.log_prob(output, action) - log_prob
         ratio = log_ratio.exp()
-        surrogate = torch.min(
-            ratio * part["advantage"], ratio.clamp(1 - config.clip, 1 + config.clip) * part["advantage"]
-        )
+        surrogate = torch.min(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
         entropy = head.entropy(output).mean()
-        losses = {
-            "policy": -surrogate.mean(),
-            "value": config.value_weight * (value - part["target"]).square().mean(),
-            "entropy": -config.entropy_weight * entropy,
-        }
-        with torch.no_grad():
-            metrics = {
-                "policy_loss": float(losses["policy"]),
-                "value_loss": float(losses["value"]),
-                "entropy": float(entropy),
-                "kl": float((ratio - 1 - log_ratio).mean()),
-                "clip_fraction": float(((ratio - 1).abs() > config.clip).float().mean()),
-            }
-        return losses, metrics
+        losses = [
+            -surrogate.mean(),
+            config.value_weight * (value - target).square().mean(),
+            -config.entropy_weight * entropy,
+        ]
+        divergence, clipped = (ratio - 1 - log_ratio).mean(), ((ratio - 1).abs() > config.clip).float().mean()
+        return losses, [entropy, divergence, clipped]
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 
@@ -365,7 +419,7 @@ class RL2Agent(Agent):
     def state_dict(self) -> dict[str, Tensor]:
         parts = {
             "policy": {name: tensor.clone() for name, tensor in self.policy.state_dict().items()},
-            "optimizer": optimizer_tensors(self.optimizer, self.policy),
+            "optimizer": self._parameters.optimizer_tensors(self.optimizer),
             "moments": self.moments.state_dict(),
             "counters": {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()},
         }
@@ -375,7 +429,7 @@ class RL2Agent(Agent):
         self.policy.load_state_dict(part_of(state, "policy"))
         slots = part_of(state, "optimizer")
         if slots or "optimizer" in vars(self):
-            load_optimizer_tensors(self.optimizer, self.policy, slots)
+            self._parameters.load_optimizer_tensors(self.optimizer, slots)
         self.moments.load_state_dict(part_of(state, "moments"))
         counters = part_of(state, "counters")
         self.updates = int(counters["updates"])
