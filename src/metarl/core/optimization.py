@@ -42,7 +42,7 @@ def step_along_gradients(
         if parameter.grad.stride() != parameter.stride():
             parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
     norm = nn.utils.get_total_norm([parameter.grad for parameter in stepped])
-    if not (all(torch.isfinite(loss) for loss in losses.values()) and torch.isfinite(norm)):
+    if not torch.isfinite(torch.stack([*losses.values(), norm])).all():
         culprits = [f"the {name} loss" for name, loss in losses.items() if not torch.isfinite(loss)]
         culprits += [
             f"the gradient of {name}"

@@ -14,6 +14,7 @@ gradient of the state between them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -26,6 +27,57 @@ from metarl.core.scan_numba import follow_torch_threads
 
 VECTORS = 3200
 """Steps x rows of a chunk: few enough for the cache, and enough for the products to run well."""
+
+
+@numba.njit(cache=True)
+def _factors(
+    log_rate: Any, log_phase: Any, drive: Any, read_out: Any, skip: Any, decay: Any, into: Any, out_of: Any
+) -> None:  # pragma: no cover (compiled)
+    """λ as decay [2, S], and the matrices of both products: γB above D, and C."""
+    size = len(log_rate)
+    for s in range(size):
+        rate, phase = math.exp(log_rate[s]), math.exp(log_phase[s])
+        modulus, scale = math.exp(-rate), math.sqrt(-math.expm1(-2 * rate))
+        decay[0, s], decay[1, s] = modulus * math.cos(phase), modulus * math.sin(phase)
+        for part in range(2):
+            for m in range(drive.shape[1]):
+                into[part * size + s, m] = scale * drive[2 * s + part, m]
+            for p in range(len(read_out)):
+                out_of[p, part * size + s] = read_out[p, 2 * s + part]
+    into[2 * size :] = skip
+
+
+@numba.njit(cache=True)
+def _factors_gradient(
+    log_rate: Any,
+    log_phase: Any,
+    drive: Any,
+    decay: Any,
+    grad_decay: Any,
+    grad_into: Any,
+    grad_out_of: Any,
+    grad_log_rate: Any,
+    grad_log_phase: Any,
+    grad_drive: Any,
+    grad_read_out: Any,
+) -> None:  # pragma: no cover (compiled)
+    """From the gradients of λ, by row [B, 2S], and of both matrices."""
+    size = len(log_rate)
+    for s in range(size):
+        rate, phase = math.exp(log_rate[s]), math.exp(log_phase[s])
+        scale = math.sqrt(-math.expm1(-2 * rate))
+        grad_scale, re, im = 0.0, 0.0, 0.0
+        for b in range(len(grad_decay)):
+            re += grad_decay[b, s]
+            im += grad_decay[b, size + s]
+        for part in range(2):
+            for m in range(drive.shape[1]):
+                grad_scale += grad_into[part * size + s, m] * drive[2 * s + part, m]
+                grad_drive[2 * s + part, m] = scale * grad_into[part * size + s, m]
+            for p in range(len(grad_read_out)):
+                grad_read_out[p, 2 * s + part] = grad_out_of[p, part * size + s]
+        grad_log_rate[s] = rate * (grad_scale * (1 / scale - scale) - re * decay[0, s] - im * decay[1, s])
+        grad_log_phase[s] = phase * (im * decay[0, s] - re * decay[1, s])
 
 
 @numba.njit(parallel=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
@@ -93,11 +145,11 @@ def _run(
     inputs, keep = inputs.contiguous(), keep.contiguous()
     (steps, rows, _), size = inputs.shape, state.shape[1]
     states, outputs = inputs.new_empty(steps, rows, size), inputs.new_empty(steps, rows, len(read_out))
-    rate, phase = log_rate.exp(), log_phase.exp()
-    decay = torch.exp(-rate) * torch.stack([torch.cos(phase), torch.sin(phase)])
-    into, out_of = torch.cat([_scale(rate) * _parted(drive, 0), skip]), _parted(read_out, 1)
+    decay = log_rate.new_empty(2, len(log_rate))
+    into, out_of = drive.new_empty(size + len(skip), drive.shape[1]), read_out.new_empty(read_out.shape)
+    _factors(*_arrays(log_rate, log_phase, drive, read_out, skip, decay, into, out_of))
     driven = inputs.new_empty(_chunk(rows), rows, len(into))
-    entering = _parted(state, 1)
+    entering = _parted(state)
     follow_torch_threads()
     for chunk in _chunks(steps, rows):
         length = chunk.stop - chunk.start
@@ -137,7 +189,7 @@ def _gradients(
     """dL / d inputs, ν, θ, B, C, D and the state before."""
     inputs, keep, grad_outputs = inputs.contiguous(), keep.contiguous(), grad_outputs.contiguous()
     (steps, rows, _), size = inputs.shape, state.shape[1]
-    first, carry = _parted(state, 1), _parted(grad_last, 1)
+    first, carry = _parted(state), _parted(grad_last)
     grad_into, grad_out_of = torch.zeros_like(into), torch.zeros_like(out_of)
     grad_inputs, grad_decay = torch.empty_like(inputs), inputs.new_zeros(rows, size)
     grad_driven = inputs.new_empty(_chunk(rows), rows, len(into))
@@ -153,24 +205,10 @@ def _gradients(
         torch.mm(_flat(both), into, out=_flat(grad_inputs[chunk]))
         grad_into.addmm_(_flat(both).T, _flat(inputs[chunk]))
         grad_out_of.addmm_(_flat(given).T, _flat(states[chunk]))
-    rate, phase = log_rate.exp(), log_phase.exp()
-    scale = _scale(rate)
-    re, im = grad_decay.sum(0).view(2, -1)
-    grad_gain, grad_skip = grad_into[:size], grad_into[size:].clone()
-    grad_scale = (grad_gain * _parted(drive, 0)).sum(1).view(2, -1).sum(0)
-    one_scale = scale[: len(rate), 0]
-    grad_rate = grad_scale * (1 / one_scale - one_scale) - re * decay[0] - im * decay[1]
-    grad_phase = im * decay[0] - re * decay[1]
-    grad_drive = _paired((scale * grad_gain).T).T.contiguous()
-    return (
-        grad_inputs,
-        rate * grad_rate,
-        phase * grad_phase,
-        grad_drive,
-        _paired(grad_out_of),
-        grad_skip,
-        _paired(carry),
-    )
+    shapes = log_rate.shape, log_phase.shape, drive.shape, out_of.shape
+    nu, theta, b, c = (inputs.new_empty(shape) for shape in shapes)
+    _factors_gradient(*_arrays(log_rate, log_phase, drive, decay, grad_decay, grad_into, grad_out_of, nu, theta, b, c))
+    return grad_inputs, nu, theta, b, c, grad_into[size:].clone(), _paired(carry)
 
 
 @_gradients.register_fake
@@ -221,11 +259,6 @@ def _through(
     return [next(found) if need else None for need in needed]
 
 
-def _scale(rate: Tensor) -> Tensor:
-    """√(1 − |λ|²) [n, 1]."""
-    return torch.sqrt(-torch.expm1(-2 * rate)).repeat(2)[:, None]
-
-
 def _chunk(rows: int) -> int:
     return max(1, VECTORS // rows)
 
@@ -242,13 +275,13 @@ def _arrays(*tensors: Tensor) -> list[Any]:
     return [tensor.numpy() for tensor in tensors]
 
 
-def _parted(tensor: Tensor, axis: int) -> Tensor:
-    """Pairs along an axis, re im re im ..., as re re ... im im ...: a copy."""
-    pairs: Tensor = tensor.unflatten(axis, (-1, 2))
-    return pairs.transpose(axis, axis + 1).clone(memory_format=torch.contiguous_format).flatten(axis, axis + 1)
+def _parted(state: Tensor) -> Tensor:
+    """A copy of a state in which real parts come before imaginary ones: re im re im ... as re re ... im im ..."""
+    pairs: Tensor = state.unflatten(1, (-1, 2))
+    return pairs.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(1)
 
 
-def _paired(tensor: Tensor) -> Tensor:
-    """The inverse of `_parted` along axis 1."""
-    parts: Tensor = tensor.unflatten(1, (2, -1))
+def _paired(state: Tensor) -> Tensor:
+    """The inverse of `_parted`."""
+    parts: Tensor = state.unflatten(1, (2, -1))
     return parts.transpose(1, 2).flatten(1)
