@@ -3,6 +3,7 @@ them can be compared action by action."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -504,6 +505,18 @@ def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
         assert compiled == {(method, COMPILED_UPDATES) for method in methods}
     for asked in (True, False):
         assert make_agent(config=replace(CONFIG, compile=asked), num_updates=500).compiles == asked
+
+
+def test_agents_compile_in_threads_as_one_after_the_other(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+    at_once, in_turn = (
+        [make_agent(config=replace(CONFIG, compile=True), seed=seed) for seed in range(4)] for _ in "12"
+    )
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda agent: learn(agent, [0])[0], at_once))
+    assert [len(agent._programs._programs) for agent in at_once] == [2] * 4
+    for metrics, agent in zip(found, in_turn, strict=True):
+        assert metrics == pytest.approx(learn(agent, [0])[0], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["gru", "lstm"])

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import sysconfig
+import threading
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,9 @@ Function: TypeAlias = Callable[..., Sequence[Tensor]]
 CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}
 """The program is C++ as a whole and runs without the interpreter's lock. tanh as 2 / (1 + exp(-2 x)) - 1: the
 vectorised tanh of the CPU takes three times as long. The error is absolute, at most 1.8e-7 in float32."""
+
+_MAKING = threading.RLock()
+"""torch traces and compiles in one thread at a time."""
 
 NARROW = 24
 """Products of at most so many columns are computed as the transpose of the transposed factors' product: a BLAS takes up
@@ -72,7 +76,8 @@ class Programs:
     def _program(self, key: Hashable, function: Function, tensors: Sequence[Tensor]) -> _Program:
         form = key, *[(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
         if form not in self._programs:
-            self._programs[form] = _Program(function, tensors)
+            with _MAKING:
+                self._programs[form] = _Program(function, tensors)
         return self._programs[form]
 
 
@@ -102,7 +107,7 @@ class _Program:
 
             options = CPU_OPTIONS if self.on_cpu else {}
             try:
-                with torch.no_grad():
+                with _MAKING, torch.no_grad():
                     self._codes[threads] = _inductor.compile(self._trace, list(tensors), options=options)
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 reason = _first_line(error)
