@@ -10,6 +10,8 @@ share a factor are one. Within, real parts of the state come before imaginary on
 
 Derivatives are those of `linear_scan` and of the products; what goes backward from a chunk to the one before it is the
 gradient of the state between them.
+
+Forward and backward are operations of torch, so a trace holds either in one piece.
 """
 
 from __future__ import annotations
