@@ -163,9 +163,9 @@ def test_the_seed_is_the_run(tmp_path: Path, whole: Path) -> None:
 class FailingAgent(RL2Agent):
     """Its critic's loss is NaN from the 14th update on."""
 
-    def _losses(self, batch: dict[str, Tensor], rows: Tensor) -> tuple[dict[str, Tensor], Metrics]:
-        losses, metrics = super()._losses(batch, rows)
-        return losses | {"value": losses["value"] * (float("nan") if self.updates >= 13 else 1.0)}, metrics
+    def _losses(self, *tensors: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        (policy, value, entropy), measures = super()._losses(*tensors)
+        return [policy, value * (float("nan") if self.updates >= 13 else 1.0), entropy], measures
 
 
 def test_nan_is_named_and_leaves_the_good_checkpoint(tmp_path: Path) -> None:
