@@ -1,7 +1,7 @@
 """RL² learns to adapt: small families whose best return is known, from the first update to held-out tasks, in seconds.
 
-Thresholds hold with a margin for seeds 0, 1 and 2. Of the bandit's seeds 0 to 5 the worst goes 0.67 of the way from random
-to best, the median 0.75.
+Thresholds hold with a margin for seeds 0, 1 and 2. Of the bandit's seeds 0 to 5 the worst goes 0.67 of the way from
+random to best, the median 0.75.
 """
 
 from __future__ import annotations
