@@ -178,3 +178,25 @@ def test_what_leaves_torch_for_numbers_is_refused_by_name():
 def test_recompute_and_compile_exclude_each_other():
     with pytest.raises(UsageError, match="recompute and compile exclude each other"):
         MetaMAML(make_model(), recompute=True, compile=True)
+
+
+def test_what_cannot_be_compiled_here_is_one_line(monkeypatch):
+    def failing(graph, tensors, options):
+        raise torch._inductor.exc.InductorError(OSError("No space left on device"), None)
+
+    monkeypatch.setattr("torch._inductor.compile", failing)
+    message = r"^cannot compile here \(OSError: No space left on device\): .* or turn compile off$"
+    with pytest.raises(UsageError, match=message):
+        Programs().run("", torch.sin, torch.ones(2))
+
+
+def test_compiling_takes_a_compiler_and_pythons_headers(monkeypatch, tmp_path):
+    monkeypatch.setattr("metarl.meta_rl.compiled.shutil.which", lambda name: f"/bin/{name}")
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("metarl.meta_rl.compiled.sysconfig.get_path", lambda name: str(tmp_path))
+    assert can_compile()
+    (tmp_path / "Python.h").unlink()
+    assert not can_compile()
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr("metarl.meta_rl.compiled.shutil.which", lambda name: None)
+    assert not can_compile()

@@ -110,10 +110,8 @@ class _Program:
                 with _MAKING, torch.no_grad():
                     self._codes[threads] = _inductor.compile(self._trace, list(tensors), options=options)
             except torch._dynamo.exc.BackendCompilerFailed as error:
-                reason = _first_line(error)
-                raise UsageError(
-                    f"compile needs a working C++ compiler, such as g++ ({reason}): leave compile off"
-                ) from error
+                needs = "give it a C++ compiler, such as g++, and space for its cache, or turn compile off"
+                raise UsageError(f"cannot compile here ({_first_line(error)}): {needs}") from error
         return self._codes[threads]
 
 
