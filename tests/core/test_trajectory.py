@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +38,16 @@ def test_unstacking_undoes_stacking_and_the_result_can_go_on():
     trajectory.append(**make_steps()[3])
     for name, tensor in trajectory.stack().items():
         assert torch.equal(again.stack()[name], tensor)
+
+
+def test_an_array_is_kept_as_it_was_when_it_was_appended():
+    trajectory, reused = Trajectory(), np.zeros((3, 2), dtype=np.float32)
+    for time in range(3):
+        reused[:] = time
+        trajectory.append(observation=reused)
+    stacked = trajectory.stack()["observation"]
+    assert stacked.dtype == torch.float32
+    assert stacked[:, 0, 0].tolist() == [0.0, 1.0, 2.0]
 
 
 def test_an_empty_trajectory_has_no_steps():

@@ -475,7 +475,7 @@ def test_compiled_it_acts_and_learns_the_same(method, kind, really, monkeypatch)
         stream = Stream.draw(seed)
         np.testing.assert_allclose(trial(compiled, stream), trial(plain, stream), atol=1e-4)
         assert compiled.update() == pytest.approx(plain.update(), rel=1e-3, abs=1e-5)
-    assert len(compiled._programs._programs) == 2
+    assert len(compiled._programs._programs) == 3
     assert plain._programs is None
     one, other = snapshot(plain), snapshot(compiled)
     assert one.keys() == other.keys()
@@ -514,7 +514,7 @@ def test_agents_compile_in_threads_as_one_after_the_other(monkeypatch):
     )
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda agent: learn(agent, [0])[0], at_once))
-    assert [len(agent._programs._programs) for agent in at_once] == [2] * 4
+    assert [len(agent._programs._programs) for agent in at_once] == [3] * 4
     for metrics, agent in zip(found, in_turn, strict=True):
         assert metrics == pytest.approx(learn(agent, [0])[0], rel=1e-4, abs=1e-6)
 
@@ -601,9 +601,9 @@ def test_a_running_trial_goes_on_with_the_parameters_of_the_last_update_or_resto
     for each in (agent, restored):
         observation = Stream.draw(1).observation[0]
         each.act(observation)
-        output, _, memory = each.policy(each._inputs[None], each._memory)
-        torch.testing.assert_close(each._output, output[0], atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(each._next_memory, memory, atol=1e-5, rtol=1e-4)
+        output, _, memory = each.policy(each._step.inputs[None], each._memory)
+        torch.testing.assert_close(each._step.output, output[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(each._step.memory, memory, atol=1e-5, rtol=1e-4)
 
 
 def test_a_state_that_was_taken_stands_still_while_the_agent_learns():

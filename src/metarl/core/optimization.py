@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -25,11 +26,11 @@ def clipped_step(
     """
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(losses.values())).sum().backward()
-    return step_along_gradients(optimizer, module, losses, bound)
+    return step_along_gradients(optimizer, module, {name: loss.item() for name, loss in losses.items()}, bound)
 
 
 def step_along_gradients(
-    optimizer: torch.optim.Optimizer, module: nn.Module, losses: Mapping[str, Tensor], bound: float
+    optimizer: torch.optim.Optimizer, module: nn.Module, losses: Mapping[str, float], bound: float
 ) -> float:
     """`clipped_step` along the gradients of `losses`, which the optimiser's parameters hold already.
 
@@ -41,9 +42,10 @@ def step_along_gradients(
         # A fused optimiser reads a gradient in the parameter's order in memory, whatever its strides say.
         if parameter.grad.stride() != parameter.stride():
             parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in stepped])
-    if not torch.isfinite(torch.stack([*losses.values(), norm])).all():
-        culprits = [f"the {name} loss" for name, loss in losses.items() if not torch.isfinite(loss)]
+    gradients = [parameter.grad for parameter in stepped]
+    norm = float(nn.utils.get_total_norm(gradients) if len(gradients) > 1 else torch.linalg.vector_norm(gradients[0]))
+    if not all(map(math.isfinite, (*losses.values(), norm))):
+        culprits = [f"the {name} loss" for name, loss in losses.items() if not math.isfinite(loss)]
         culprits += [
             f"the gradient of {name}"
             for name, parameter in module.named_parameters()
@@ -52,9 +54,11 @@ def step_along_gradients(
         named = ", ".join(culprits[:5]) or "the norm of the gradient"
         raise TrainingDiverged(f"not finite: {named}; try a lower learning rate")
     # Only now: clipping by a norm that is not finite would spread it over every gradient, and hide where it began.
-    nn.utils.clip_grads_with_norm_(stepped, bound, norm)
+    if norm > bound:
+        for gradient in gradients:
+            gradient.mul_(bound / norm)
     optimizer.step()
-    return float(norm)
+    return norm
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:

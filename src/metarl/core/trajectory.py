@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
 class Trajectory:
-    """Named tensors [B, ...] appended step by step, read as [T, B, ...]."""
+    """Named tensors or arrays [B, ...] appended step by step, read as tensors [T, B, ...]."""
 
     def __init__(self) -> None:
         self._steps: dict[str, list[Tensor]] = {}
@@ -18,11 +20,12 @@ class Trajectory:
     def __len__(self) -> int:
         return self._length
 
-    def append(self, **step: Tensor) -> None:
-        """Add one time step; every step has the same names."""
+    def append(self, **step: Tensor | NDArray[Any]) -> None:
+        """Add one time step; every step has the same names. Of an array it keeps a copy: a world may reuse its own."""
         if self._steps and step.keys() != self._steps.keys():
             raise KeyError(f"a step has the names {sorted(self._steps)}, got {sorted(step)}")
-        for name, tensor in step.items():
+        for name, value in step.items():
+            tensor = value if isinstance(value, Tensor) else torch.from_numpy(value.copy())
             self._steps.setdefault(name, []).append(tensor)
         self._length += 1
 

@@ -331,7 +331,7 @@ class MetaMAML:
         objective, query, gradients = self._gradients(tasks, loss_fn)
         for name, value in self.learned_tensors().items():
             value.grad = gradients[name]
-        step_along_gradients(self.optimizer, self.learned, {"query": objective}, self.grad_clip_norm)
+        step_along_gradients(self.optimizer, self.learned, {"query": float(objective)}, self.grad_clip_norm)
         self.updates += 1
         return float(query)
 

@@ -112,10 +112,10 @@ class MetaObjective:
                 losses = torch.stack(part())
                 (weights * losses).sum().backward()
                 parts.append(losses.detach())
-            policy, divergence = torch.stack(parts).sum(0)
+            policy, divergence = torch.stack(parts).sum(0).tolist()
             found = {"policy": policy, "divergence": divergence}
             norm = step_along_gradients(self.maml.optimizer, self.maml.learned, found, config.grad_clip_norm)
-            history.append({"policy_loss": policy.item(), "kl": divergence.item(), "grad_norm": norm})
+            history.append({"policy_loss": policy, "kl": divergence, "grad_norm": norm})
         return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
 
     def _clipped_losses(self, batches: Sequence[Round]) -> tuple[Tensor, Tensor]:

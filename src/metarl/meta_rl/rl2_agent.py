@@ -15,7 +15,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -100,6 +100,17 @@ class RL2Config:
         )
 
 
+class _Step(NamedTuple):
+    """What acting found, each [B, ...]; `encoded` is the action as the next input has it."""
+
+    inputs: Tensor
+    output: Tensor
+    features: Tensor
+    action: Tensor
+    encoded: Tensor
+    memory: Tensor
+
+
 class RL2Agent(Agent):
     """An agent whose memory adapts.
 
@@ -139,7 +150,6 @@ class RL2Agent(Agent):
         self.generator = torch.Generator().manual_seed(seed)
         self.updates = 0
         self._trajectory = Trajectory()
-        self._raw: list[Array] = []
         self._given: dict[str, Tensor] | None = None
         self.compiles = self._decide_to_compile()
         self._programs = Programs() if self.compiles else None
@@ -179,7 +189,8 @@ class RL2Agent(Agent):
         self._first_memory = self._memory.clone()
         self._noise: Tensor | None = None
         self._prepared = self._prepare()
-        self._trajectory, self._raw = Trajectory(), []
+        self._no_value = torch.zeros(num_rows, device=self.device)
+        self._trajectory = Trajectory()
 
     @torch.no_grad()
     def _prepare(self) -> tuple[Tensor, ...]:
@@ -190,17 +201,16 @@ class RL2Agent(Agent):
     @torch.no_grad()
     def _act(self, observation: Array) -> Array:
         self._check_rows(len(observation))
-        self._inputs, self._output, self._features, self._next_memory = self._step(
-            observation, self._previous_action, self._previous_reward, self._episode_starts, self._memory
-        )
         head = self.policy.head
+        seen = self._seen(observation, self._previous_reward, self._episode_starts)
+        before = *seen, self._previous_action, self._memory, *self._prepared
         if self.explore:
             if self._noise is None:
                 self._noise = head.noise(len(observation), self.generator).to(self.device)
-            self._action = head.sample(self._output, self._noise)
+            self._step = _Step(*self._run("sample", self._sampled, self._noise, *before))
         else:
-            self._action = head.mode(self._output)
-        return head.to_environment(self._action)
+            self._step = _Step(*self._run("mode", self._most_likely, *before))
+        return head.to_environment(self._step.action)
 
     @torch.no_grad()
     def _observe(
@@ -215,34 +225,32 @@ class RL2Agent(Agent):
     ) -> None:
         reward = reward.astype(np.float32)
         done = terminated | truncated
-        acted = self.policy.head.encode(self._action)
+        step = self._step
         self._next_observation = next_observation
         if self.training:
             if not active.all():
                 raise UsageError("training needs every row in every step: run trials that are measured in steps")
-            self._raw.append(np.concatenate([observation, reward[:, None]], 1))
-            final = torch.zeros(len(reward), device=self.device)
+            final = self._no_value
             if truncated.any():
-                final = self._value(next_observation, acted, reward, self._next_memory)
-            flags = (torch.from_numpy(np.array(flag)).to(self.device) for flag in (reward, terminated, truncated))
-            scaled, terminal, cut = flags
+                final = self._value(next_observation, reward, step.encoded, step.memory)
             self._trajectory.append(
-                inputs=self._inputs,
-                output=self._output,
-                features=self._features,
-                action=self._action,
-                reward=scaled,
-                terminated=terminal,
-                truncated=cut,
+                inputs=step.inputs,
+                output=step.output,
+                features=step.features,
+                action=step.action,
+                observation=observation,
+                reward=reward,
+                terminated=terminated,
+                truncated=truncated,
                 final_value=final,
             )
         if active.all():
-            self._memory, self._previous_action, self._previous_reward = self._next_memory, acted, reward
+            self._memory, self._previous_action, self._previous_reward = step.memory, step.encoded, reward
             self._episode_starts = done.astype(np.float32)
         else:
             rows = torch.from_numpy(active).to(self.device)
-            self._memory = torch.where(rows.view(-1, *[1] * (self._memory.ndim - 1)), self._next_memory, self._memory)
-            self._previous_action = torch.where(rows[:, None], acted, self._previous_action)
+            self._memory = torch.where(rows.view(-1, *[1] * (self._memory.ndim - 1)), step.memory, self._memory)
+            self._previous_action = torch.where(rows[:, None], step.encoded, self._previous_action)
             self._previous_reward = np.where(active, reward, self._previous_reward)
             self._episode_starts = np.where(active, done, self._episode_starts).astype(np.float32)
         self._noise = None
@@ -252,16 +260,23 @@ class RL2Agent(Agent):
             running = len(self._episode_starts)
             raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
 
-    def _step(
-        self, observation: Array, previous_action: Tensor, previous_reward: Array, starts: Array, memory: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The policy's inputs, its output, its features and its next memory."""
-        seen = (np.asarray(array, dtype=np.float32) for array in (observation, previous_reward, starts))
-        arguments = *(torch.from_numpy(array).to(self.device) for array in seen), previous_action, memory
-        inputs, output, features, memory = self._run("step", self._step_of, *arguments, *self._prepared)
-        return inputs, output, features, memory
+    def _seen(self, *arrays: Array) -> tuple[Tensor, ...]:
+        """As float32 where the network lives."""
+        return tuple(torch.from_numpy(np.asarray(array, dtype=np.float32)).to(self.device) for array in arrays)
 
-    def _step_of(
+    def _sampled(self, noise: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
+        """A `_Step`; beside the noise it takes what `_passed` takes."""
+        inputs, output, features, memory = self._passed(*before)
+        action = self.policy.head.sample(output, noise)
+        return inputs, output, features, action, self.policy.head.encode(action), memory
+
+    def _most_likely(self, *before: Tensor) -> tuple[Tensor, ...]:
+        """A `_Step`."""
+        inputs, output, features, memory = self._passed(*before)
+        action = self.policy.head.mode(output)
+        return inputs, output, features, action, self.policy.head.encode(action), memory
+
+    def _passed(
         self,
         observation: Tensor,
         previous_reward: Tensor,
@@ -272,6 +287,7 @@ class RL2Agent(Agent):
         inverse_std: Tensor,
         *prepared: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The policy's inputs, its output, its features and its next memory."""
         normal = normalized(torch.cat([observation, previous_reward[:, None]], 1), mean, inverse_std)
         inputs = self.policy.join(normal[:, :-1], previous_action, normal[:, -1], starts)
         return inputs, *self.policy.step(inputs, memory, prepared)
@@ -282,10 +298,15 @@ class RL2Agent(Agent):
             return function(*tensors)
         return self._programs.run(name, function, *tensors)
 
-    def _value(self, observation: Array, previous_action: Tensor, previous_reward: Array, memory: Tensor) -> Tensor:
+    def _value(self, observation: Array, previous_reward: Array, previous_action: Tensor, memory: Tensor) -> Tensor:
         """V [B] of observations that follow a step, by a step of the memory that is not kept."""
-        starts = np.zeros(len(observation), np.float32)
-        return self.policy.value(self._step(observation, previous_action, previous_reward, starts, memory)[2])
+        seen = self._seen(observation, previous_reward, np.zeros(len(observation)))
+        (value,) = self._run("value", self._valued, *seen, previous_action, memory, *self._prepared)
+        return value
+
+    def _valued(self, *before: Tensor) -> tuple[Tensor]:
+        _, _, features, _ = self._passed(*before)
+        return (self.policy.value(features),)
 
     def adapt(self) -> Metrics:
         """Nothing is left to do: the memory moved with every observation."""
@@ -317,13 +338,10 @@ class RL2Agent(Agent):
             return experience
         if not len(self._trajectory):
             raise UsageError("the agent holds no experience: run a trial with agent.training = True first")
-        last_value = self._value(self._next_observation, self._previous_action, self._previous_reward, self._memory)
-        experience = self._trajectory.stack() | {
-            "raw": torch.from_numpy(np.stack(self._raw)),
-            "first_memory": self._first_memory,
-            "last_value": last_value,
-        }
-        self._trajectory, self._raw = Trajectory(), []
+        last_value = self._value(self._next_observation, self._previous_reward, self._previous_action, self._memory)
+        kept = {"first_memory": self._first_memory, "last_value": last_value}
+        experience = {name: tensor.to(self.device) for name, tensor in self._trajectory.stack().items()} | kept
+        self._trajectory = Trajectory()
         return experience
 
     def give_experience(self, experience: Mapping[str, Tensor]) -> None:
@@ -339,16 +357,18 @@ class RL2Agent(Agent):
         history: list[Metrics] = []
         learned_from = [batch[name] for name in LEARNED_FROM]
         for rows in self._minibatches(batch["reward"].shape[1]):
-            gradient, *found = self._run("learn", self._gradient, rows.to(self.device), *learned_from)
-            losses = dict(zip(LOSSES, found[: len(LOSSES)], strict=True))
-            metrics = {f"{name}_loss": float(losses[name]) for name in ("policy", "value")}
-            metrics |= dict(zip(MEASURES, map(float, found[len(LOSSES) :]), strict=True))
+            gradient, found = self._run("learn", self._gradient, rows.to(self.device), *learned_from)
+            numbers = found.tolist()
+            losses = dict(zip(LOSSES, numbers[: len(LOSSES)], strict=True))
+            metrics = {f"{name}_loss": losses[name] for name in ("policy", "value")}
+            metrics |= dict(zip(MEASURES, numbers[len(LOSSES) :], strict=True))
             if history and metrics["kl"] > config.max_divergence:
                 break
             self._parameters.gradients.copy_(gradient)
             metrics["grad_norm"] = step_along_gradients(self.optimizer, self.policy, losses, config.grad_clip_norm)
             history.append(metrics)
-        self.moments.update(batch["raw"].cpu().numpy())
+        seen = torch.cat([batch["observation"], batch["reward"][..., None]], -1)
+        self.moments.update(seen.cpu().numpy())
         self.updates += 1
         self._prepared = self._prepare()
         means = {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]}
@@ -386,12 +406,11 @@ class RL2Agent(Agent):
             "advantage": (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8),
         }
 
-    def _gradient(self, rows: Tensor, first_memory: Tensor, *sequences: Tensor) -> tuple[Tensor, ...]:
-        """The gradient [P] of the losses' sum on some rows, the LOSSES and the MEASURES."""
+    def _gradient(self, rows: Tensor, first_memory: Tensor, *sequences: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient [P] of the losses' sum on some rows, and the LOSSES and the MEASURES in one vector."""
         losses, measures = self._losses(first_memory[rows], *(sequence.index_select(1, rows) for sequence in sequences))
         gradients = torch.autograd.grad(torch.stack(losses).sum(), list(self.policy.parameters()))
-        found = (tensor.detach() for tensor in (*losses, *measures))
-        return torch.cat([gradient.flatten() for gradient in gradients]), *found
+        return torch.cat([gradient.flatten() for gradient in gradients]), torch.stack([*losses, *measures]).detach()
 
     def _losses(
         self, memory: Tensor, inputs: Tensor, action: Tensor, log_prob: Tensor, advantage: Tensor, target: Tensor
