@@ -662,6 +662,17 @@ def test_every_field_of_the_config_makes_a_difference(field):
     assert any(not torch.equal(after[name], before[name]) for name in after if name.startswith("policy."))
 
 
+def test_trials_of_recurrent_memories_last_longer_unless_the_config_says_how_long():
+    assert {method: make_agent(method).continuation for method in METHODS} == {
+        "ssm": 0.75,
+        "gru": 0.95,
+        "lstm": 0.95,
+        "transformer": 0.75,
+        "mlp": 0.75,
+    }
+    assert {make_agent(method, config=replace(CONFIG, continuation=0.5)).continuation for method in METHODS} == {0.5}
+
+
 def test_the_familys_reward_scale_holds_where_the_config_has_none():
     spaces_of = (OBSERVATIONS, ACTIONS["discrete"])
     assert RL2Agent(*spaces_of).reward_scale == 0.1

@@ -37,6 +37,9 @@ from metarl.meta_rl.compiled import Function, Programs, can_compile
 FINAL_RATE = 0.05
 """The learning rate's linear decay ends at this fraction of its start."""
 REWARD_SCALE = 0.1
+CONTINUATION, LONG_CONTINUATION = 0.75, {"gru": 0.95, "lstm": 0.95}
+"""What a gru believes of its task drifts with age unless old memories are common in training; an ssm holds it, and
+learns its first episode faster from many new ones."""
 COMPILED_UPDATES = 400
 """Runs of so many updates gain what compiling takes, even where nothing of it is cached."""
 
@@ -74,8 +77,8 @@ class RL2Config:
     critic shares the memory with the policy, whose gradient returns in the hundreds would drown."""
     update_steps: int = 200
     """Steps of every row in one update's data; a row that goes on keeps its world as it stands."""
-    continuation: float = 0.75
-    """Probability that a row keeps its task and memory past an update."""
+    continuation: float | None = None
+    """Probability that a row keeps its task and memory past an update. None: 0.95 for gru and lstm, 0.75 for others."""
     discount_across_episodes: bool = False
     """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016)."""
     compile: bool | None = None
@@ -95,7 +98,7 @@ class RL2Config:
             ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
             ("reward_scale", "above 0", self.reward_scale is None or self.reward_scale > 0),
             ("update_steps", "at least 1", self.update_steps >= 1),
-            ("continuation", "in [0, 1)", 0 <= self.continuation < 1),
+            ("continuation", "in [0, 1)", self.continuation is None or 0 <= self.continuation < 1),
             flags=True,
         )
 
@@ -139,12 +142,14 @@ class RL2Agent(Agent):
         self.device = torch.device(device)
         self.num_updates = num_updates
         self.reward_scale = reward_scale if self.config.reward_scale is None else self.config.reward_scale
-        self.continuation = self.config.continuation
+        memory = MemoryConfig() if memory is None else memory
+        by_method = LONG_CONTINUATION.get(memory.method, CONTINUATION)
+        self.continuation = by_method if self.config.continuation is None else self.config.continuation
         self.round_steps = self.config.update_steps
         observation_size = int(np.prod(observation_space.shape or ()))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # initialisers take no generator
-            self.policy = ActorCritic(observation_size, action_space, memory or MemoryConfig()).to(self.device)
+            self.policy = ActorCritic(observation_size, action_space, memory).to(self.device)
         self._parameters = FlatParameters(self.policy, [name for name, _ in self.policy.named_parameters()])
         self.moments = RunningMoments(observation_size + 1)  # observation and reward
         self.generator = torch.Generator().manual_seed(seed)
