@@ -68,8 +68,9 @@ class RL2Config:
     """Groups of rows that a pass is split into; every group is whole sequences."""
     entropy_weight: float = 1e-3
     """Weight of the policy's entropy."""
-    value_weight: float = 0.5
-    """Weight of the critic's squared error."""
+    value_weight: float = 0.1
+    """Weight of the critic's squared error. Heavier, it rules the memory that critic and policy share: at 0.5 some runs
+    stood still twice as long before they learned anything."""
     grad_clip_norm: float = 0.5
     """Largest norm of a gradient."""
     reward_scale: float | None = None
