@@ -43,7 +43,7 @@ def step_along_gradients(
         if parameter.grad.stride() != parameter.stride():
             parameter.grad = torch.empty_like(parameter).copy_(parameter.grad)
     gradients = [parameter.grad for parameter in stepped]
-    norm = float(nn.utils.get_total_norm(gradients) if len(gradients) > 1 else torch.linalg.vector_norm(gradients[0]))
+    norm = float(torch.linalg.vector_norm(gradients[0]) if len(gradients) == 1 else nn.utils.get_total_norm(gradients))
     if not all(map(math.isfinite, (*losses.values(), norm))):
         culprits = [f"the {name} loss" for name, loss in losses.items() if not math.isfinite(loss)]
         culprits += [
