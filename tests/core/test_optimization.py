@@ -60,6 +60,15 @@ def test_a_fused_optimiser_steps_along_a_gradient_in_another_order_of_memory():
     torch.testing.assert_close(module.first.detach(), before["first"] - rate * gradient / (gradient + 3.0))
 
 
+def test_a_step_without_a_gradient_changes_nothing():
+    module, _ = make()
+    before = values(module)
+    optimizer = torch.optim.Adam(module.parameters())
+    assert step_along_gradients(optimizer, module, {"fit": 0.0}, bound=1.0) == 0.0
+    for name, value in values(module).items():
+        assert torch.equal(value, before[name])
+
+
 def test_a_step_minimises_the_sum_and_returns_the_norm_before_clipping():
     module, _ = make()
     bound, rate = 0.01, 2.0

@@ -1,7 +1,7 @@
 """RL² learns to adapt: small families whose best return is known, from the first update to held-out tasks, in seconds.
 
-Thresholds hold with a margin for seeds 0, 1 and 2. Of the bandit's seeds 0 to 5 the worst goes 0.67 of the way from
-random to best, the median 0.75.
+Thresholds hold with a margin for seeds 0, 1 and 2. Of the bandit's seeds 0 to 5 the worst goes 0.69 of the way from
+random to best, the median 0.76.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def test_with_a_memory_it_finds_the_best_arm(tmp_path):
     first, second = learned(distribution, BANDIT, MemoryConfig(width=32), tmp_path)
     random, best = known_returns(distribution)
     assert second > first
-    assert second - random >= 0.64 * (best - random)
+    assert second >= 0.88 * best
+    assert second - random >= 0.68 * (best - random)
     assert second >= best_reaction(arm_means(distribution)) + 0.03 * best
 
 

@@ -21,7 +21,7 @@ class Trajectory:
         return self._length
 
     def append(self, **step: Tensor | NDArray[Any]) -> None:
-        """Add one time step; every step has the same names. Of an array it keeps a copy: a world may reuse its own."""
+        """Add one time step; every step has the same names. Arrays are copied: the caller may reuse its own."""
         if self._steps and step.keys() != self._steps.keys():
             raise KeyError(f"a step has the names {sorted(self._steps)}, got {sorted(step)}")
         for name, value in step.items():

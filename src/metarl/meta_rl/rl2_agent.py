@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.agent import Agent, Array, Metrics
-from metarl.core.errors import UsageError, check_limits
+from metarl.core.errors import UsageError
 from metarl.core.flat_parameters import FlatParameters
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments, normalized
@@ -33,75 +32,18 @@ from metarl.core.policy_controller import PolicyController
 from metarl.core.returns import generalized_advantage
 from metarl.core.trajectory import Trajectory
 from metarl.meta_rl.compiled import Function, Programs, can_compile
+from metarl.meta_rl.rl2_config import RL2Config
+
+__all__ = ["RL2Agent", "RL2Config"]
 
 FINAL_RATE = 0.05
 """The learning rate's linear decay ends at this fraction of its start."""
 REWARD_SCALE = 0.1
-CONTINUATION, LONG_CONTINUATION = 0.75, {"gru": 0.95, "lstm": 0.95}
-"""What a gru believes of its task drifts with age unless old memories are common in training; an ssm holds it, and
-learns its first episode faster from many new ones."""
 COMPILED_UPDATES = 400
 """Runs of so many updates gain what compiling takes, even where nothing of it is cached."""
 
 LEARNED_FROM = ("first_memory", "inputs", "action", "log_prob", "advantage", "target")
 LOSSES, MEASURES = ("policy", "value", "entropy"), ("entropy", "kl", "clip_fraction")
-
-
-@dataclass(frozen=True)
-class RL2Config:
-    """RL² with PPO. Values without a source were measured on halfcheetah-vel."""
-
-    learning_rate: float = 1.5e-3
-    """Adam's step size at the start; it falls linearly to 5 % over the run."""
-    discount: float = 0.99
-    """γ of the return."""
-    trace: float = 0.95
-    """λ of generalised advantage estimation (Schulman et al. 2016)."""
-    clip: float = 0.2
-    """Largest relative change of an action's probability that still earns (Schulman et al. 2017)."""
-    max_divergence: float = 0.1
-    """An update ends early once the policy has moved so far (mean KL on a minibatch): late in a run one update could
-    otherwise undo all learning."""
-    update_epochs: int = 4
-    """Passes over the data of one update."""
-    num_minibatches: int = 8
-    """Groups of rows that a pass is split into; every group is whole sequences."""
-    entropy_weight: float = 1e-3
-    """Weight of the policy's entropy."""
-    value_weight: float = 0.1
-    """Weight of the critic's squared error. Heavier, it rules the memory that critic and policy share: at 0.5 some runs
-    stood still twice as long before they learned anything."""
-    grad_clip_norm: float = 0.5
-    """Largest norm of a gradient."""
-    reward_scale: float | None = None
-    """Rewards are multiplied by this before returns are formed; none: by what the task family says (0.1 in most). The
-    critic shares the memory with the policy, whose gradient returns in the hundreds would drown."""
-    update_steps: int = 200
-    """Steps of every row in one update's data; a row that goes on keeps its world as it stands."""
-    continuation: float | None = None
-    """Probability that a row keeps its task and memory past an update. None: 0.95 for gru and lstm, 0.75 for others."""
-    discount_across_episodes: bool = False
-    """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016)."""
-    compile: bool | None = None
-    """Act and learn by machine code, made in the first update: half a minute, a few seconds where it was made before;
-    on a CPU, and not for gru and lstm. None: in runs of 400 updates or more, where there is a C++ compiler."""
-
-    def __post_init__(self) -> None:
-        check_limits(
-            vars(self),
-            ("learning_rate", "above 0", self.learning_rate > 0),
-            ("discount", "in [0, 1]", 0 <= self.discount <= 1),
-            ("trace", "in [0, 1]", 0 <= self.trace <= 1),
-            ("clip", "above 0", self.clip > 0),
-            ("max_divergence", "above 0", self.max_divergence > 0),
-            ("update_epochs", "at least 1", self.update_epochs >= 1),
-            ("num_minibatches", "at least 1", self.num_minibatches >= 1),
-            ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
-            ("reward_scale", "above 0", self.reward_scale is None or self.reward_scale > 0),
-            ("update_steps", "at least 1", self.update_steps >= 1),
-            ("continuation", "in [0, 1)", self.continuation is None or 0 <= self.continuation < 1),
-            flags=True,
-        )
 
 
 class _Step(NamedTuple):
@@ -144,8 +86,7 @@ class RL2Agent(Agent):
         self.num_updates = num_updates
         self.reward_scale = reward_scale if self.config.reward_scale is None else self.config.reward_scale
         memory = MemoryConfig() if memory is None else memory
-        by_method = LONG_CONTINUATION.get(memory.method, CONTINUATION)
-        self.continuation = by_method if self.config.continuation is None else self.config.continuation
+        self.continuation = self.config.continuation_of(memory.method)
         self.round_steps = self.config.update_steps
         observation_size = int(np.prod(observation_space.shape or ()))
         with torch.random.fork_rng(devices=[]):
