@@ -24,22 +24,25 @@ def products_of(gradient: Callable[[], object], device: str) -> Callable[[], Non
     CPU, if it has several.
 
     They write into memory that is there already, and all groups that a thread works on share it.
+
+    Raises:
+        RuntimeError: it ran none, so that nothing would be measured.
     """
     run: list[GraphModule] = []
 
-    def keep(graph: GraphModule, **options: Any) -> Callable[..., Any]:
+    def keep(graph: GraphModule, tensors: Sequence[Tensor], **options: Any) -> Callable[..., Any]:
         def recorded(*arguments: Any) -> Any:
             run.append(graph)
             return graph(*arguments)
 
         return recorded
 
-    with mock.patch("torch.compile", keep):
-        gradient()
-        run.clear()  # the first time, every program ran once more to get ready
+    with mock.patch("torch._inductor.compile", keep):
         gradient()
     threads = torch.get_num_threads() if device == "cpu" and len(run) > 1 else 1
     shares = [_products(run[first::threads]) for first in range(threads)]
+    if not all(shares):
+        raise RuntimeError("no matrix products were recorded: are programs still made by torch._inductor.compile?")
 
     def repeat(share: Sequence[tuple[Callable[..., Tensor], list[Tensor], Tensor]]) -> None:
         for product, factors, result in share:

@@ -25,9 +25,10 @@ from metarl.core.threads import side_by_side, torch_threads
 Function: TypeAlias = Callable[..., Sequence[Tensor]]
 """Of tensors."""
 
-CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True}
+CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True, "pattern_matcher": False}
 """The program is C++ as a whole and runs without the interpreter's lock. tanh as 2 / (1 + exp(-2 x)) - 1: the
-vectorised tanh of the CPU takes three times as long. The error is absolute, at most 1.8e-7 in float32."""
+vectorised tanh of the CPU takes three times as long. The error is absolute, at most 1.8e-7 in float32. Matched patterns
+would put sums back into products, where the addend is copied first."""
 
 _MAKING = threading.RLock()
 """torch traces and compiles in one thread at a time."""
