@@ -31,8 +31,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from metarl.cli import main
 from metarl.core.memory import MemoryConfig
 from metarl.experiments.checkpoint import load_checkpoint
-from metarl.experiments.display import Display, epoch_line
-from metarl.experiments.protocol import evaluate
+from metarl.experiments.display import Display, MeasuringDisplay, epoch_line
+from metarl.experiments.protocol import Evaluation, evaluate
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
 from metarl.experiments.shipped import list_pretrained
@@ -487,7 +487,10 @@ def test_the_line_of_an_epoch() -> None:
 def test_worlds_that_became_unstable_in_the_measurement_are_reported(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("metarl.experiments.run.evaluate", lambda *given: replace(evaluate(*given), unstable_rows=1))
+    def unstable(*given: Any, **options: Any) -> Evaluation:
+        return replace(evaluate(*given, **options), unstable_rows=1)
+
+    monkeypatch.setattr("metarl.experiments.run.evaluate", unstable)
     assert main(["evaluate", str(finished)]) == 0
     assert "In this measurement 1 world became unstable; the simulator ended the episode." in capsys.readouterr().out
 
@@ -544,6 +547,33 @@ def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(uninterrupted: Path) -> No
     assert shlex.split(command) == ["metarl", "resume", str(run)]
     assert main(shlex.split(command)[1:]) == 0
     assert_same_run(run, uninterrupted)
+
+
+def test_a_measurement_that_was_stopped_goes_on_after_what_is_kept(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metarl.experiments.protocol.ROUND_STEPS", 100)  # a part for each of the two tasks
+
+    def stops(display: MeasuringDisplay, begun: int, rounds: int, **named: str) -> None:
+        if begun == 3:  # of shot 0 and shot 1 in the first part, now the second
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MeasuringDisplay, "report", stops)
+        assert main([*SMALL, "--epochs", "1", "--benchmark-mode"]) == 130
+    run = only_run()
+    said = f"metarl: stopped; whole parts of the measurement are kept; go on with:  metarl resume {run}\n"
+    assert capsys.readouterr().err == said
+    assert len(list((run / "measured_parts").iterdir())) == 1
+    begun: list[int] = []
+    monkeypatch.setattr(MeasuringDisplay, "report", lambda display, number, *rest, **named: begun.append(number))
+    assert main(["resume", str(run)]) == 0
+    assert begun == [3, 4]
+    assert not (run / "measured_parts").exists()
+    kept = json.loads((run / "results.json").read_text())
+    assert main(["evaluate", str(run)]) == 0
+    (again,) = run.glob("evaluations/*/results.json")
+    assert [json.loads(again.read_text())[part] for part in ("shots", "tasks")] == [kept["shots"], kept["tasks"]]
 
 
 @pytest.mark.parametrize(("signals", "epoch", "last_line"), [(1, 2, "out"), (2, 1, "err")])

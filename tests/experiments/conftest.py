@@ -112,7 +112,7 @@ class ScriptedAgent(Agent):
         raise AssertionError("an evaluation leaves experience where it is")
 
     def seed(self, seed: int) -> None:
-        raise AssertionError("an evaluation leaves the agent's random streams alone")
+        self.noise = torch.tensor(seed)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"weight": self.weight, "noise": self.noise}

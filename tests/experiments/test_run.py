@@ -222,8 +222,8 @@ def test_benchmark_mode_adds_reference_lines_and_a_run_can_be_one(run: Run) -> N
 
 
 def test_unstable_worlds_of_the_measurement_are_in_the_results(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unstable(*arguments: Any) -> Evaluation:
-        return replace(evaluate(*arguments), unstable_rows=5)
+    def unstable(*arguments: Any, **options: Any) -> Evaluation:
+        return replace(evaluate(*arguments, **options), unstable_rows=5)
 
     monkeypatch.setattr(run_module, "evaluate", unstable)
     assert run.measure()["unstable_rows"] == 5

@@ -42,7 +42,10 @@ def train_and_measure(run: Run) -> int:
         console.print(f"stopped after a whole epoch, which is saved; go on with:  {go_on}")
         return INTERRUPTED
     recorder = before_after_recorder(run) if run.config.benchmark_mode else None
-    measured, paths = measure(run, run.folder, recorder=recorder)
+    try:
+        measured, paths = measure(run, run.folder, recorder=recorder)
+    except KeyboardInterrupt:
+        return complain(f"stopped; whole parts of the measurement are kept; go on with:  {go_on}", INTERRUPTED)
     for path in (*paths, run.folder / METRICS_FILE, run.checkpoints / LAST):
         console.print(f"wrote {path}")
     if recorder is not None:
@@ -65,11 +68,14 @@ def measure(
     run: Run, folder: Path, seed: int | None = None, recorder: Recorder | None = None
 ) -> tuple[Results, list[Path]]:
     """Measure on the held-out tasks, print the table, write the results; they and their paths."""
+    kept = run.kept_parts()
     with MeasuringDisplay() as display:
-        measured = run.measure(display.report, seed, recorder)
+        measured = run.measure(display.report, seed, recorder, kept)
     console.print(drift_table(measured) if "drift" in measured else adaptation_table([measured]))
     if "environments" in measured:
         console.print(environment_table(measured["environments"]))
     if measured["unstable_rows"]:
         console.print(f"In this measurement {unstable_note(measured['unstable_rows'])}.")
-    return measured, write_results(folder, measured)
+    paths = write_results(folder, measured)
+    kept.forget()
+    return measured, paths

@@ -29,7 +29,7 @@ def save_checkpoint(path: str | Path, tensors: Mapping[str, Tensor], meta: Mappi
         UsageError: where the disk is full or the folder cannot be written; the checkpoint before is intact.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    described = json.dumps(dict(meta), sort_keys=True)
+    described = _described(meta)
     header = {"format": FORMAT, "meta": described, "sha256": _checksum(plain, described)}
     atomic_write(path, save(plain, metadata=header))
 
@@ -58,6 +58,12 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, meta
 
 
+def checkpoint_sum(path: str | Path) -> str:
+    """The checksum that tells a checkpoint from all others. Raises as `load_checkpoint`."""
+    tensors, meta = load_checkpoint(path)
+    return _checksum(tensors, _described(meta))
+
+
 def restore(agent: Agent, path: str | Path, acting: bool = False) -> dict[str, Any]:
     """Load a checkpoint into `agent`; its meta.
 
@@ -77,6 +83,10 @@ def restore(agent: Agent, path: str | Path, acting: bool = False) -> dict[str, A
             f"checkpoint {path} is of an agent with other settings: config.json beside it must be as the run wrote it"
         ) from error
     return meta
+
+
+def _described(meta: Mapping[str, Any]) -> str:
+    return json.dumps(dict(meta), sort_keys=True)
 
 
 def _checksum(tensors: Mapping[str, Tensor], described: str) -> str:

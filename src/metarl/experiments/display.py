@@ -13,7 +13,7 @@ from metarl.experiments import trainer
 from metarl.experiments.console import console
 
 TEST_RETURN, TEST_SUCCESS = "test_return_", "test_success_"
-MEASURING = "measuring on held-out tasks"
+HELD_OUT = "held-out tasks"
 SECONDS_A_LINE = 60
 BAR_WIDTH = 6
 ETA_UPDATES = 2 * trainer.UPDATES_PER_EPOCH
@@ -81,8 +81,9 @@ class MeasuringDisplay:
     """Follows a measurement, as a context: a line that changes in a terminal, elsewhere another one every minute."""
 
     def __init__(self) -> None:
-        self._status = console.status(MEASURING)
-        self._began = self._said = time.monotonic()
+        self._status = console.status(f"measuring on {HELD_OUT}")
+        self._said = time.monotonic()
+        self._tasks = ""
 
     def __enter__(self) -> MeasuringDisplay:
         self._status.start()
@@ -91,12 +92,16 @@ class MeasuringDisplay:
     def __exit__(self, *error: object) -> None:
         self._status.stop()
 
-    def report(self, begun: int, rounds: int) -> None:
-        """So many of all rounds have begun, the last of them just now."""
+    def report(self, begun: int, rounds: int, tasks: str = HELD_OUT) -> None:
+        """So many of all rounds on these tasks have begun, the last of them just now; the first ones may have been
+        measured before."""
         now = time.monotonic()
-        line = f"{MEASURING}: round {begun}/{rounds}"
-        if begun > 1:
-            line += f", ETA {_clock((now - self._began) / (begun - 1) * (rounds - begun + 1))}"
+        if tasks != self._tasks:
+            self._tasks, self._first, self._began = tasks, begun, now
+        line = f"measuring on {tasks}: round {begun}/{rounds}"
+        if begun > self._first:
+            left = (now - self._began) / (begun - self._first) * (rounds - begun + 1)
+            line += f", ETA {_clock(left)}"
         self._status.update(line)
         if not console.is_terminal and now - self._said >= SECONDS_A_LINE:
             self._said = now

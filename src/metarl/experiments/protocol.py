@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from metarl.env_runner.trial import Trial, run_trial
 from metarl.experiments.reference import OracleAgent, RandomAgent
 from metarl.experiments.statistics import Scores, Summary, summary
 from metarl.tasks.distribution import TaskDistribution
+
+if TYPE_CHECKING:
+    from metarl.experiments.kept_parts import KeptParts
 
 PROTOCOLS = ("few-shot", "zero-shot", "standard", "drift")
 Progress: TypeAlias = Callable[[int, int], None]
@@ -135,8 +138,11 @@ def evaluate(
     progress: Progress | None = None,
     recorder: Recorder | None = None,
     on_step: Callable[..., None] | None = None,
+    kept: KeptParts | None = None,
 ) -> Evaluation:
     """Measure how `agent` adapts to `tasks`: trials of max(protocol.shots) adaptations, `repeats` a task.
+
+    Many tasks are measured in parts, the same ones whether other parts are measured or not.
 
     The agent acts by the mode of its policy (`explore` False), unless it `explores_to_adapt`, and collects nothing for
     training (`training` False). Its flags and everything in its `state_dict` are put back afterwards, so that a run
@@ -144,8 +150,9 @@ def evaluate(
 
     Args:
         progress: called with (rounds begun, rounds in all).
-        recorder: keeps the first row of every task.
+        recorder: keeps the first row of every task, except of those whose part was `kept`.
         on_step: called after each step with the arguments of `agent.observe`, all tasks being measured at once.
+        kept: parts that are done, and that are to be left out; every part is added to them.
 
     Raises:
         UsageError: no task, or a task twice.
@@ -155,13 +162,22 @@ def evaluate(
     size = max(ROUND_STEPS // (rows_of_a_task * distribution.max_episode_steps), 1) if on_step is None else len(tasks)
     parts = [tasks[first : first + size] for first in range(0, len(tasks), size)]
     evaluations = []
-    with _measuring(agent):
-        for number, part in enumerate(parts):
+    for number, part in enumerate(parts):
+        done = None if kept is None else kept.find(protocol, part)
+        if done is None:
             report = None if progress is None else partial(_in_part, progress, number, len(parts))
-            with closing(distribution.make_env(row_tasks(part, protocol, agent.trial_rows), seed=protocol.seed)) as env:
-                rows = {task: index * agent.trial_rows for index, task in enumerate(part)}
+            rows = {task: index * agent.trial_rows for index, task in enumerate(part)}
+            with (
+                _measuring(agent),
+                closing(distribution.make_env(row_tasks(part, protocol, agent.trial_rows), seed=protocol.seed)) as env,
+            ):
+                if number:  # the first goes on with the agent's own random streams
+                    agent.seed(int(np.random.SeedSequence((protocol.seed, number)).generate_state(1)[0]))
                 worlds = env if recorder is None else recorder.wrap(env, rows)
-                evaluations.append(_evaluate_in(worlds, agent, part, protocol, report, on_step))
+                done = _evaluate_in(worlds, agent, part, protocol, report, on_step)
+            if kept is not None:
+                kept.keep(done)
+        evaluations.append(done)
     return _with_strata(_joined(evaluations), distribution)
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,23 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig, make_memory
 from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
-from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
+from metarl.experiments.checkpoint import LAST, checkpoint_sum, load_checkpoint, restore
 from metarl.experiments.doctor import hardware
 from metarl.experiments.drift import CHANGE, check_drift, measure_drift
 from metarl.experiments.drift_variants import variants
 from metarl.experiments.drift_views import drift_picture
 from metarl.experiments.environments import draw_environments, environment_rows, some_of_each, write_environments
 from metarl.experiments.files import write_json
+from metarl.experiments.kept_parts import KeptParts
 from metarl.experiments.plots import adaptation_curve
-from metarl.experiments.protocol import Evaluation, Protocol, check_disjoint, check_unique, evaluate, reference_lines
+from metarl.experiments.protocol import Protocol, check_disjoint, check_unique, evaluate, reference_lines
 from metarl.experiments.results import RESULTS_FILE, Results, reference_from_run, results, versions
 from metarl.experiments.run_config import RunConfig
 from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.distribution import TaskDistribution
 
-CONFIG_FILE, EVALUATIONS = "config.json", "evaluations"
+CONFIG_FILE, EVALUATIONS, PARTS = "config.json", "evaluations", "measured_parts"
 CURVE_FILE, DRIFT_FILE = "adaptation_curve.png", "drift.png"
 ENVIRONMENTS = "environments"
 """A CSV and a PNG of this name are written where the family has environments."""
@@ -207,11 +209,18 @@ class Run:
         trainer.train()
         return trainer.epoch >= self.config.epochs
 
+    def kept_parts(self) -> KeptParts:
+        """Where the parts of a measurement of the last checkpoint are kept."""
+        checkpoint = checkpoint_sum(self.checkpoints / LAST)
+        settings = {"algorithm": asdict(self.algorithm), "device": self.config.device, "versions": versions()}
+        return KeptParts(self.folder / PARTS, {"checkpoint": checkpoint, **settings})
+
     def measure(
         self,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[..., None] | None = None,
         seed: int | None = None,
         recorder: Recorder | None = None,
+        kept: KeptParts | None = None,
     ) -> Results:
         """Measure the last checkpoint on the held-out tasks.
 
@@ -220,9 +229,11 @@ class Run:
         `environments` has the scores of each, on train and on test tasks.
 
         Args:
-            progress: called with (rounds begun, rounds in all).
+            progress: called with (rounds begun, rounds in all), and with `tasks`, which names the others, where train
+                tasks are measured too.
             seed: of the worlds; None: that of the run.
-            recorder: keeps the first row of every task.
+            recorder: keeps the first row of every task that is measured now.
+            kept: as in `evaluate`; the drift protocol keeps none.
         """
         meta = load_checkpoint(self.checkpoints / LAST)[1]
         protocol = self.protocol if seed is None else replace(self.protocol, seed=seed)
@@ -234,10 +245,14 @@ class Run:
             found = {"unstable_rows": drift.unstable_rows, "drift": drift.results()}
         else:
             agent = self.trained_agent()
-            evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress, recorder)
+            evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress, recorder, kept=kept)
             found = {"unstable_rows": evaluation.unstable_rows}
             if self.distribution.environment is not None:
-                rows = environment_rows(self.distribution, self._measure_trained(agent, protocol, progress), "train")
+                # On about as many train tasks as there are test tasks.
+                tasks = some_of_each(self.distribution, self.train_tasks, len(self.test_tasks))
+                report = None if progress is None else partial(progress, tasks="train tasks")
+                trained = evaluate(agent, self.distribution, tasks, protocol, report, kept=kept)
+                rows = environment_rows(self.distribution, trained, "train")
                 found["environments"] = rows + environment_rows(self.distribution, evaluation, "test")
         references = reference_lines(self.distribution, self.test_tasks, protocol) if self.config.benchmark_mode else {}
         if self.config.reference is not None:
@@ -256,13 +271,6 @@ class Run:
             command=self.command,
         )
         return measured | found
-
-    def _measure_trained(
-        self, agent: Agent, protocol: Protocol, progress: Callable[[int, int], None] | None
-    ) -> Evaluation:
-        """The same measurement on about as many train tasks as there are test tasks."""
-        tasks = some_of_each(self.distribution, self.train_tasks, len(self.test_tasks))
-        return evaluate(agent, self.distribution, tasks, protocol, progress)
 
 
 def write_results(folder: Path, measured: Results) -> list[Path]:
