@@ -31,7 +31,6 @@ from common import add_device_flag, median_ratio, take_turns, wait_for, write_re
 from mjbatch import Batch
 
 from metarl.core.memory import MemoryConfig
-from metarl.core.threads import torch_threads
 from metarl.env_runner.trial import Trial, run_trial
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 from metarl.tasks.locomotion import FAMILIES, HORIZON
@@ -88,8 +87,7 @@ def make_ours(rows: int, config: RL2Config, device: str, cleanup: ExitStack) -> 
         renew = np.ones(rows, dtype=bool) if trial is None else generator.random(rows) >= agent.continuation
         for row in np.flatnonzero(renew):
             held[row] = tasks.train[generator.integers(len(tasks.train))]
-        with torch_threads(1):
-            trial = run_trial(agent, env, held, steps=agent.round_steps, renew=renew, previous=trial)
+        trial = run_trial(agent, env, held, steps=agent.round_steps, renew=renew, previous=trial)
         agent.update()
         wait_for(device)
 

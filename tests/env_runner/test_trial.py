@@ -8,12 +8,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from metarl.core.agent import Agent, Array, Metrics
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.core.threads import torch_threads
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.trial import run_trial
 
@@ -121,6 +123,22 @@ def test_a_round_of_episodes_waits_for_the_last_row_and_ignores_those_that_are_d
     assert trial.adapt_metrics == []
     assert trial.mean_return(0) == 4.5
     assert agent.calls == ["begin_trial", *["observe"] * 6]
+
+
+def test_an_agent_acts_on_one_thread_and_adapts_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, threads = Recorder(), {}
+    for name in ("_act", "_observe", "adapt"):
+        method = getattr(agent, name)
+
+        def counted(*given: Any, name: str = name, method: Any = method) -> Any:
+            threads[name] = torch.get_num_threads()
+            return method(*given)
+
+        monkeypatch.setattr(agent, name, counted)
+    with torch_threads(3):
+        run_trial(agent, ladders(), TASKS, shots=1, steps=2)
+        assert torch.get_num_threads() == 3
+    assert threads == {"_act": 1, "_observe": 1, "adapt": 3}
 
 
 def test_the_agent_sees_the_final_observation_never_the_one_after() -> None:

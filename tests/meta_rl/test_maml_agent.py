@@ -310,6 +310,31 @@ def test_tasks_adapted_together_are_tasks_adapted_alone(method, kind):
 
 
 @each_method
+@pytest.mark.parametrize(("at_once", "sizes"), [(10**6, [3]), (2 * STEPS * TASK_ROWS, [2, 1]), (1, [1, 1, 1])])
+def test_tasks_adapted_in_groups_are_tasks_adapted_together(method, at_once, sizes, monkeypatch):
+    """Twice, from what they share and from what each has; a group is as many tasks as stay in the cache."""
+    params, groups = [], []
+    for samples in (10**6, at_once):
+        agent = make_agent(method=method)
+        agent.maml._samples_at_once = samples
+        agent.begin_trial(3 * TASK_ROWS)
+        step = agent.maml.inner_step
+        monkeypatch.setattr(
+            agent.maml, "inner_step", lambda *given, step=step: groups.append(len(given[2]["x"])) or step(*given)
+        )
+        for seed in (0, 1):
+            groups.clear()
+            live(agent, Stream.draw(seed, rows=3 * TASK_ROWS))
+            agent.adapt()
+        params.append(agent._params)
+    assert groups == sizes
+    assert params[0].keys() == params[1].keys()
+    for name, together in params[0].items():
+        torch.testing.assert_close(params[1][name], together, rtol=1e-4, atol=1e-5)
+    assert (params[0]["encoder.0.weight"][0] - params[0]["encoder.0.weight"][2]).abs().max() > 1e-2
+
+
+@each_method
 def test_rows_of_a_block_share_parameters_and_blocks_do_not(method):
     agent = make_agent(method=method)
     trial(agent, [0])

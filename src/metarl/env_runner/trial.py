@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from metarl.core.agent import Agent, Metrics
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.core.threads import torch_threads
 from metarl.env_runner.task_env import Infos, TaskVectorEnv, successor
 
 
@@ -135,6 +136,8 @@ def run_trial(
     rows, except that rows not marked in `renew` continue a trial: in the first round they keep their world as it
     stands.
 
+    Torch acts on one thread, beside worlds that use every core, and adapts on as many as it has.
+
     Args:
         query_episodes: episodes of the query round; None: as many as of the others.
         renew: [B] rows that begin a new trial; None: all.
@@ -164,7 +167,8 @@ def run_trial(
         observation, _ = env.reset(seed=seed if shot == 0 else None, options={"reset_mask": resetting})
         log.running.restart(resetting)
         last = query_episodes if shot == shots and query_episodes is not None else episodes
-        _run_round(agent, env, observation, log, shot, episodes=last, steps=steps, on_step=on_step)
+        with torch_threads(1):
+            _run_round(agent, env, observation, log, shot, episodes=last, steps=steps, on_step=on_step)
         if shot < shots:
             adapt_metrics.append(agent.adapt())
     return log.trial(adapt_metrics)

@@ -15,7 +15,6 @@ from metarl.core.agent import Agent, Metrics
 from metarl.core.errors import UsageError
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.task import Task
-from metarl.core.threads import torch_threads
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.trial import Trial, run_trial
 from metarl.experiments.checkpoint import BEST, LAST, restore, save_checkpoint
@@ -149,17 +148,16 @@ class Trainer:
         previous: Trial | None,
         seed: int | None,
     ) -> Trial:
-        with torch_threads(1):
-            return run_trial(
-                self.agent,
-                env,
-                tasks,
-                shots=self.agent.trial_rounds - 1,
-                steps=self.agent.round_steps or self.distribution.max_episode_steps,
-                renew=renew,
-                previous=previous,
-                seed=seed,
-            )
+        return run_trial(
+            self.agent,
+            env,
+            tasks,
+            shots=self.agent.trial_rounds - 1,
+            steps=self.agent.round_steps or self.distribution.max_episode_steps,
+            renew=renew,
+            previous=previous,
+            seed=seed,
+        )
 
     @contextmanager
     def _naming_the_epoch(self) -> Iterator[None]:

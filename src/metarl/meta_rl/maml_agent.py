@@ -213,11 +213,7 @@ class MetaMAMLAgent(Agent):
             TrainingDiverged: parameters are not finite afterwards; it names the task, counted by blocks of rows.
         """
         collected = self._collected()
-        with torch.no_grad():
-            scale = self.maml.inner_steps / max(self.maml.inner_steps, self._steps + 1)
-            adapted = self.maml.inner_step(
-                self.objective.inner_loss, self._params, self._batch(collected), self._stacked, scale
-            )
+        adapted = self._adapted(collected)
         for name in self.maml.adapted:
             finite = torch.isfinite(adapted[name])
             broken = torch.nonzero(~finite.reshape(len(finite), -1).all(1)).flatten().tolist()
@@ -228,6 +224,22 @@ class MetaMAMLAgent(Agent):
         self._params, self._stacked, self._steps = adapted, True, self._steps + 1
         self._begin_round(len(self._starts))
         return {"gradient_steps": 1.0, "reward": _mean_reward(collected)}
+
+    @torch.no_grad()
+    def _adapted(self, collected: Round) -> Parameters:
+        """Every task's parameters after the step, in groups of tasks that stay in the cache."""
+        scale = self.maml.inner_steps / max(self.maml.inner_steps, self._steps + 1)
+        by_step = {name: values for name, values in collected.items() if name != "raw"}
+        size = max(1, self.maml.samples_at_once // collected["starts"][:, : self._rows].numel())
+        shared, own = self.maml.split(self._params)
+        stepped = []
+        for first in range(0, len(self._starts) // self._rows, size):
+            rows = slice(first * self._rows, (first + size) * self._rows)
+            group = self._batch({name: values[:, rows] for name, values in by_step.items()})
+            start = {name: value[first : first + size] for name, value in own.items()} if self._stacked else own
+            step = self.maml.inner_step(self.objective.inner_loss, {**shared, **start}, group, self._stacked, scale)
+            stepped.append(step)
+        return {**shared, **{name: torch.cat([step[name] for step in stepped]) for name in own}}
 
     @torch.no_grad()
     def trial_state(self, row: int = 0) -> Array:
