@@ -571,7 +571,14 @@ def test_a_measurement_that_was_stopped_goes_on_after_what_is_kept(
     assert begun == [3, 4]
     assert not (run / "measured_parts").exists()
     kept = json.loads((run / "results.json").read_text())
+    with monkeypatch.context() as patched:
+        patched.setattr(MeasuringDisplay, "report", stops)
+        assert main(["evaluate", str(run)]) == 130
+    said = "metarl: stopped; whole parts are kept, and the same command goes on after them\n"
+    assert capsys.readouterr().err == said
+    begun.clear()
     assert main(["evaluate", str(run)]) == 0
+    assert begun == [3, 4]
     (again,) = run.glob("evaluations/*/results.json")
     assert [json.loads(again.read_text())[part] for part in ("shots", "tasks")] == [kept["shots"], kept["tasks"]]
 

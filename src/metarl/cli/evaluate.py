@@ -10,6 +10,7 @@ from typing import Annotated
 
 import tyro
 
+from metarl.cli import INTERRUPTED, complain
 from metarl.cli.measuring import given, measure
 from metarl.core.errors import UsageError
 from metarl.experiments.console import console
@@ -76,6 +77,10 @@ def main(arguments: list[str]) -> int:
     run = replace(run, algorithm=replace(run.algorithm, **planning), command=command)
     protocol = run.protocol
     parts = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot))
-    for path in measure(run, run.folder / EVALUATIONS / "-".join(parts), parsed.seed)[1]:
+    try:
+        paths = measure(run, run.folder / EVALUATIONS / "-".join(parts), parsed.seed)[1]
+    except KeyboardInterrupt:
+        return complain("stopped; whole parts are kept, and the same command goes on after them", INTERRUPTED)
+    for path in paths:
         console.print(f"wrote {path}")
     return 0
