@@ -39,7 +39,7 @@ def products_of(gradient: Callable[[], object], device: str) -> Callable[[], Non
 
     with mock.patch("torch._inductor.compile", keep):
         gradient()
-    threads = torch.get_num_threads() if device == "cpu" and len(run) > 1 else 1
+    threads = min(torch.get_num_threads(), len(run)) if device == "cpu" and run else 1
     shares = [_products(run[first::threads]) for first in range(threads)]
     if not all(shares):
         raise RuntimeError("no matrix products were recorded: are programs still made by torch._inductor.compile?")

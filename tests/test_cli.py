@@ -549,10 +549,18 @@ def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(uninterrupted: Path) -> No
     assert_same_run(run, uninterrupted)
 
 
+SAMPLING = shlex.split(
+    "--task-dist point-goal --algo maml --method mlp --width 8 --num-envs 4 --trial-rows 2 --repeats 2 "
+    "--test-tasks 100 101 --epochs 1"
+)
+"""Measured as it explores: what it scores depends on its random streams."""
+
+
+@pytest.mark.parametrize("flags", [[], ["--benchmark-mode"]])
 def test_a_measurement_that_was_stopped_goes_on_after_what_is_kept(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    monkeypatch.setattr("metarl.experiments.protocol.ROUND_STEPS", 100)  # a part for each of the two tasks
+    monkeypatch.setattr("metarl.experiments.protocol.ROUND_STEPS", 200)  # a part for each of the two tasks
 
     def stops(display: MeasuringDisplay, begun: int, rounds: int, **named: str) -> None:
         if begun == 3:  # of shot 0 and shot 1 in the first part, now the second
@@ -560,27 +568,39 @@ def test_a_measurement_that_was_stopped_goes_on_after_what_is_kept(
 
     with monkeypatch.context() as patched:
         patched.setattr(MeasuringDisplay, "report", stops)
-        assert main([*SMALL, "--epochs", "1", "--benchmark-mode"]) == 130
-    run = only_run()
-    said = f"metarl: stopped; whole parts of the measurement are kept; go on with:  metarl resume {run}\n"
-    assert capsys.readouterr().err == said
-    assert len(list((run / "measured_parts").iterdir())) == 1
+        assert main([*SAMPLING, *flags]) == 130
+        run = only_run()
+        said = f"metarl: stopped; whole parts of it are kept; go on with:  metarl resume {run}\n"
+        assert capsys.readouterr().err == said
+        assert len(list((run / "measured_parts").iterdir())) == 1
     begun: list[int] = []
     monkeypatch.setattr(MeasuringDisplay, "report", lambda display, number, *rest, **named: begun.append(number))
     assert main(["resume", str(run)]) == 0
     assert begun == [3, 4]
     assert not (run / "measured_parts").exists()
-    kept = json.loads((run / "results.json").read_text())
-    with monkeypatch.context() as patched:
-        patched.setattr(MeasuringDisplay, "report", stops)
-        assert main(["evaluate", str(run)]) == 130
-    said = "metarl: stopped; whole parts are kept, and the same command goes on after them\n"
-    assert capsys.readouterr().err == said
+    draw = f"metarl video {run} --out {run}/before_after.gif"
+    assert (" ".join(capsys.readouterr().out.split()).endswith(f"draw it with: {draw}")) == bool(flags)
+    assert not (run / "before_after.gif").exists()
     begun.clear()
-    assert main(["evaluate", str(run)]) == 0
-    assert begun == [3, 4]
-    (again,) = run.glob("evaluations/*/results.json")
-    assert [json.loads(again.read_text())[part] for part in ("shots", "tasks")] == [kept["shots"], kept["tasks"]]
+    assert main(["evaluate", str(run)]) == 0  # never stopped
+    assert begun == [1, 2, 3, 4]
+    (whole,) = run.glob("evaluations/*/results.json")
+    whole, resumed = (json.loads(path.read_text()) for path in (whole, run / "results.json"))
+    assert [resumed[part] for part in ("shots", "tasks")] == [whole[part] for part in ("shots", "tasks")]
+    assert main(shlex.split(draw)[1:]) == 0
+    assert (run / "before_after.gif").exists()
+
+
+def test_a_stopped_evaluation_says_how_to_go_on(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stops(*given: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MeasuringDisplay, "report", stops)
+    assert main(["evaluate", str(finished)]) == 130
+    said = "metarl: stopped; whole parts of it are kept; go on with the same command\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(("signals", "epoch", "last_line"), [(1, 2, "out"), (2, 1, "err")])

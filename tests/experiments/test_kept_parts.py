@@ -10,10 +10,11 @@ import pytest
 
 from metarl.core.agent import Array
 from metarl.core.errors import UsageError
+from metarl.core.task import Task
 from metarl.experiments.kept_parts import KeptParts
 from metarl.experiments.protocol import Protocol, evaluate
 
-SOURCE = {"checkpoint": "abc"}
+CHECKPOINT, SOURCE = "abc" * 10, {"device": "cpu"}
 PROTOCOL = Protocol("few-shot", (2,), repeats=2, seed=6)
 
 
@@ -51,8 +52,15 @@ def test_a_stopped_measurement_goes_on_after_its_whole_parts(
     family, agent = bonus_family(luck=1.0), Sampling()
     whole = evaluate(agent, family, family.test, PROTOCOL)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(agent, family, family.test, PROTOCOL, Stopping(stopped_in), kept=KeptParts(tmp_path / "k", SOURCE))
-    going_on, kept = Stopping(0), KeptParts(tmp_path / "k", SOURCE)
+        evaluate(
+            agent,
+            family,
+            family.test,
+            PROTOCOL,
+            Stopping(stopped_in),
+            kept=KeptParts(tmp_path / "k", CHECKPOINT, SOURCE),
+        )
+    going_on, kept = Stopping(0), KeptParts(tmp_path / "k", CHECKPOINT, SOURCE)
     resumed = evaluate(agent, family, family.test, PROTOCOL, going_on, kept=kept)
     assert going_on.rounds == [*left]
     assert (resumed.protocol, resumed.tasks, resumed.strata) == (whole.protocol, whole.tasks, whole.strata)
@@ -71,33 +79,63 @@ def test_a_stopped_measurement_goes_on_after_its_whole_parts(
 
 
 @pytest.mark.parametrize(
-    ("source", "protocol", "tasks"),
+    ("checkpoint", "source", "protocol", "tasks", "luck"),
     [
-        ({"checkpoint": "abd"}, PROTOCOL, slice(None)),
-        (SOURCE, replace(PROTOCOL, seed=7), slice(None)),
-        (SOURCE, replace(PROTOCOL, few_shot=(1,)), slice(None)),
-        (SOURCE, PROTOCOL, slice(2)),
+        ("abd" * 10, SOURCE, PROTOCOL, slice(None), 2.0),
+        (CHECKPOINT, {"device": "cuda"}, PROTOCOL, slice(None), 2.0),
+        (CHECKPOINT, SOURCE, replace(PROTOCOL, seed=7), slice(None), 2.0),
+        (CHECKPOINT, SOURCE, replace(PROTOCOL, few_shot=(1,)), slice(None), 2.0),
+        (CHECKPOINT, SOURCE, PROTOCOL, slice(2), 2.0),
+        (CHECKPOINT, SOURCE, PROTOCOL, slice(None), 3.0),
     ],
-    ids=["another agent", "other worlds", "other shots", "other tasks"],
+    ids=["another agent", "another machine", "other worlds", "other shots", "other tasks", "tasks changed"],
 )
 def test_a_part_of_another_measurement_is_not_taken(
-    bonus_family, scripted_agent, tmp_path: Path, source: dict[str, str], protocol: Protocol, tasks: slice
+    bonus_family, scripted_agent, tmp_path: Path, checkpoint, source, protocol, tasks, luck
 ) -> None:
     family = bonus_family()
-    kept = KeptParts(tmp_path, SOURCE)
+    given = [replace_params(task, luck=2.0) for task in family.test]
+    kept = KeptParts(tmp_path, CHECKPOINT, SOURCE)
+    kept.keep(replace(evaluate(scripted_agent, family, family.test, PROTOCOL), tasks=tuple(given)))
+    other = KeptParts(tmp_path, checkpoint, source)
+    assert kept.find(PROTOCOL, given) is not None
+    assert other.find(protocol, [replace_params(task, luck=luck) for task in given[tasks]]) is None
+    assert (kept.found, other.found) == (True, False)
+
+
+def replace_params(task: Task, **params: float) -> Task:
+    return Task(task.id, {**task.params, **params})
+
+
+def test_parts_of_other_checkpoints_go_with_the_own_and_those_of_other_measurements_stay(
+    bonus_family, scripted_agent, tmp_path: Path
+) -> None:
+    family = bonus_family()
+    old, new, beside = (
+        KeptParts(tmp_path, *of) for of in (("old" * 10, SOURCE), ("new" * 10, SOURCE), ("new" * 10, {}))
+    )
+    for kept in (old, new, beside):
+        evaluate(scripted_agent, family, family.test, PROTOCOL, kept=kept)
+    new.forget()
+    assert [kept.find(PROTOCOL, family.test) is None for kept in (old, new, beside)] == [True, True, False]
+    beside.forget()
+    assert not tmp_path.exists()
+
+
+def test_every_step_is_seen_also_where_parts_are_kept(bonus_family, scripted_agent, tmp_path: Path) -> None:
+    family = bonus_family()
+    kept = KeptParts(tmp_path, CHECKPOINT, SOURCE)
     evaluate(scripted_agent, family, family.test, PROTOCOL, kept=kept)
-    other = KeptParts(tmp_path, source)
-    assert kept.find(PROTOCOL, family.test) is not None
-    assert other.find(protocol, family.test[tasks]) is None
-    other.forget()
-    assert kept.find(PROTOCOL, family.test) is not None
+    seen: list[int] = []
+    evaluate(scripted_agent, family, family.test, PROTOCOL, on_step=lambda *step: seen.append(1), kept=kept)
+    assert seen
 
 
 def test_what_is_not_defined_stays_so(bonus_family, scripted_agent, tmp_path: Path) -> None:
     family = bonus_family()
     part = evaluate(scripted_agent, family, family.test, PROTOCOL)
     unknown = tuple(replace(shot, success=None, final_success=None) for shot in part.shots)
-    kept = KeptParts(tmp_path, SOURCE)
+    kept = KeptParts(tmp_path, CHECKPOINT, SOURCE)
     kept.keep(replace(part, shots=unknown))
     found = kept.find(PROTOCOL, family.test)
     assert found is not None
@@ -106,7 +144,7 @@ def test_what_is_not_defined_stays_so(bonus_family, scripted_agent, tmp_path: Pa
 
 def test_damage_and_a_folder_that_cannot_be_made_are_one_line(bonus_family, scripted_agent, tmp_path: Path) -> None:
     family = bonus_family()
-    kept = KeptParts(tmp_path / "kept", SOURCE)
+    kept = KeptParts(tmp_path / "kept", CHECKPOINT, SOURCE)
     part = evaluate(scripted_agent, family, family.test, PROTOCOL, kept=kept)
     (path,) = (tmp_path / "kept").iterdir()
     path.write_text("{}")
@@ -114,4 +152,4 @@ def test_damage_and_a_folder_that_cannot_be_made_are_one_line(bonus_family, scri
         kept.find(PROTOCOL, family.test)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot make .*: Not a directory; free space there"):
-        KeptParts(tmp_path / "file" / "kept", SOURCE).keep(part)
+        KeptParts(tmp_path / "file" / "kept", CHECKPOINT, SOURCE).keep(part)

@@ -264,7 +264,7 @@ def test_intervals_over_tasks_are_within_their_environments(bonus_family, script
     assert evaluate(scripted_agent, family, family.test, protocol).strata == ("3", "1", "2")
 
 
-def test_many_tasks_are_measured_in_turn_in_one_agents_streams(bonus_family, scripted_agent, monkeypatch) -> None:
+def test_many_tasks_are_measured_in_parts(bonus_family, scripted_agent, monkeypatch) -> None:
     family = bonus_family(luck=1.0)
     protocol = Protocol("few-shot", (2,), repeats=2, seed=6)
     together = evaluate(scripted_agent, family, family.test, protocol)

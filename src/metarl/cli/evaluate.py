@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from metarl.cli import INTERRUPTED, complain
-from metarl.cli.measuring import given, measure
+from metarl.cli.measuring import given, measure, stopped
 from metarl.core.errors import UsageError
 from metarl.experiments.console import console
 from metarl.experiments.flags import parse
@@ -78,9 +78,9 @@ def main(arguments: list[str]) -> int:
     protocol = run.protocol
     parts = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot))
     try:
-        paths = measure(run, run.folder / EVALUATIONS / "-".join(parts), parsed.seed)[1]
+        paths = measure(run, run.folder / EVALUATIONS / "-".join(parts), run.kept_parts(), parsed.seed)[1]
     except KeyboardInterrupt:
-        return complain("stopped; whole parts are kept, and the same command goes on after them", INTERRUPTED)
+        return complain(f"{stopped(run)}; go on with the same command", INTERRUPTED)
     for path in paths:
         console.print(f"wrote {path}")
     return 0

@@ -16,6 +16,7 @@ from metarl.experiments.drift_views import drift_table
 from metarl.experiments.environments import environment_table
 from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, write_before_after
 from metarl.experiments.interrupt import first_interrupt_asks
+from metarl.experiments.kept_parts import KeptParts
 from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.plots import adaptation_table
 from metarl.experiments.results import Results
@@ -42,15 +43,26 @@ def train_and_measure(run: Run) -> int:
         console.print(f"stopped after a whole epoch, which is saved; go on with:  {go_on}")
         return INTERRUPTED
     recorder = before_after_recorder(run) if run.config.benchmark_mode else None
+    kept = run.kept_parts()
     try:
-        measured, paths = measure(run, run.folder, recorder=recorder)
+        measured, paths = measure(run, run.folder, kept, recorder=recorder)
     except KeyboardInterrupt:
-        return complain(f"stopped; whole parts of the measurement are kept; go on with:  {go_on}", INTERRUPTED)
+        return complain(f"{stopped(run)}; go on with:  {go_on}", INTERRUPTED)
     for path in (*paths, run.folder / METRICS_FILE, run.checkpoints / LAST):
         console.print(f"wrote {path}")
-    if recorder is not None:
+    if recorder is None:
+        return 0
+    if kept.found:
+        film = f"metarl video {shlex.quote(str(run.folder))} --out {shlex.quote(str(run.folder / BEFORE_AFTER_FILE))}"
+        console.print(f"no {BEFORE_AFTER_FILE}: part of this was measured before it was stopped; draw it with:  {film}")
+    else:
         _show(run, recorder, measured)
     return 0
+
+
+def stopped(run: Run) -> str:
+    """What Ctrl-C leaves of a measurement."""
+    return "stopped; the measurement begins anew" if run.config.drift else "stopped; whole parts of it are kept"
 
 
 def _show(run: Run, recorder: Recorder, measured: Results) -> None:
@@ -65,10 +77,9 @@ def _show(run: Run, recorder: Recorder, measured: Results) -> None:
 
 
 def measure(
-    run: Run, folder: Path, seed: int | None = None, recorder: Recorder | None = None
+    run: Run, folder: Path, kept: KeptParts, seed: int | None = None, recorder: Recorder | None = None
 ) -> tuple[Results, list[Path]]:
     """Measure on the held-out tasks, print the table, write the results; they and their paths."""
-    kept = run.kept_parts()
     with MeasuringDisplay() as display:
         measured = run.measure(display.report, seed, recorder, kept)
     console.print(drift_table(measured) if "drift" in measured else adaptation_table([measured]))

@@ -10,7 +10,7 @@ from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
 from metarl.experiments.checkpoint import LAST, restore
-from metarl.experiments.protocol import evaluate
+from metarl.experiments.protocol import evaluate, parts
 from metarl.experiments.results import Results
 from metarl.experiments.run import Run
 from metarl.experiments.video import Caption, check_format, make_video, median_task, write_video
@@ -47,7 +47,8 @@ def film(
 ) -> Path:
     """Run the trials of the run's measurement once more, as far as needed, and write a video of one task; its path.
 
-    All rows run as they did there, because a row's actions and start states depend on its place among them.
+    All rows that were measured beside the task's run as they did there, because a row's actions and start states depend
+    on its place among them.
 
     Args:
         task_id: a task that the run was measured on; None: the one with the median gain.
@@ -71,7 +72,9 @@ def film(
     last = max(shots)
     shorter = replace(protocol, name="few-shot" if last else "zero-shot", few_shot=(last,) if last else ())
     recorder = Recorder(shots, task_id)
-    evaluate(agent, run.distribution, run.test_tasks, shorter, progress, recorder)
+    split = parts(run.distribution, run.test_tasks, protocol, agent.trial_rows)
+    tasks = run.test_tasks if task_id is None else next(part for part in split if task_id in {task.id for task in part})
+    evaluate(agent, run.distribution, tasks, shorter, progress, recorder)
     task = median_task(recorder, shots[0], shots[-1]) if task_id is None else recorder.tasks[task_id]
     before, _ = protocol.episodes_by_row(agent.trial_rows)
     episodes = {shot: shot * before * agent.trial_rows for shot in shots}

@@ -25,25 +25,30 @@ class KeptParts:
 
     Args:
         folder: made with the first part, and removed with the last.
-        source: JSON-able; what the measured agent and its worlds are made of. Another source finds nothing here.
+        checkpoint: the sum of the measured one.
+        source: JSON-able; what else the agent and its worlds are made of. With another one nothing is found here.
     """
 
-    def __init__(self, folder: Path, source: Mapping[str, Any]) -> None:
-        self.folder, self.source = folder, dict(source)
+    def __init__(self, folder: Path, checkpoint: str, source: Mapping[str, Any]) -> None:
+        self.folder, self.checkpoint, self.source = folder, checkpoint, dict(source)
+        self.found = False
+        """Whether a part was found, and so not measured."""
         self._used: set[Path] = set()
 
     def find(self, protocol: Protocol, tasks: Sequence[Task]) -> Evaluation | None:
         """The part that measured these tasks; None where it is still to be done."""
         path = self._path(protocol, tasks)
-        if not path.exists():
-            return None
-        self._used.add(path)
         try:
             stored = json.loads(path.read_text())
             shots = tuple(ShotScores(**{**shot, **_matrices(shot)}) for shot in stored["shots"])
-            return Evaluation(protocol, tuple(tasks), shots, stored["env_steps"], stored["unstable_rows"])
+            part = Evaluation(protocol, tuple(tasks), shots, stored["env_steps"], stored["unstable_rows"])
+        except FileNotFoundError:
+            return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is damaged: remove it, and that part is measured again") from error
+        self._used.add(path)
+        self.found = True
+        return part
 
     def keep(self, part: Evaluation) -> None:
         """Write a part.
@@ -61,17 +66,22 @@ class KeptParts:
         self._used.add(path)
 
     def forget(self) -> None:
-        """Remove the parts that were found or kept; those of other measurements stay."""
-        for path in self._used:
+        """Remove the parts that were found or kept, and those of other checkpoints; of this one others stay."""
+        others = {path for path in self.folder.glob("*.json") if not path.name.startswith(self._prefix)}
+        for path in self._used | others:
             path.unlink(missing_ok=True)
         self._used.clear()
         with contextlib.suppress(OSError):  # it holds others, or was never made
             self.folder.rmdir()
 
+    @property
+    def _prefix(self) -> str:
+        return f"{self.checkpoint[:16]}-"
+
     def _path(self, protocol: Protocol, tasks: Sequence[Task]) -> Path:
-        asked = {"source": self.source, "protocol": asdict(protocol), "tasks": [task.id for task in tasks]}
-        name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
-        return self.folder / f"{name}.json"
+        named = [[task.id, task.params] for task in tasks]
+        asked = json.dumps([self.source, asdict(protocol), named], sort_keys=True, default=repr)
+        return self.folder / f"{self._prefix}{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
 
 
 def _numbers(scores: Any) -> Any:

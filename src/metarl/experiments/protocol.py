@@ -141,7 +141,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure how `agent` adapts to `tasks`: trials of max(protocol.shots) adaptations, `repeats` a task.
 
-    Many tasks are measured in parts, the same ones whether other parts are measured or not.
+    Many tasks are measured in `parts`, whose numbers are the same whether the others are measured with them or not.
 
     The agent acts by the mode of its policy (`explore` False), unless it `explores_to_adapt`, and collects nothing for
     training (`training` False). Its flags and everything in its `state_dict` are put back afterwards, so that a run
@@ -151,33 +151,40 @@ def evaluate(
         progress: called with (rounds begun, rounds in all).
         recorder: keeps the first row of every task, except of those whose part was `kept`.
         on_step: called after each step with the arguments of `agent.observe`, all tasks being measured at once.
-        kept: parts that are done, and that are to be left out; every part is added to them.
+        kept: parts that are done, and that are to be left out; every part is added to them. None where `on_step` is to
+            see all steps.
 
     Raises:
         UsageError: no task, or a task twice.
     """
     check_unique(tasks)
-    rows_of_a_task = protocol.repeats * agent.trial_rows
-    size = max(ROUND_STEPS // (rows_of_a_task * distribution.max_episode_steps), 1) if on_step is None else len(tasks)
-    parts = [tasks[first : first + size] for first in range(0, len(tasks), size)]
+    split = [tasks] if on_step is not None else parts(distribution, tasks, protocol, agent.trial_rows)
+    kept = None if on_step is not None else kept
     evaluations = []
-    for number, part in enumerate(parts):
+    for number, part in enumerate(split):
         done = None if kept is None else kept.find(protocol, part)
         if done is None:
-            report = None if progress is None else partial(_in_part, progress, number, len(parts))
+            report = None if progress is None else partial(_in_part, progress, number, len(split))
             rows = {task: index * agent.trial_rows for index, task in enumerate(part)}
             with (
                 _measuring(agent),
                 closing(distribution.make_env(row_tasks(part, protocol, agent.trial_rows), seed=protocol.seed)) as env,
             ):
-                if number:  # the first goes on with the agent's own random streams
-                    agent.seed(int(np.random.SeedSequence((protocol.seed, number)).generate_state(1)[0]))
+                agent.seed(int(np.random.SeedSequence((protocol.seed, part[0].id)).generate_state(1)[0]))
                 worlds = env if recorder is None else recorder.wrap(env, rows)
                 done = _evaluate_in(worlds, agent, part, protocol, report, on_step)
             if kept is not None:
                 kept.keep(done)
         evaluations.append(done)
     return _with_strata(_joined(evaluations), distribution)
+
+
+def parts(
+    distribution: TaskDistribution, tasks: Sequence[Task], protocol: Protocol, trial_rows: int
+) -> list[Sequence[Task]]:
+    """The tasks as they are measured: so many at once that a round has about ROUND_STEPS."""
+    size = max(ROUND_STEPS // (protocol.repeats * trial_rows * distribution.max_episode_steps), 1)
+    return [tasks[first : first + size] for first in range(0, len(tasks), size)]
 
 
 def reference_lines(

@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig, make_memory
@@ -33,6 +35,7 @@ from metarl.experiments.run_config import RunConfig
 from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.distribution import TaskDistribution
+from metarl.tasks.registry import source_sum
 
 CONFIG_FILE, EVALUATIONS, PARTS = "config.json", "evaluations", "measured_parts"
 CURVE_FILE, DRIFT_FILE = "adaptation_curve.png", "drift.png"
@@ -211,9 +214,15 @@ class Run:
 
     def kept_parts(self) -> KeptParts:
         """Where the parts of a measurement of the last checkpoint are kept."""
-        checkpoint = checkpoint_sum(self.checkpoints / LAST)
-        settings = {"algorithm": asdict(self.algorithm), "device": self.config.device, "versions": versions()}
-        return KeptParts(self.folder / PARTS, {"checkpoint": checkpoint, **settings})
+        worlds = self.distribution
+        source = {
+            "algorithm": asdict(self.algorithm),
+            "device": self.config.device,
+            "threads": torch.get_num_threads(),  # they decide in what order sums are formed
+            "worlds": [worlds.name, worlds.details, worlds.max_episode_steps, source_sum(self.config.task_dist)],
+            "versions": versions(),
+        }
+        return KeptParts(self.folder / PARTS, checkpoint_sum(self.checkpoints / LAST), source)
 
     def measure(
         self,

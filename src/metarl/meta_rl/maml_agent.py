@@ -37,6 +37,7 @@ from metarl.meta_rl.inner_loop import Parameters, over_tasks
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.meta_objective import MetaObjective
+from metarl.meta_rl.supervised_tasks import even_groups
 
 __all__ = ["MAMLConfig", "MetaMAMLAgent", "make_maml_agent"]
 
@@ -230,14 +231,14 @@ class MetaMAMLAgent(Agent):
         """Every task's parameters after the step, in groups of tasks that stay in the cache."""
         scale = self.maml.inner_steps / max(self.maml.inner_steps, self._steps + 1)
         by_step = {name: values for name, values in collected.items() if name != "raw"}
-        size = max(1, self.maml.samples_at_once // collected["starts"][:, : self._rows].numel())
+        most = self.maml.samples_at_once // collected["starts"][:, : self._rows].numel()
         shared, own = self.maml.split(self._params)
         stepped = []
-        for first in range(0, len(self._starts) // self._rows, size):
-            rows = slice(first * self._rows, (first + size) * self._rows)
-            group = self._batch({name: values[:, rows] for name, values in by_step.items()})
-            start = {name: value[first : first + size] for name, value in own.items()} if self._stacked else own
-            step = self.maml.inner_step(self.objective.inner_loss, {**shared, **start}, group, self._stacked, scale)
+        for group in even_groups(len(self._starts) // self._rows, most):
+            rows = slice(group.start * self._rows, group.stop * self._rows)
+            batch = self._batch({name: values[:, rows] for name, values in by_step.items()})
+            start = {name: value[group] for name, value in own.items()} if self._stacked else own
+            step = self.maml.inner_step(self.objective.inner_loss, {**shared, **start}, batch, self._stacked, scale)
             stepped.append(step)
         return {**shared, **{name: torch.cat([step[name] for step in stepped]) for name in own}}
 

@@ -46,11 +46,15 @@ def num_tasks(batch: Batch) -> int:
 def groups(batches: Sequence[Batch], samples: int) -> Iterator[list[Batch]]:
     """The tasks, as part of each batch, in even groups that hold at most `samples` samples, or steps of sequences, of
     the largest batch, where one task does."""
-    tasks = num_tasks(batches[0])
-    size = max(1, samples // max(_samples(batch["x"][0]) for batch in batches))
-    size = -(-tasks // -(-tasks // size))
-    for start in range(0, tasks, size):
-        yield [{name: value[start : start + size] for name, value in batch.items()} for batch in batches]
+    largest = max(_samples(batch["x"][0]) for batch in batches)
+    for group in even_groups(num_tasks(batches[0]), samples // largest):
+        yield [{name: value[group] for name, value in batch.items()} for batch in batches]
+
+
+def even_groups(tasks: int, most: int) -> list[slice]:
+    """Tasks in as few groups as hold at most `most` each, or one task, and differ least in size."""
+    size = -(-tasks // -(-tasks // max(1, most)))
+    return [slice(start, min(start + size, tasks)) for start in range(0, tasks, size)]
 
 
 def _samples(x: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -54,6 +55,12 @@ def make_tasks(name: str, **options: Any) -> TaskDistribution:
     if not isinstance(distribution, TaskDistribution):
         raise UsageError(f"{name} must return a metarl.TaskDistribution, got {type(distribution).__name__}")
     return distribution
+
+
+def source_sum(name: str) -> str | None:
+    """SHA-256 of the file of 'file.py:function', whose worlds are what the file says now; None for registered names."""
+    path, colon, _ = name.rpartition(":")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if colon else None
 
 
 def _find(name: str) -> Callable[..., TaskDistribution] | None:
