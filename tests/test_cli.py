@@ -122,7 +122,14 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("--reference nowhere", "cannot read nowhere"),
         ("--width 0", "width, depth, context and heads are at least 1, got 0"),
         ("--output-dir /dev/null", "cannot make /dev/null/.*; choose another --output-dir"),
-        ("--resume", "is not the folder of a run"),
+        ("--resume", "--resume takes the folder of a run, as metarl resume RUN does"),
+        ("--seed 9223372036854775808", r"--seed is below 2\*\*63, got 9223372036854775808"),
+        ("--drift --beside", "--beside needs at least one value"),
+        ("--task-dist point-goal --algo maml --num-envs 5", r"--num-envs is a multiple of --trial-rows \(10\), got 5"),
+        ("--task-dist metaworld-ml1-ENV", "stands for a family for every ENV: put the name of one in place of ENV"),
+        ("--task-dist point-goal --algo rl2 --algo maml --inner-lr 0", "--inner-lr is above 0, got 0"),
+        (f"--output-dir {'x' * 300}", "cannot make .*: File name too long; choose another --output-dir"),
+        ("play halfcheetah-vel --port 99999", r"--port is from 0 \(any that is free\) to 65535, got 99999"),
         ("--resume nowhere --epochs 3", "nowhere is not the folder of a run: it has no readable config.json"),
         ("resume nowhere", "nowhere is not the folder of a run"),
         ("resume", "Missing from metarl resume: RUN Folder of the run"),
@@ -392,6 +399,8 @@ def test_an_evaluation_may_plan_further_than_training_did(
     assert set(plans) == {(2, 3)}
     plans.clear()
     assert main(shlex.split(f"evaluate {run} --horizon 4 --candidates 5")) == 0
+    (planned,) = run.glob("evaluations/*/results.json")
+    assert json.loads(planned.read_text())["measured_with"] == {"horizon": 4, "candidates": 5}
     assert set(plans) == {(4, 5)}
     capsys.readouterr()
     assert main(shlex.split(f"evaluate {run} --candidates 1")) == 2
@@ -627,6 +636,58 @@ def test_a_second_ctrl_c_stops_at_once(
     assert FINISHING in captured.err
     assert lines[last_line].endswith(":  metarl resume finished")
     assert ("stopped at once" in captured.err) == (signals == 2)
+
+
+def test_ctrl_c_in_the_last_epoch_leaves_the_measurement_to_resume(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = (finished / "results.json").read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr(Display, "report", lambda display, progress: signal.raise_signal(signal.SIGINT))
+        assert main(["resume", str(finished), "--epochs", "1"]) == 0  # nothing is left to train
+        (finished / "results.json").write_bytes(results)
+        patched.setattr(
+            Display,
+            "report",
+            lambda display, progress: signal.raise_signal(signal.SIGINT) if progress.update == 5 else None,
+        )
+        assert main(["resume", str(finished), "--epochs", "2"]) == 130
+    assert capsys.readouterr().out.splitlines()[-1].endswith(":  metarl resume finished")
+    assert epoch_of(finished) == 2
+    assert (finished / "results.json").read_bytes() == results
+    assert main(["resume", str(finished)]) == 0
+    assert (finished / "results.json").read_bytes() != results
+
+
+def test_evaluations_of_one_second_have_folders_of_their_own(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metarl.cli.evaluate.time.strftime", lambda form: "now")
+    for seed in ("0", "1"):
+        assert main(["evaluate", str(finished), "--zero-shot", "--seed", seed]) == 0
+    assert sorted(path.name for path in (finished / "evaluations").iterdir()) == ["now-zero-shot", "now-zero-shot-2"]
+
+
+def test_what_was_measured_is_there_though_it_cannot_be_printed(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*lines: Any, **style: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("metarl.cli.measuring.console.print", full)
+    with pytest.raises(OSError, match="No space left"):
+        main(["evaluate", str(finished), "--zero-shot"])
+    assert len([*finished.glob("evaluations/*/results.json")]) == 1
+
+
+def test_a_terminal_without_utf_8_shows_what_it_can(finished: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "metarl.cli", "watch", str(finished), "--once"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"finished after" in done.stdout
 
 
 def test_ctrl_c_elsewhere_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,12 @@ def test_writes_and_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["model.bin"]
 
 
+@pytest.mark.parametrize("place", ["/", ".", ""])
+def test_a_folder_is_no_file(place: str) -> None:
+    with pytest.raises(UsageError, match="it is a folder; give the name of a file"):
+        atomic_write(place, b"")
+
+
 def test_what_a_killed_process_left_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / ".model.bin.partial").write_bytes(b"half of a much longer file")
     atomic_write(tmp_path / "model.bin", b"new")

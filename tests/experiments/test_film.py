@@ -31,7 +31,7 @@ MAKERS = {
 
 def begun(folder: Path, algo: str, **config: Any) -> Run:
     """A run with the checkpoint of an agent that has learned nothing yet."""
-    asked = RunConfig(**{"algo": algo, "epochs": 1, "repeats": 2, "output_dir": str(folder), **config})
+    asked = RunConfig(**{"algo": algo, "epochs": 1, "repeats": 2, "num_envs": 6, "output_dir": str(folder), **config})
     run = Run.plan(asked, MAKERS[algo], MEMORY, "metarl run").prepare_folder()
     run.checkpoints.mkdir()
     meta = {"epoch": 1, "env_steps": 0, "wall_seconds": 0.0, "best_return": None}

@@ -61,7 +61,7 @@ def test_columns_may_come_and_go(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"step,loss\n1,2\n", b"epoch,loss\none,2\n", b"loss,epoch\n1\n", b"epoch,loss\n1,2,3\n", b"\xff\xfe\n1\n"],
+    [b"step,loss\n1,2\n", b"epoch,loss\none,2\n", b"loss,epoch\n1\n", b"epoch,loss\n1,2,3\n", b"\xff\xfe\n1\n", b""],
 )
 def test_a_damaged_csv_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "metrics.csv").write_bytes(content)

@@ -109,6 +109,10 @@ def test_what_is_no_finished_run_is_refused(make_run: MakeRun, tmp_path: Path) -
         load_entries([run, run / "results.json"])
     with pytest.raises(UsageError, match="cannot read"):
         load_entries([tmp_path])
+    for damaged in ("{", "[1]", '{"run": []}'):
+        (run / "config.json").write_text(damaged)
+        with pytest.raises(UsageError, match=r"config.json cannot be read .* move it away"):
+            load_entries([run])
     (run / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"config.json cannot be read .* move it away"):
         load_entries([run])
@@ -136,3 +140,11 @@ def test_other_numbers_of_episodes_are_refused(make_run: MakeRun, field: str) ->
         UsageError, match=f"differ in {field.replace('_', ' ')} do not .* has 1, .* has 10; measure one"
     ):
         load_entries([make_run("c"), make_run("d", method="gru", **{field: 10})])
+
+
+def test_a_setting_that_was_changed_for_the_measurement_makes_another_method(make_run: MakeRun) -> None:
+    runs = [make_run(f"run{seed}", seed=seed) for seed in (0, 1)]
+    assert len(load_entries(runs)) == 1
+    results = json.loads((runs[1] / "results.json").read_text())
+    (runs[1] / "results.json").write_text(json.dumps({**results, "measured_with": {"learning_rate": 0.002}}))
+    assert [entry.label for entry in load_entries(runs)] == ["ssm, learning_rate 0.001", "ssm, learning_rate 0.002"]

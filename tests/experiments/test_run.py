@@ -18,6 +18,7 @@ from metarl.core.memory import MemoryConfig
 from metarl.experiments import run as run_module
 from metarl.experiments import run_config
 from metarl.experiments.checkpoint import LAST, save_checkpoint
+from metarl.experiments.files import only_one
 from metarl.experiments.pretrained import load_agent
 from metarl.experiments.protocol import Evaluation, evaluate
 from metarl.experiments.run import Run, write_results
@@ -203,13 +204,55 @@ def test_results_are_of_the_last_checkpoint_and_of_the_training_seed(run: Run) -
     assert list(measured["shots"]) == ["0", "2"]
     assert measured["protocol"] == "few-shot"
     assert [task["id"] for task in measured["tasks"]] == [100, 101]
-    assert len(measured["tasks"][0]["shots"]["0"]["return"]) == run_config.MIN_ROWS / 2
+    assert len(measured["tasks"][0]["shots"]["0"]["return"]) == 2
     assert measured["env_steps"] == 10 * 20 * 4
     assert (measured["command"], measured["references"], measured["unstable_rows"]) == ("metarl run", {}, 0)
     assert measured["shots"] == run.measure(seed=11)["shots"]
     (run.checkpoints / "last.safetensors").unlink()
     with pytest.raises(UsageError, match=r"no checkpoint at .*last\.safetensors"):
         run.measure()
+
+
+def test_few_tasks_are_repeated_more_often_unless_it_was_asked_how_often(run: Run) -> None:
+    repeats = [replace(run, config=replace(run.config, repeats=asked)).protocol.repeats for asked in (None, 2, 40)]
+    assert repeats == [run_config.MIN_ROWS / 2, 2, 40]
+
+
+@pytest.mark.parametrize("left", ["two epochs", "results"])
+def test_a_run_that_lost_its_last_checkpoint_is_not_trained_over(run: Run, left: str) -> None:
+    (run.checkpoints / LAST).unlink()
+    best, metrics = run.checkpoints / "best.safetensors", run.folder / "metrics.csv"
+    if left == "results":
+        (run.folder / "results.json").write_text("{}")
+    else:
+        metrics.write_text(metrics.read_text() + metrics.read_text().splitlines()[1] + "\n")
+    before = best.read_bytes(), metrics.read_bytes()
+    with pytest.raises(UsageError, match=r"last\.safetensors is missing, though this run has trained: copy best\."):
+        run.train(lambda progress: None, lambda: False)
+    assert (best.read_bytes(), metrics.read_bytes()) == before
+
+
+def test_a_run_that_trains_elsewhere_keeps_its_length(run: Run) -> None:
+    before = (run.folder / "config.json").read_bytes()
+    with only_one(run.checkpoints), pytest.raises(UsageError, match="another process works on"):
+        run.extended(77)
+    assert (run.folder / "config.json").read_bytes() == before
+
+
+def test_a_reference_that_moved_is_named_and_can_be_given_anew(run: Run, tmp_path: Path) -> None:
+    write_results(run.folder, run.measure())
+    copy = run.folder.rename(tmp_path / "moved")
+    referring = replace(run, folder=tmp_path / "referring", config=replace(run.config, reference=str(run.folder)))
+    referring.folder.mkdir()
+    referring.write_config()
+    with pytest.raises(UsageError, match="--reference: cannot read"):
+        Run.load(referring.folder)
+    assert Run.load(referring.folder, reference=str(copy)).config.reference == str(copy)
+
+
+def test_new_folders_never_share_a_name(tmp_path: Path) -> None:
+    made = [run_module.make_new(tmp_path / "deeper" / "one") for _ in range(3)]
+    assert [folder.name for folder in made] == ["one", "one-2", "one-3"]
 
 
 def test_benchmark_mode_adds_reference_lines_and_a_run_can_be_one(run: Run) -> None:

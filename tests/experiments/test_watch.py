@@ -118,3 +118,16 @@ def test_what_is_no_run_is_refused(training: Path, tmp_path: Path) -> None:
     (training / "config.json").write_text('{"run": {}}')
     with pytest.raises(UsageError, match=r"config\.json is damaged, or of another version \('env_name'\)"):
         standing(training, WRITTEN)
+
+
+def test_a_finished_run_without_its_rows(make_run: MakeRun) -> None:
+    folder = make_run("run", epochs=4)
+    (folder / "metrics.csv").unlink()
+    text = text_of(folder)
+    assert "epoch 4/4" in text
+    assert "finished after" in text
+
+
+def test_how_to_go_on_is_quoted(training: Path) -> None:
+    spaced = training.rename(training.with_name("a run"))
+    assert f"metarl resume '{spaced}'" in text_of(spaced, silent=10_000.0).replace("\n", "")

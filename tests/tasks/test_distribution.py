@@ -189,9 +189,10 @@ def test_a_name_in_capitals_stands_for_many(monkeypatch: pytest.MonkeyPatch) -> 
     assert registry.list_tasks() == ["poles", "poles-WEIGHT"]
     assert registry.make_tasks("poles-very-heavy", seed=3).name == "poles-very-heavy"
     assert registry.make_tasks("poles-light", seed=3).seed == 3
-    for name in ("poles-WEIGHT", "pole-light"):
-        with pytest.raises(UsageError, match=f"unknown task family '{name}': choose from poles, poles-WEIGHT"):
-            registry.make_tasks(name)
+    with pytest.raises(UsageError, match="unknown task family 'pole-light': choose from poles, poles-WEIGHT"):
+        registry.make_tasks("pole-light")
+    with pytest.raises(UsageError, match="poles-WEIGHT stands for a family for every WEIGHT: put the name of one"):
+        registry.make_tasks("poles-WEIGHT")
     with pytest.raises(UsageError, match="option of 'poles-light' 'sed'"):
         registry.make_tasks("poles-light", sed=3)
 
@@ -208,11 +209,47 @@ def test_an_own_family_is_named_by_file_and_function(tmp_path):
     assert len(registry.make_tasks(f"{path}:tasks", num_train=5).train) == 5
     with pytest.raises(UsageError, match=r"function .*'nothing': choose from .*tasks"):
         registry.make_tasks(f"{path}:nothing")
+    with pytest.raises(UsageError, match=r"function .*'': choose from .*tasks"):
+        registry.make_tasks(str(path))
     path.write_text("def tasks():\n    return 3\n")
     with pytest.raises(UsageError, match="must return a metarl"):
         registry.make_tasks(f"{path}:tasks")
     with pytest.raises(UsageError, match="no file"):
         registry.make_tasks(f"{tmp_path}/absent.py:tasks")
+
+
+def test_an_own_file_is_ordinary_python(tmp_path):
+    """It has dataclasses, which look their module up, and imports the file beside it."""
+    (tmp_path / "beside_own_tasks.py").write_text("NUMBER = 4\n")
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "import metarl\n"
+        "from beside_own_tasks import NUMBER\n"
+        "@dataclass\n"
+        "class Size:\n"
+        "    number: int = NUMBER\n"
+        "def tasks():\n"
+        "    return metarl.make_tasks('bandit', num_train=Size().number, num_test=2)\n"
+        "def sized(number, *, scale, **rest):\n"
+        "    return tasks()\n"
+    )
+    assert len(registry.make_tasks(f"{path}:tasks").train) == 4
+    with pytest.raises(
+        UsageError, match=r"sized in .*own\.py is called without arguments: give number, scale a default"
+    ):
+        registry.make_tasks(f"{path}:sized")
+
+
+def test_the_sum_of_an_own_file_follows_what_is_in_it(tmp_path):
+    path = tmp_path / "own.py"
+    sums = []
+    for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
+        path.write_text(text)
+        sums.append(registry.source_sum(f"{path}:tasks"))
+    assert sums[0] == sums[2] != sums[1]
+    assert registry.source_sum("halfcheetah-vel") is None
 
 
 def test_an_unknown_option_of_a_family_names_the_known_ones():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,6 +15,8 @@ FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows what it can
     arguments = [*(sys.argv[1:] if arguments is None else arguments)]  # `list` is a command, and so a name in here
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
     try:

@@ -11,11 +11,11 @@ from typing import Annotated
 import tyro
 
 from metarl.cli import INTERRUPTED, complain
-from metarl.cli.measuring import given, measure, stopped
+from metarl.cli.measuring import given, measure, publish, stopped
 from metarl.core.errors import UsageError
 from metarl.experiments.console import console
 from metarl.experiments.flags import parse
-from metarl.experiments.run import EVALUATIONS, Run
+from metarl.experiments.run import EVALUATIONS, Run, make_new
 from metarl.meta_rl.grbal_agent import GrBALConfig
 
 
@@ -76,11 +76,13 @@ def main(arguments: list[str]) -> int:
     command = shlex.join(["metarl", "evaluate", *arguments])
     run = replace(run, algorithm=replace(run.algorithm, **planning), command=command)
     protocol = run.protocol
-    parts = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot))
+    parts, kept = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot)), run.kept_parts()
     try:
-        paths = measure(run, run.folder / EVALUATIONS / "-".join(parts), run.kept_parts(), parsed.seed)[1]
+        measured = measure(run, kept, parsed.seed)
     except KeyboardInterrupt:
         return complain(f"{stopped(run)}; go on with the same command", INTERRUPTED)
-    for path in paths:
+    if planning:
+        measured["measured_with"] = planning
+    for path in publish(measured, make_new(run.folder / EVALUATIONS / "-".join(parts)), kept):
         console.print(f"wrote {path}")
     return 0

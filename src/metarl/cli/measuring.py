@@ -36,7 +36,7 @@ def train_and_measure(run: Run) -> int:
             title = f"{run.distribution.name}, {run.config.algo}, {run.memory.method}, seed {run.config.seed}"
             console.print(title, style="bold")
             console.print(f"writing to {run.folder}")
-            finished = run.train(display.report, stop)
+            finished = run.train(display.report, stop) and not stop()
     except KeyboardInterrupt:
         return complain(f"stopped at once; go on from the last whole epoch with:  {go_on}", INTERRUPTED)
     if not finished:
@@ -45,9 +45,10 @@ def train_and_measure(run: Run) -> int:
     recorder = before_after_recorder(run) if run.config.benchmark_mode else None
     kept = run.kept_parts()
     try:
-        measured, paths = measure(run, run.folder, kept, recorder=recorder)
+        measured = measure(run, kept, recorder=recorder)
     except KeyboardInterrupt:
         return complain(f"{stopped(run)}; go on with:  {go_on}", INTERRUPTED)
+    paths = publish(measured, run.folder, kept)
     for path in (*paths, run.folder / METRICS_FILE, run.checkpoints / LAST):
         console.print(f"wrote {path}")
     if recorder is None:
@@ -76,17 +77,19 @@ def _show(run: Run, recorder: Recorder, measured: Results) -> None:
         console.print(f"wrote {path}")
 
 
-def measure(
-    run: Run, folder: Path, kept: KeptParts, seed: int | None = None, recorder: Recorder | None = None
-) -> tuple[Results, list[Path]]:
-    """Measure on the held-out tasks, print the table, write the results; they and their paths."""
+def measure(run: Run, kept: KeptParts, seed: int | None = None, recorder: Recorder | None = None) -> Results:
+    """Measure on the held-out tasks, showing how far it is."""
     with MeasuringDisplay() as display:
-        measured = run.measure(display.report, seed, recorder, kept)
+        return run.measure(display.report, seed, recorder, kept)
+
+
+def publish(measured: Results, folder: Path, kept: KeptParts) -> list[Path]:
+    """Write the results, then print them; the paths of what was written."""
+    paths = write_results(folder, measured)
+    kept.forget()
     console.print(drift_table(measured) if "drift" in measured else adaptation_table([measured]))
     if "environments" in measured:
         console.print(environment_table(measured["environments"]))
     if measured["unstable_rows"]:
         console.print(f"In this measurement {unstable_note(measured['unstable_rows'])}.")
-    paths = write_results(folder, measured)
-    kept.forget()
-    return measured, paths
+    return paths

@@ -23,9 +23,12 @@ class ResumeConfig:
     """Train to this epoch instead; the learning rate then decays over the new length."""
     device: str | None = None
     """Where to go on, cpu or cuda; none: where the run was started."""
+    reference: str | None = None
+    """Folder of the run whose shot 0 is drawn as the task-conditioned line, where it has moved; none: as the run was
+    started."""
 
 
 def main(arguments: list[str]) -> int:
     parsed = parse(ResumeConfig, arguments, "resume")
-    run = Run.load(parsed.run, **given(device=parsed.device))
+    run = Run.load(parsed.run, **given(device=parsed.device, reference=parsed.reference))
     return train_and_measure(run if parsed.epochs is None else run.extended(parsed.epochs))

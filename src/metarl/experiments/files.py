@@ -25,6 +25,8 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         UsageError: path and cause, where the disk is full or the folder cannot be written; the old file is intact.
     """
     path = Path(path)
+    if not path.name or path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
     partial = path.with_name(f".{path.name}.partial")
     try:
         try:

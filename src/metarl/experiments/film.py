@@ -13,7 +13,7 @@ from metarl.experiments.checkpoint import LAST, restore
 from metarl.experiments.protocol import evaluate, parts
 from metarl.experiments.results import Results
 from metarl.experiments.run import Run
-from metarl.experiments.video import Caption, check_format, make_video, median_task, write_video
+from metarl.experiments.video import Caption, check_format, check_panels, make_video, median_task, write_video
 from metarl.tasks.distribution import id_ranges
 
 BEFORE_AFTER_FILE = "before_after.gif"
@@ -58,8 +58,11 @@ def film(
     """
     if out is not None:
         check_format(out)
+        if not out.absolute().parent.is_dir():
+            raise UsageError(f"cannot write {out}: {out.parent} is no folder; make it first")
     protocol = run.protocol
     shots = tuple(dict.fromkeys(shots or (protocol.shots[0], protocol.shots[-1])))
+    check_panels(shots)
     for shot in shots:
         if shot not in protocol.shots:
             measured = ", ".join(map(str, protocol.shots))

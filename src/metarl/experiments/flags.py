@@ -84,8 +84,9 @@ def without(arguments: Sequence[str], flag: str) -> list[str]:
 
 
 def _find(arguments: Sequence[str], flag: str) -> int | None:
+    """Where a flag is; of several the last, which is the one that counts."""
     names = [argument.partition("=")[0].replace("_", "-") for argument in arguments]
-    return names.index(f"--{flag}") if f"--{flag}" in names else None
+    return max((index for index, name in enumerate(names) if name == f"--{flag}"), default=None)
 
 
 def _has_value(arguments: Sequence[str], index: int) -> bool:
@@ -146,4 +147,5 @@ def _refuse_empty_lists(parsed: Any, arguments: Sequence[str]) -> None:
         if is_dataclass(value):
             _refuse_empty_lists(value, arguments)
         elif value == () and _find(arguments, each.name.replace("_", "-")) is not None:
-            raise UsageError(f"--{each.name.replace('_', '-')} needs at least one integer, such as 1")
+            wanted = "integer, such as 1" if "int" in str(each.type) else "value"
+            raise UsageError(f"--{each.name.replace('_', '-')} needs at least one {wanted}")

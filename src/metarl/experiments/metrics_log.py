@@ -79,7 +79,9 @@ def _rows_until(path: Path, epoch: int | None) -> list[dict[str, str]]:
     """The rows of metrics.csv up to `epoch`, or all; none where the file is gone."""
     try:
         with path.open(newline="") as file:
-            header, *rows = csv.reader(file)
+            header, *rows = [*csv.reader(file)] or [[]]
+            if not header:
+                raise ValueError("it is empty")
         table = [dict(zip(header, row, strict=True)) for row in rows]
         return [row for row in table if epoch is None or int(row["epoch"]) <= epoch]
     except FileNotFoundError:

@@ -17,8 +17,10 @@ def serving(host: str, port: int) -> Iterator[tuple[viser.ViserServer, str]]:
     """A server at http://host:port, or the next port that is free, and its address; its page says that it loads.
 
     Raises:
-        UsageError: nothing can listen at this host.
+        UsageError: nothing can listen at this host, or there is no such port.
     """
+    if not 0 <= port < 2**16:
+        raise UsageError(f"--port is from 0 (any that is free) to {2**16 - 1}, got {port}")
     try:
         with socket.create_server((host, 0)):
             pass

@@ -75,6 +75,8 @@ class Protocol:
         ):
             if value < least:
                 raise UsageError(f"{field} of an evaluation is at least {least}, got {value}")
+        if self.seed >= 2**63:
+            raise UsageError(f"seed of an evaluation is below 2**63, got {self.seed}")
         if max(self.shots) and self.evaluation_episodes > self.adaptation_episodes:
             raise UsageError(
                 "a query is the beginning of the next round, so --evaluation-episodes is at most "

@@ -22,6 +22,8 @@ NEEDED = {
     *("algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split"),
     *("env_steps", "wall_seconds", "versions", "command"),
 }
+SETTINGS = ("run", "algorithm", "memory")
+"""The groups of settings in config.json."""
 NOT_THE_METHOD = {"run.seed", "run.output_dir", "run.device", "run.reference", "run.benchmark_mode", "run.beside"}
 """Settings in which two runs of one method may differ: all others make it another method."""
 
@@ -40,9 +42,10 @@ class FinishedRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All hyper-parameters, as 'group.name'."""
-        groups = {group: self.config.get(group, {}) for group in ("run", "algorithm", "memory")}
-        return {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+        """All hyper-parameters, as 'group.name': those of training, but for what the measurement changed."""
+        groups = {group: self.config.get(group, {}) for group in SETTINGS}
+        settings = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+        return settings | {f"algorithm.{name}": value for name, value in self.results.get("measured_with", {}).items()}
 
     @property
     def hardware(self) -> Mapping[str, str]:
@@ -95,8 +98,8 @@ def load_entries(paths: Sequence[str | Path]) -> list[Entry]:
 
 def load_run(path: str | Path) -> FinishedRun:
     """A finished run from its folder or results.json; an evaluation's settings are those of the run that it is in."""
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
     results = load_results(path)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if lacking := sorted(NEEDED - results.keys()):
         raise UsageError(f"{folder / RESULTS_FILE} lacks {', '.join(lacking)}: {MEASURE_AGAIN}")
     home = folder.parent.parent if folder.parent.name == EVALUATIONS else folder
@@ -212,6 +215,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     if not path.exists():
         return {}
     try:
-        return cast(Mapping[str, Any], json.loads(path.read_text()))
+        stored = json.loads(path.read_text())
+        if not (isinstance(stored, dict) and all(isinstance(stored.get(group, {}), dict) for group in SETTINGS)):
+            raise ValueError(f"{', '.join(SETTINGS)} are no groups of settings in it")
+        return cast(Mapping[str, Any], stored)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read ({error}): move it away to report the run without it") from error

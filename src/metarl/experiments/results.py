@@ -111,7 +111,10 @@ def reference_from_run(path: str | Path, distribution: TaskDistribution, tasks: 
         path: the run's folder, or its `results.json`.
         distribution, tasks: what the line is drawn beside; the run must have been measured on the same tasks.
     """
-    run = load_results(path)
+    try:
+        run = load_results(path)
+    except UsageError as error:
+        raise UsageError(f"--reference: {error}") from error
     if run["task_dist"] != distribution.name:
         raise UsageError(
             f"--reference {path} is a run on '{run['task_dist']}': give one on '{distribution.name}' and the same tasks"
@@ -132,8 +135,9 @@ def reference_from_run(path: str | Path, distribution: TaskDistribution, tasks: 
 
 def load_results(path: str | Path) -> Results:
     """Read a run's `results.json`, given the run's folder or the file itself."""
-    file = Path(path) / RESULTS_FILE if Path(path).is_dir() else Path(path)
+    file = Path(path)
     try:
+        file = file / RESULTS_FILE if file.is_dir() else file
         run = json.loads(file.read_text())
     except OSError as error:
         raise UsageError(f"cannot read {file}: {error.strerror}; give the folder of a finished run") from error

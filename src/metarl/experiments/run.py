@@ -20,19 +20,20 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig, make_memory
 from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
-from metarl.experiments.checkpoint import LAST, checkpoint_sum, load_checkpoint, restore
+from metarl.experiments.checkpoint import BEST, LAST, checkpoint_sum, load_checkpoint, restore
 from metarl.experiments.doctor import hardware
 from metarl.experiments.drift import CHANGE, check_drift, measure_drift
 from metarl.experiments.drift_variants import variants
 from metarl.experiments.drift_views import drift_picture
 from metarl.experiments.environments import draw_environments, environment_rows, some_of_each, write_environments
-from metarl.experiments.files import write_json
+from metarl.experiments.files import only_one, write_json
 from metarl.experiments.kept_parts import KeptParts
+from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.plots import adaptation_curve
 from metarl.experiments.protocol import Protocol, check_disjoint, check_unique, evaluate, reference_lines
 from metarl.experiments.results import RESULTS_FILE, Results, reference_from_run, results, versions
 from metarl.experiments.run_config import RunConfig
-from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer
+from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer, trials
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.registry import source_sum
@@ -104,14 +105,11 @@ class Run:
 
     def prepare_folder(self) -> Run:
         """Make the folder and write config.json. What cannot run is refused here, and leaves no folder behind."""
-        self.make_agent()
+        assert self.config.num_envs is not None
+        trials(self.config.num_envs, self.make_agent())
         _check_free(self.folder)
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            folder = _make_new(self.folder)
-        except OSError as error:
-            raise UsageError(f"cannot make {self.folder}: {error.strerror}; choose another --output-dir") from error
-        run = replace(self, folder=folder)
+        run = replace(self, folder=make_new(self.folder, "choose another --output-dir"))
+        folder = run.folder
         try:
             run.write_config()
         except UsageError:
@@ -128,7 +126,8 @@ class Run:
                 f"{self.folder} has trained {trained} epochs: --epochs is at least {trained}, got {epochs}"
             )
         run = replace(self, config=replace(self.config, epochs=epochs))
-        run.write_config()
+        with only_one(self.checkpoints):
+            run.write_config()
         return run
 
     def write_config(self) -> None:
@@ -196,6 +195,7 @@ class Run:
     def train(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:
         """Train to the last epoch, from the last checkpoint where there is one; False where `stop` ended it before."""
         _check_free(self.folder)
+        self._check_last()
         assert self.config.num_envs is not None
         trainer = Trainer(
             self.make_agent(),
@@ -223,6 +223,12 @@ class Run:
             "versions": versions(),
         }
         return KeptParts(self.folder / PARTS, checkpoint_sum(self.checkpoints / LAST), source)
+
+    def _check_last(self) -> None:
+        """Refuse to train from the beginning over what a run has left whose last checkpoint is gone."""
+        last = self.checkpoints / LAST
+        if not last.exists() and (len(read_metrics(self.folder)) > 1 or (self.folder / RESULTS_FILE).exists()):
+            raise UsageError(f"{last} is missing, though this run has trained: copy {BEST} to it, or start a new run")
 
     def measure(
         self,
@@ -319,21 +325,28 @@ def _label(run: Run) -> str:
     return ", ".join([f"{run.config.algo} {run.memory.method}", *names])
 
 
-def _make_new(folder: Path) -> Path:
+def make_new(folder: Path, advice: str = "free space there") -> Path:
     """Make a folder that was not there before: the one asked for, or the first free of <folder>-2, <folder>-3, ..."""
     made, number = folder, 1
-    while True:
-        try:
-            made.mkdir()
-            return made
-        except FileExistsError:
-            number += 1
-            made = folder.with_name(f"{folder.name}-{number}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                made.mkdir()
+                return made
+            except FileExistsError:
+                number += 1
+                made = folder.with_name(f"{folder.name}-{number}")
+    except OSError as error:
+        raise UsageError(f"cannot make {folder}: {error.strerror}; {advice}") from error
 
 
 def _check_free(folder: Path) -> None:
     """Refuse a disk that is nearly full. The folder itself may be still to be made."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UsageError(f"cannot make {folder}: {error.strerror}; choose another --output-dir") from error
     free = shutil.disk_usage(there).free
     if free < FREE_BYTES:
         raise UsageError(f"{there} has {free >> 20} MB free, a run needs {FREE_BYTES >> 20}: free space there first")

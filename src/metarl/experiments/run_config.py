@@ -84,6 +84,8 @@ class RunConfig:
         for name, value, least in (("epochs", self.epochs, 1), ("seed", self.seed, 0), ("num_envs", self.num_envs, 1)):
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} is at least {least}, got {value}")
+        if self.seed >= 2**63:
+            raise UsageError(f"--seed is below 2**63, got {self.seed}")
         chosen = [flag for flag, given in self._protocols.items() if given]
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} exclude each other: give one")
@@ -111,7 +113,7 @@ class RunConfig:
         before, measured = distribution.episodes if name == "standard" else (1, 1)
         by_task = distribution.environment is not None and min(Counter(distribution.environments(tasks)).values()) > 1
         repeats = self.repeats if self.repeats is not None else 1 if by_task else REPEATS
-        if repeats > 1 and not by_task:
+        if self.repeats is None and not by_task:
             repeats = max(repeats, -(-MIN_ROWS // len(tasks)))
         return Protocol(
             name,

@@ -79,9 +79,7 @@ class Trainer:
         self.agent, self.distribution = agent, distribution
         self.train_tasks, self.test_tasks = list(train_tasks), list(test_tasks)
         self.epochs, self.num_envs, self.seed = epochs, num_envs, seed
-        self.num_trials, rest = divmod(num_envs, agent.trial_rows)
-        if rest or not self.num_trials:
-            raise UsageError(f"--num-envs is a multiple of --trial-rows ({agent.trial_rows}), got {num_envs}")
+        self.num_trials = trials(num_envs, agent)
         self.folder, self.checkpoints = folder, folder / CHECKPOINTS
         self.report, self.stop = report, stop
         self.epoch = 0
@@ -239,6 +237,14 @@ class Trainer:
         meta = restore(self.agent, self.checkpoints / LAST)
         self.epoch, self.env_steps, self.wall_seconds = meta["epoch"], meta["env_steps"], meta["wall_seconds"]
         self.best_return = -float("inf") if meta["best_return"] is None else meta["best_return"]
+
+
+def trials(num_envs: int, agent: Agent) -> int:
+    """How many trials run side by side in so many rows."""
+    number, rest = divmod(num_envs, agent.trial_rows)
+    if rest or not number:
+        raise UsageError(f"--num-envs is a multiple of --trial-rows ({agent.trial_rows}), got {num_envs}")
+    return number
 
 
 def _renewals(generator: np.random.Generator, num_trials: int, continuation: float) -> NDArray[np.bool_]:

@@ -76,14 +76,19 @@ def median_task(recorder: Recorder, before: int, after: int) -> Task:
     return recorder.tasks[ascending[len(ascending) // 2]]
 
 
+def check_panels(shots: Sequence[int]) -> None:
+    """Refuse more shots than are drawn side by side."""
+    if len(shots) > MAX_PANELS:
+        raise UsageError(f"a video shows {MAX_PANELS} shots at most, got {len(shots)}")
+
+
 def make_video(recorder: Recorder, task: Task, shots: Sequence[int], caption: Caption) -> Video:
     """The recorded episodes of one task after so many shots, a panel each, step by step.
 
     Raises:
         UsageError: too many shots, worlds without a picture or that failed to draw one, or no graphics library.
     """
-    if len(shots) > MAX_PANELS:
-        raise UsageError(f"a video shows {MAX_PANELS} shots at most, got {len(shots)}")
+    check_panels(shots)
     assert recorder.world is not None
     if recorder.undrawn:
         raise UsageError(recorder.undrawn)

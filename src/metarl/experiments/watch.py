@@ -54,13 +54,14 @@ class Standing:
     @property
     def epoch(self) -> int:
         """Epochs that are complete."""
-        return int(self.rows[-1]["epoch"]) if self.rows else 0
+        return int(self.rows[-1]["epoch"]) if self.rows else 0 if self.results is None else int(self.asked["epochs"])
 
     @property
     def finished(self) -> bool:
         """Whether the last epoch is done and measured; results of a shorter training, since extended, do not count."""
-        done = bool(self.rows) and self.epoch >= self.asked["epochs"]
-        return done and self.results is not None and self.results["env_steps"] == self.rows[-1]["env_steps"]
+        if self.results is None or not self.rows:
+            return self.results is not None
+        return self.epoch >= int(self.asked["epochs"]) and bool(self.results["env_steps"] == self.rows[-1]["env_steps"])
 
 
 def standing(folder: Path, now: float) -> Standing:
@@ -132,14 +133,15 @@ def watch(folder: Path, once: bool, console: Console) -> None:
 
 def _state(run: Standing) -> str:
     """What the run is at, and how long it still takes."""
-    if run.finished:
-        return f"finished after {_duration(run.rows[-1]['wall_seconds'])} of training"
+    if run.finished and run.results is not None:
+        return f"finished after {_duration(run.results['wall_seconds'])} of training"
     left = seconds_left(run.rows, run.asked["epochs"])
     if left is None:
         return "in its first epoch"
     per_epoch = left / max(run.asked["epochs"] - run.epoch, 1)
     if run.silent_seconds > max(60.0, LATE * per_epoch):
-        return f"silent for {_duration(run.silent_seconds)}; if it was stopped:  metarl resume {run.folder}"
+        go_on = f"metarl resume {shlex.quote(str(run.folder))}"
+        return f"silent for {_duration(run.silent_seconds)}; if it was stopped:  {go_on}"
     return f"ETA {_duration(left)}" if left else "measuring on test tasks"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -44,7 +45,10 @@ def make_tasks(name: str, **options: Any) -> TaskDistribution:
         name: a registered family, or one that a registered name stands for; or 'file.py:function' for an own one: a
             function that returns a `TaskDistribution`.
     """
-    factory = _from_file(name) if ".py:" in name else _find(name)
+    factory = _from_file(name) if ".py:" in name or name.endswith(".py") else _find(name)
+    if factory is None and name in _FACTORIES:
+        word = name.rpartition("-")[2]
+        raise UsageError(f"{name} stands for a family for every {word}: put the name of one in place of {word}")
     if factory is None:
         raise unknown_name("task family", name, _FACTORIES)
     known = inspect.signature(factory).parameters
@@ -59,8 +63,8 @@ def make_tasks(name: str, **options: Any) -> TaskDistribution:
 
 def source_sum(name: str) -> str | None:
     """SHA-256 of the file of 'file.py:function', whose worlds are what the file says now; None for registered names."""
-    path, colon, _ = name.rpartition(":")
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if colon else None
+    path, _, function = name.rpartition(":")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if function and path else None
 
 
 def _find(name: str) -> Callable[..., TaskDistribution] | None:
@@ -76,14 +80,28 @@ def _find(name: str) -> Callable[..., TaskDistribution] | None:
 
 def _from_file(name: str) -> Callable[..., TaskDistribution]:
     """The function that 'file.py:function' names."""
-    path, _, function = name.rpartition(":")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    path, _, function = name.rpartition(":") if ".py:" in name else (name, "", "")
+    spec = importlib.util.spec_from_file_location(f"own_tasks_{Path(path).stem}", path)
     if not Path(path).is_file() or spec is None or spec.loader is None:
         raise UsageError(f"no file {path}: an own task family is given as file.py:function")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    if (neighbours := str(Path(path).resolve().parent)) not in sys.path:
+        sys.path.append(neighbours)  # at the end: no file there hides another module
+    sys.modules[spec.name] = module  # dataclasses look there; not for longer, or what it defines would travel by name
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
     if not callable(factory := vars(module).get(function)):
         raise unknown_name(
             f"function in {path}", function, [key for key, value in vars(module).items() if callable(value)]
         )
+    lacking = [
+        name
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    if lacking:
+        raise UsageError(f"{function} in {path} is called without arguments: give {', '.join(lacking)} a default")
     return cast("Callable[..., TaskDistribution]", factory)
