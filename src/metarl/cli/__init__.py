@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from metarl.core.errors import Failure, UsageError, unknown_name
 
 COMMANDS = ("run", "resume", "evaluate", "list", "watch", "report", "video", "play", "export", "doctor")
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,6 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(str(error), FAILED)
     except KeyboardInterrupt:
         return complain("interrupted", INTERRUPTED)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        place = error.filename or "what is printed"
+        return complain(f"cannot write {place}: {error.strerror}; free space there, then go on", FAILED)
     return code
 
 

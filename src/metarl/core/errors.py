@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 
 
@@ -28,9 +29,14 @@ def check_limits(values: Mapping[str, object], *limits: tuple[str, str, bool], f
     Args:
         values: by name.
         limits: (name, what is allowed, whether that holds).
-        flags: whether the names are flags of the command line.
+        flags: whether the names are flags of the command line; those have finite values, as JSON has.
     """
-    for name, allowed, holds in limits:
+    finite = [
+        (name, "a finite number", math.isfinite(value))
+        for name, value in values.items()
+        if flags and isinstance(value, float)
+    ]
+    for name, allowed, holds in (*limits, *finite):
         if not holds:
             shown = f"--{name.replace('_', '-')}" if flags else name
             raise UsageError(f"{shown} is {allowed}, got {values[name]}")
