@@ -29,14 +29,10 @@ def check_limits(values: Mapping[str, object], *limits: tuple[str, str, bool], f
     Args:
         values: by name.
         limits: (name, what is allowed, whether that holds).
-        flags: whether the names are flags of the command line; those have finite values, as JSON has.
+        flags: whether the names are flags of the command line.
     """
-    finite = [
-        (name, "a finite number", math.isfinite(value))
-        for name, value in values.items()
-        if flags and isinstance(value, float)
-    ]
-    for name, allowed, holds in (*limits, *finite):
+    numbers = [(name, "a number", not math.isnan(value)) for name, value in values.items() if isinstance(value, float)]
+    for name, allowed, holds in (*limits, *numbers):
         if not holds:
             shown = f"--{name.replace('_', '-')}" if flags else name
             raise UsageError(f"{shown} is {allowed}, got {values[name]}")
