@@ -236,10 +236,11 @@ def test_an_own_file_is_ordinary_python(tmp_path):
         "    return tasks()\n"
     )
     assert len(registry.make_tasks(f"{path}:tasks").train) == 4
-    with pytest.raises(
-        UsageError, match=r"sized in .*own\.py is called without arguments: give number, scale a default"
-    ):
+    with pytest.raises(UsageError, match=r"own\.py:sized needs number, scale: give them as options, or defaults"):
         registry.make_tasks(f"{path}:sized")
+    with pytest.raises(UsageError, match=r"own\.py:sized needs scale: "):
+        registry.make_tasks(f"{path}:sized", number=3)
+    assert len(registry.make_tasks(f"{path}:sized", number=3, scale=1.0).train) == 4
 
 
 def test_the_sum_of_an_own_file_follows_what_is_in_it(tmp_path):

@@ -52,7 +52,7 @@ def groups(batches: Sequence[Batch], samples: int) -> Iterator[list[Batch]]:
 
 
 def even_groups(tasks: int, most: int) -> list[slice]:
-    """Tasks in as few groups as hold at most `most` each, or one task, and differ least in size."""
+    """Tasks in as few groups as hold at most `most` each, or one task; all but the last are of one size."""
     size = -(-tasks // -(-tasks // max(1, most)))
     return [slice(start, min(start + size, tasks)) for start in range(0, tasks, size)]
 

@@ -55,10 +55,17 @@ def make_tasks(name: str, **options: Any) -> TaskDistribution:
     for option in options:
         if option not in known:
             raise unknown_name(f"option of '{name}'", option, known)
+    if lacking := [option for option in known if option not in options and _is_required(known[option])]:
+        raise UsageError(f"{name} needs {', '.join(lacking)}: give them as options, or defaults to the function")
     distribution = factory(**options)
     if not isinstance(distribution, TaskDistribution):
         raise UsageError(f"{name} must return a metarl.TaskDistribution, got {type(distribution).__name__}")
     return distribution
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not several
 
 
 def source_sum(name: str) -> str | None:
@@ -96,12 +103,4 @@ def _from_file(name: str) -> Callable[..., TaskDistribution]:
         raise unknown_name(
             f"function in {path}", function, [key for key, value in vars(module).items() if callable(value)]
         )
-    lacking = [
-        name
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    if lacking:
-        raise UsageError(f"{function} in {path} is called without arguments: give {', '.join(lacking)} a default")
     return cast("Callable[..., TaskDistribution]", factory)
