@@ -76,6 +76,25 @@ def test_first_and_second_derivatives_are_exact(steps, per_row):
     assert torch.autograd.gradgradcheck(scan, leaves)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_third_derivatives_are_exact(steps):
+    decay, inputs, starts, initial = make_case(steps, 2, 2, per_row=True)
+    leaves = tuple(t.requires_grad_() for t in (decay, inputs, initial))
+    weights = torch.randn(steps, 2, 2, dtype=torch.complex128)
+
+    def gradients(*leaves):
+        loss = (linear_scan(*leaves[:2], starts, leaves[2]) * weights).abs().square().sum()
+        return torch.autograd.grad(loss, leaves, create_graph=True)
+
+    assert torch.autograd.gradgradcheck(gradients, leaves)
+
+
+def test_conjugate_views_count_as_what_they_show():
+    decay, inputs, starts, initial = make_case(6, 3, 2)
+    expected = linear_scan(decay.conj().resolve_conj(), inputs.conj().resolve_conj(), starts, initial)
+    torch.testing.assert_close(linear_scan(decay.conj(), inputs.conj(), starts, initial), expected, atol=0, rtol=0)
+
+
 def inner_step_loss(parameter, inputs, targets, starts):
     """A post-adaptation loss: one gradient step on decay, then the loss again."""
 

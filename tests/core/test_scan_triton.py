@@ -17,14 +17,14 @@ import torch
 from metarl.core import scan_numba, scan_triton
 torch.manual_seed(0)
 for steps, rows, width in ((1, 1, 1), (7, 3, 5), (32, 1, 16), (75, 2, 40)):
-    decay = torch.polar(torch.rand(rows, width) * 0.9, torch.rand(rows, width)).to(torch.complex128)
-    inputs, v = (torch.randn(steps, rows, width, dtype=torch.complex128) for _ in range(2))
-    keep, initial = (torch.rand(steps, rows) > 0.3).double(), torch.randn(rows, width, dtype=torch.complex128)
+    decay = torch.view_as_real(torch.polar(torch.rand(rows, width) * 0.9, torch.rand(rows, width))).double()
+    inputs, v = (torch.randn(steps, rows, width, 2, dtype=torch.float64) for _ in range(2))
+    keep, initial = (torch.rand(steps, rows) > 0.3).double(), torch.randn(rows, width, 2, dtype=torch.float64)
     states = scan_numba.scan(decay, inputs, keep, initial)
     torch.testing.assert_close(scan_triton.scan(decay, inputs, keep, initial), states)
     for got, expected in zip(
-        scan_triton.scan_gradient(decay, states, keep, initial, v.conj()),
-        scan_numba.scan_gradient(decay, states, keep, initial, v.conj()),
+        scan_triton.scan_gradient(decay, states, keep, initial, v),
+        scan_numba.scan_gradient(decay, states, keep, initial, v),
         strict=True,
     ):
         torch.testing.assert_close(got, expected)

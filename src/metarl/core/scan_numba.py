@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numba
-import numpy as np
 import torch
 from torch import Tensor
 
-# Complex numbers travel as pairs of floats: LLVM vectorises explicit real arithmetic, not complex products.
 
-
-@numba.njit(parallel=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+@numba.njit(parallel=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
 def _scan(decay: Any, inputs: Any, keep: Any, initial: Any, states: Any) -> None:  # pragma: no cover (compiled)
     steps, rows, width, _ = inputs.shape
     for b in numba.prange(rows):
@@ -29,7 +26,7 @@ def _scan(decay: Any, inputs: Any, keep: Any, initial: Any, states: Any) -> None
                 states[t, b, s, 1] = decay[b, s, 0] * im + decay[b, s, 1] * re + inputs[t, b, s, 1]
 
 
-@numba.njit(parallel=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+@numba.njit(parallel=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
 def _scan_gradient(
     decay: Any, states: Any, keep: Any, initial: Any, v: Any, grad_inputs: Any, grad_decay: Any
 ) -> None:  # pragma: no cover (compiled)
@@ -55,6 +52,51 @@ def _scan_gradient(
             grad_decay[b, s, 1] += initial[b, s, 0] * im - initial[b, s, 1] * re
 
 
+@numba.njit(parallel=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+def _scan_second(
+    decay: Any,
+    states: Any,
+    keep: Any,
+    initial: Any,
+    grad_inputs: Any,
+    u: Any,
+    w: Any,
+    grad_decay: Any,
+    grad_states: Any,
+    grad_initial: Any,
+    q: Any,
+) -> None:  # pragma: no cover (compiled)
+    steps, rows, width, _ = states.shape
+    for b in numba.prange(rows):
+        k = keep[0, b]
+        for s in range(width):
+            re, im = initial[b, s, 0] * k, initial[b, s, 1] * k
+            q[0, b, s, 0] = u[0, b, s, 0] + re * w[b, s, 0] - im * w[b, s, 1]
+            q[0, b, s, 1] = u[0, b, s, 1] + re * w[b, s, 1] + im * w[b, s, 0]
+            re, im = grad_inputs[0, b, s, 0] * k, grad_inputs[0, b, s, 1] * k
+            grad_initial[b, s, 0] = w[b, s, 0] * re + w[b, s, 1] * im
+            grad_initial[b, s, 1] = w[b, s, 0] * im - w[b, s, 1] * re
+            grad_decay[b, s, 0] = 0
+            grad_decay[b, s, 1] = 0
+            grad_states[steps - 1, b, s, 0] = 0
+            grad_states[steps - 1, b, s, 1] = 0
+        for t in range(1, steps):
+            k = keep[t, b]
+            for s in range(width):
+                w_re, w_im = w[b, s, 0], w[b, s, 1]
+                q_re, q_im = q[t - 1, b, s, 0], q[t - 1, b, s, 1]
+                h_re, h_im = states[t - 1, b, s, 0], states[t - 1, b, s, 1]
+                re, im = grad_inputs[t, b, s, 0] * k, grad_inputs[t, b, s, 1] * k
+                grad_decay[b, s, 0] += q_re * re + q_im * im
+                grad_decay[b, s, 1] += q_re * im - q_im * re
+                grad_states[t - 1, b, s, 0] = w_re * re + w_im * im
+                grad_states[t - 1, b, s, 1] = w_re * im - w_im * re
+                re = decay[b, s, 0] * q_re - decay[b, s, 1] * q_im + h_re * w_re - h_im * w_im
+                im = decay[b, s, 0] * q_im + decay[b, s, 1] * q_re + h_re * w_im + h_im * w_re
+                q[t, b, s, 0] = u[t, b, s, 0] + k * re
+                q[t, b, s, 1] = u[t, b, s, 1] + k * im
+
+
 def follow_torch_threads() -> None:
     """Use as many threads as torch does; numba may share its OpenMP runtime and must not change its count."""
     threads = torch.get_num_threads()
@@ -63,24 +105,31 @@ def follow_torch_threads() -> None:
         torch.set_num_threads(threads)
 
 
-def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    """A NumPy view [..., 2] of a complex tensor, or [...] of a real one."""
-    tensor = tensor.detach().resolve_conj().contiguous()
-    return (torch.view_as_real(tensor) if tensor.is_complex() else tensor).numpy()
+def _arrays(*tensors: Tensor) -> list[Any]:
+    return [tensor.contiguous().numpy() for tensor in tensors]
 
 
 def scan(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor:
-    """States [T, B, S]; see `metarl.core.scan`."""
+    """States [T, B, S, 2]; see `metarl.core.scan_derivatives`."""
     follow_torch_threads()
-    states = torch.empty(inputs.shape, dtype=inputs.dtype)
-    _scan(_array(decay), _array(inputs), _array(keep), _array(initial), _array(states))
+    states = inputs.new_empty(inputs.shape)
+    _scan(*_arrays(decay, inputs, keep, initial, states))
     return states
 
 
 def scan_gradient(decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(dL/dinputs [T, B, S], dL/ddecay [B, S]) from v = dL/dstates [T, B, S]."""
+    """(dL/dinputs [T, B, S, 2], dL/ddecay [B, S, 2]) from v = dL/dstates [T, B, S, 2]."""
     follow_torch_threads()
-    grad_inputs, grad_decay = torch.empty(v.shape, dtype=v.dtype), torch.empty(decay.shape, dtype=decay.dtype)
-    tensors = (decay, states, keep, initial, v, grad_inputs, grad_decay)
-    _scan_gradient(*(_array(tensor) for tensor in tensors))
+    grad_inputs, grad_decay = v.new_empty(v.shape), decay.new_empty(decay.shape)
+    _scan_gradient(*_arrays(decay, states, keep, initial, v, grad_inputs, grad_decay))
     return grad_inputs, grad_decay
+
+
+def scan_second(
+    decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor, grad_inputs: Tensor, u: Tensor, w: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of decay, states, initial and v from those of dL/dinputs and of dL/ddecay, u and w."""
+    follow_torch_threads()
+    results = tuple(each.new_empty(each.shape) for each in (decay, states, initial, u))
+    _scan_second(*_arrays(decay, states, keep, initial, grad_inputs, u, w, *results))
+    return results

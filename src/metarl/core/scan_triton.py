@@ -121,28 +121,22 @@ def _scan_gradient(  # type: ignore[no-untyped-def]
     tl.store(grad_decay + here + 1, sum_im, inside)
 
 
-def _floats(tensor: Tensor) -> Tensor:
-    """A complex tensor as contiguous pairs of floats, a real one as it is."""
-    tensor = tensor.detach().resolve_conj().contiguous()
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def _launch(kernel: Any, tensors: tuple[Tensor, ...], shape: tuple[int, ...]) -> None:
-    steps, rows, width = shape
+def _launch(kernel: Any, tensors: tuple[Tensor, ...], shape: torch.Size) -> None:
+    steps, rows, width, _ = shape
     grid = (rows, triton.cdiv(width, BLOCK))
-    kernel[grid](*map(_floats, tensors), steps, rows, width, chunk=CHUNK, block=BLOCK, num_warps=WARPS)
+    contiguous = (tensor.contiguous() for tensor in tensors)
+    kernel[grid](*contiguous, steps, rows, width, chunk=CHUNK, block=BLOCK, num_warps=WARPS)
 
 
 def scan(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor:
-    """States [T, B, S]; see `metarl.core.scan`."""
-    states = torch.empty_like(inputs, memory_format=torch.contiguous_format)
-    _launch(_scan, (decay, inputs, keep, initial, states), tuple(inputs.shape))
+    """States [T, B, S, 2]; see `metarl.core.scan_derivatives`."""
+    states = inputs.new_empty(inputs.shape)
+    _launch(_scan, (decay, inputs, keep, initial, states), inputs.shape)
     return states
 
 
 def scan_gradient(decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(dL/dinputs [T, B, S], dL/ddecay [B, S]) from v = dL/dstates [T, B, S]."""
-    grad_inputs = torch.empty_like(v, memory_format=torch.contiguous_format)
-    grad_decay = torch.empty_like(decay, memory_format=torch.contiguous_format)
-    _launch(_scan_gradient, (decay, states, keep, initial, v, grad_inputs, grad_decay), tuple(states.shape))
+    """(dL/dinputs [T, B, S, 2], dL/ddecay [B, S, 2]) from v = dL/dstates [T, B, S, 2]."""
+    grad_inputs, grad_decay = v.new_empty(v.shape), decay.new_empty(decay.shape)
+    _launch(_scan_gradient, (decay, states, keep, initial, v, grad_inputs, grad_decay), states.shape)
     return grad_inputs, grad_decay

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from metarl.core.errors import UsageError
-from metarl.core.scan import linear_scan
+from metarl.core.scan_derivatives import scan_pairs
 
 Structure: TypeAlias = Literal["dense", "diagonal"]
 Coefficients: TypeAlias = tuple[Tensor, Tensor]
@@ -78,7 +78,8 @@ class StateSpaceModel(nn.Module):
         if self.structure == "dense":
             return self.A, self.B
         decay, gain = _decay_and_gain(self.log_rate, self.log_phase, self.B)
-        turn = torch.stack([decay.real, decay.real, -decay.imag, decay.imag]).view(2, 2, -1)
+        re, im = decay.unbind(-1)
+        turn = torch.stack([re, re, -im, im]).view(2, 2, -1)
         return turn.transpose(1, 2).flatten(1), gain
 
     def forward(
@@ -173,10 +174,11 @@ SSM = StateSpaceModel
 
 
 def _decay_and_gain(log_rate: Tensor, log_phase: Tensor, drive: Tensor) -> tuple[Tensor, Tensor]:
-    """λ [n/2], complex, and √(1 − |λ|²) B [n, m]."""
-    rate = log_rate.exp()
+    """λ as pairs of reals [n/2, 2], and √(1 − |λ|²) B [n, m]."""
+    rate, phase = log_rate.exp(), log_phase.exp()
     scale = torch.sqrt(-torch.expm1(-2 * rate))
-    return torch.polar(torch.exp(-rate), log_phase.exp()), drive * scale.repeat_interleave(2)[:, None]
+    decay = torch.exp(-rate)[:, None] * torch.stack([phase.cos(), phase.sin()], -1)
+    return decay, drive * scale.repeat_interleave(2)[:, None]
 
 
 def _diagonal(
@@ -193,16 +195,10 @@ def _diagonal(
     decay, gain = _decay_and_gain(log_rate, log_phase, drive)
     steps, rows, width = inputs.shape
     flat = inputs.reshape(steps * rows, width)
-    driven = torch.view_as_complex(functional.linear(flat, gain).view(steps, rows, -1, 2))
-    states = linear_scan(decay, driven, 1 - keep, _as_complex(state))
-    real = torch.view_as_real(states).reshape(steps * rows, -1)
-    outputs = torch.addmm(functional.linear(flat, skip), real, read_out.T)
-    return outputs.view(steps, rows, -1), real.view(steps, rows, -1)[-1]
-
-
-def _as_complex(state: Tensor) -> Tensor:
-    """Pairs of reals [..., n] as complex numbers [..., n/2]."""
-    return torch.view_as_complex(state.unflatten(-1, (-1, 2)).contiguous())
+    driven = functional.linear(flat, gain).view(steps, rows, -1, 2)
+    states = scan_pairs(decay, driven, keep, state.view(rows, -1, 2)).flatten(2)
+    outputs = torch.addmm(functional.linear(flat, skip), states.flatten(0, 1), read_out.T)
+    return outputs.view(steps, rows, -1), states[-1]
 
 
 def _uniform(rows: int, columns: int) -> Tensor:
