@@ -18,8 +18,11 @@ from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.policy import Actor
 from metarl.meta_rl import meta_objective, trust_region
+from metarl.meta_rl.compiled import COMPILED_UPDATES, can_compile
 from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.meta_rl.meta_maml import MetaMAML
+
+needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch compiles with g++, which is not installed")
 
 OBSERVATIONS = spaces.Box(-5.0, 5.0, (3,), np.float32)
 ACTIONS = {
@@ -892,8 +895,8 @@ def test_the_curvature_may_come_from_some_of_the_tasks(monkeypatch):
     agent, batches = in_double(replace(TRPO, curvature_tasks=0.3))
     seen = {}
 
-    def watch(parameters, outcome, curvature, **bounds):
-        seen.update(divergence=sum(part()[1] for part in outcome), curvature=curvature)
+    def watch(parameters, outcome, slope, curvature, **bounds):
+        seen.update(divergence=outcome()[1], curvature=curvature)
         return {}
 
     monkeypatch.setattr(meta_objective, "trust_region_step", watch)
@@ -906,6 +909,73 @@ def test_the_curvature_may_come_from_some_of_the_tasks(monkeypatch):
     torch.testing.assert_close(seen["curvature"](vector), agent.objective.curvature(first)(vector))
     everything = agent.objective.curvature(batches)(vector)
     assert float((everything - seen["curvature"](vector)).norm()) > 0.01 * float(everything.norm())
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=[needs_compiler, pytest.mark.nightly])])
+def really_compiled(request, monkeypatch):
+    """False: programs are the traces themselves, which takes no compiler and no time."""
+    if not request.param:
+        monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+
+
+@pytest.mark.parametrize("adapt", ["all", "head"])
+@pytest.mark.parametrize(
+    ("method", "kind"), [("ssm", "continuous"), ("transformer", "discrete"), ("mlp", "continuous")]
+)
+def test_compiled_it_acts_and_adapts_the_same(method, kind, adapt, really_compiled):
+    plain, compiled = (
+        make_agent(replace(TRPO, compile=compile, adapt=adapt), kind, method) for compile in (False, True)
+    )
+    for one, other in zip(trial(plain, range(3)), trial(compiled, range(3)), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
+    for name, value in plain._params.items():
+        torch.testing.assert_close(compiled._params[name], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "method", "kind"),
+    [
+        ("promp", "mlp", "continuous"),
+        ("fomaml", "mlp", "continuous"),
+        ("reptile", "mlp", "continuous"),
+        ("metasgd", "mlp", "continuous"),
+        ("maml", "ssm", "continuous"),
+        ("anil", "transformer", "discrete"),
+    ],
+)
+def test_compiled_it_learns_the_same(variant, method, kind, really_compiled):
+    found = []
+    for compile in (False, True):  # more iterations than directions that count would magnify the last bits
+        config = replace(VARIANTS[variant], compile=compile, conjugate_iterations=3)
+        agent, batches = in_double(config, kind, method, rounds=3)
+        agent.maml._samples_at_once = 1  # two groups
+        found.append((agent.objective.step(batches), learned(agent)))
+    (metrics, parameters), (others, compiled) = found
+    assert others == pytest.approx(metrics, rel=1e-5, abs=1e-6)
+    for name, value in parameters.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_compiled_agent_is_measured_uncompiled(monkeypatch):
+    """Measurements have other numbers of rows, each of which would be another program."""
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+    agent = make_agent(replace(TRPO, compile=True), method="ssm")
+    agent.training = False
+    trial(agent, range(3))
+    assert not agent.maml.programs._programs
+
+
+def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
+    monkeypatch.setattr("metarl.meta_rl.compiled.can_compile", lambda: True)
+    compiled = {
+        (method, updates)
+        for method in METHODS
+        for updates in (None, COMPILED_UPDATES - 1, COMPILED_UPDATES)
+        if make_agent(method=method, num_updates=updates).maml.programs is not None
+    }
+    assert compiled == {(method, COMPILED_UPDATES) for method in ("ssm", "transformer", "mlp")}
+    with pytest.raises(UsageError, match=r"^--compile True goes with ssm, transformer or mlp .*: leave it out$"):
+        make_agent(replace(TRPO, compile=True), method="gru")
 
 
 @pytest.mark.parametrize("outer", ["trpo", "ppo"])
@@ -1165,6 +1235,7 @@ CHANGED = {
     "divergence_weight": 100.0,
     "grad_clip_norm": 1e-3,
     "min_std": 0.9,
+    "compile": True,
 }
 
 
@@ -1176,6 +1247,9 @@ def test_every_field_of_the_config_makes_a_difference(field):
     assert getattr(config, field) != CHANGED[field]
     changed = make_agent(replace(config, **{field: CHANGED[field]}), method=method)
     base = make_agent(config, method=method)
+    if field == "compile":  # which changes how, not what
+        assert (changed.maml.programs is None, base.maml.programs is None) == (False, True)
+        return
     learn(changed, 1)
     learn(base, 1)
     after, before = learned(changed), learned(base)

@@ -168,11 +168,22 @@ def test_a_program_is_kept_by_form_and_by_loss(monkeypatch):
 
 
 def test_what_leaves_torch_for_numbers_is_refused_by_name():
-    memory = make_memory(MemoryConfig(method="ssm", width=4, state_dim=4))
-    tasks = tuple(torch.randn(2, 3, 1, 4) for _ in range(4))
+    class Scaled(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * float(x.sum())
+
+    maml = MetaMAML(Scaled(2, 1), compile=True, vectorize=False)
     with pytest.raises(UsageError, match=r"cannot be traced .*: leave compile off") as error:
-        MetaMAML(memory, compile=True).meta_gradient(tasks)
+        maml.meta_gradient(tuple(torch.randn(2, 3, size) for size in (2, 1, 2, 1)))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("method", ["ssm", "transformer"])
+def test_meta_gradients_through_a_memory_are_the_same_traced(method, really_compiled):
+    memory = make_memory(MemoryConfig(method=method, width=4, state_dim=4, heads=2, context=3)).double()
+    tasks = tuple(torch.randn(2, 5, 2, 4, dtype=torch.float64) for _ in range(4))
+    wanted = MetaMAML(memory, 0.1).meta_gradient(tasks)
+    assert_same(MetaMAML(memory, 0.1, compile=True).meta_gradient(tasks), wanted)
 
 
 def test_recompute_and_compile_exclude_each_other():

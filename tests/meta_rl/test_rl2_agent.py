@@ -14,9 +14,9 @@ from gymnasium import spaces
 from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
-from metarl.meta_rl.compiled import can_compile
+from metarl.meta_rl.compiled import COMPILED_UPDATES, can_compile
 from metarl.meta_rl.registry import ALGOS, find_algorithm
-from metarl.meta_rl.rl2_agent import COMPILED_UPDATES, RL2Agent, RL2Config
+from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 
 OBSERVATIONS = spaces.Box(-5.0, 5.0, (3,), np.float32)
 ACTIONS = {
@@ -494,7 +494,7 @@ def test_a_compiled_agent_is_measured_uncompiled(monkeypatch):
 
 def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
     for compiler in (True, False):
-        monkeypatch.setattr("metarl.meta_rl.rl2_agent.can_compile", lambda: compiler)  # noqa: B023
+        monkeypatch.setattr("metarl.meta_rl.compiled.can_compile", lambda: compiler)  # noqa: B023
         compiled = {
             (method, updates)
             for method in METHODS

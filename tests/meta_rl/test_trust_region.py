@@ -34,8 +34,21 @@ def joined(parts):
 
 def step(parts, loss, divergence, max_divergence=0.01, iterations=SIZE, sampled=None):
     bounds = {"max_divergence": max_divergence, "iterations": iterations}
-    outcome = [lambda: (loss(), divergence())]
-    return trust_region_step(parts, outcome, hessian(parts, sampled or divergence), **bounds)
+
+    def outcome():
+        return loss(), divergence()
+
+    return trust_region_step(parts, outcome, slope_of(parts, loss), hessian(parts, sampled or divergence), **bounds)
+
+
+def slope_of(parts, loss):
+    """The loss and its gradient, when called."""
+
+    def slope():
+        value = loss()
+        return value.detach(), joined(torch.autograd.grad(value, parts, allow_unused=True, materialize_grads=True))
+
+    return slope
 
 
 def hessian(parts, divergence):
@@ -99,13 +112,15 @@ def one_dimension(divergence, bound):
     """A step from 0, gradient −1, curvature 1: metrics, where it ends, the full step, how many were tried."""
     parts, tried = [torch.zeros(1, dtype=torch.float64, requires_grad=True)], []
 
+    def loss():
+        return -parts[0].sum()
+
     def outcome():
-        if not torch.is_grad_enabled():
-            tried.append(float(parts[0]))
-        return -parts[0].sum(), divergence(parts[0])
+        tried.append(float(parts[0]))
+        return loss(), divergence(parts[0])
 
     limits = {"max_divergence": bound, "iterations": 1}
-    metrics = trust_region_step(parts, [outcome], lambda along: along, **limits)
+    metrics = trust_region_step(parts, outcome, slope_of(parts, loss), lambda along: along, **limits)
     return metrics, float(parts[0].detach()), math.sqrt(2 * bound / (1 + DAMPING)), len(tried)
 
 

@@ -278,5 +278,12 @@ class Actor(nn.Module):
                 got, needed = output.shape[-1], self.head.output_size
                 raise UsageError(f"the body of an Actor gives {needed} values for {self.action_space}, got {got}")
             return output, self.init_state(x.shape[1]) if state is None else state
-        features, state = self.memory(self.encoder(x), state, starts)
-        return self.output(features), state
+        x = self.encoder(x)
+        if len(x) > 1:
+            features, state = self.memory(x, state, starts)
+            return self.output(features), state
+        state = self.init_state(x.shape[1]) if state is None else state
+        if starts is not None:
+            state = state * (1 - starts[0].to(x.dtype)).view(-1, *[1] * (state.ndim - 1))
+        features, state = self.memory.step(x[0], state)  # as in acting: less work than a sequence
+        return self.output(features)[None], state

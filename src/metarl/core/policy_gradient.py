@@ -6,6 +6,7 @@ A round is a dict of tensors. Collected, its axes are [T, B, ...], the rows of a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
@@ -43,8 +44,10 @@ def with_advantages(collected: Round, rows: int, *, discount: float, trace: floa
     """
     reward, terminated, truncated = (collected[name] for name in ("reward", "terminated", "truncated"))
     active = collected["active"].to(reward.dtype)
-    features = _features(collected["x"], collected["time"])
-    following = _features(collected["next_x"], collected["time"] + 1)
+    mask = by_task(active, rows)
+    features = by_task(_features(collected["x"], collected["time"]), rows).flatten(1, 2).double()  # [M, T E, P]
+    following = by_task(_features(collected["next_x"], collected["time"] + 1), rows).flatten(1, 2).double()
+    weights_of = _ridge(features, mask.flatten(1).double(), shrinkage)
     value = successor = torch.zeros_like(reward)
     for _ in range(2):
         returns = generalized_advantage(
@@ -57,15 +60,17 @@ def with_advantages(collected: Round, rows: int, *, discount: float, trace: floa
             discount=discount,
             trace=1.0,
         )
-        weights = _fit(by_task(features, rows), by_task(returns, rows), by_task(active, rows), shrinkage)
-        value, successor = (_predict(each, weights, rows) for each in (features, following))
+        weights = weights_of(by_task(returns, rows).flatten(1).double())
+        value, successor = (
+            (each @ weights)[..., 0].unflatten(1, (-1, rows)).transpose(0, 1).flatten(1).to(reward.dtype)
+            for each in (features, following)
+        )
     advantage = by_task(
         generalized_advantage(
             reward, value, successor[-1], terminated, truncated, successor, discount=discount, trace=trace
         ),
         rows,
     )
-    mask = by_task(active, rows)
     count = mask.sum((1, 2), keepdim=True).clamp(min=1)
     centred = (advantage - (advantage * mask).sum((1, 2), keepdim=True) / count) * mask
     deviation = torch.sqrt(centred.square().sum((1, 2), keepdim=True) / count)
@@ -97,24 +102,15 @@ def _features(x: Tensor, time: Tensor) -> Tensor:
     return torch.cat([x, x.square(), t, t.square(), t**3, torch.ones_like(t)], -1)
 
 
-def _fit(features: Tensor, targets: Tensor, mask: Tensor, shrinkage: float) -> Tensor:
-    """Ridge regression of each task, weights [M, P] from features [M, T, E, P], targets and mask [M, T, E]."""
-    x = features.flatten(1, 2).double()
-    weighted = x * mask.flatten(1)[..., None]
-    count = mask.sum((1, 2)).clamp(min=1).double()[:, None, None]
-    power = weighted.transpose(1, 2) @ x
-    penalty = RIDGE * count * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+def _ridge(x: Tensor, mask: Tensor, shrinkage: float) -> Callable[[Tensor], Tensor]:
+    """Ridge regression of each task on x [M, N, P], mask [M, N]: weights [M, P, 1] as a function of targets [M, N]."""
+    weighted = (x * mask[..., None]).transpose(1, 2)
+    power = weighted @ x
+    penalty = RIDGE * mask.sum(1).clamp(min=1)[:, None, None] * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     shrunk = shrinkage * power.diagonal(dim1=1, dim2=2)
     shrunk[:, -4:] = 0.0  # time is free: what it adds is few
-    moments = power + penalty + torch.diag_embed(shrunk)
-    weights: Tensor = torch.linalg.solve(moments, weighted.transpose(1, 2) @ targets.flatten(1)[..., None].double())
-    return weights[..., 0]
-
-
-def _predict(features: Tensor, weights: Tensor, rows: int) -> Tensor:
-    """Values [T, B] of features [T, B, P]."""
-    values = (by_task(features, rows).double() * weights[:, None, None]).sum(-1)  # [M, T, E]
-    return values.transpose(0, 1).flatten(1, 2).to(features.dtype)
+    factors = torch.linalg.lu_factor(power + penalty + torch.diag_embed(shrunk))
+    return lambda targets: torch.linalg.lu_solve(*factors, weighted @ targets[..., None])
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:

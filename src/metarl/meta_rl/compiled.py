@@ -8,18 +8,21 @@ import shutil
 import sys
 import sysconfig
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._ops import OpOverload
-from torch.fx import GraphModule
+from torch.func import functionalize
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metarl.core.errors import UsageError
+from metarl.core.memory import Memory
 from metarl.core.threads import side_by_side, torch_threads
 
 Function: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -30,8 +33,13 @@ CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "cpp.use_decompose_tanh": Tr
 vectorised tanh of the CPU takes three times as long. The error is absolute, at most 1.8e-7 in float32. Matched patterns
 would put sums back into products, where the addend is copied first."""
 
+aten = torch.ops.aten
+
 _MAKING = threading.RLock()
 """torch traces and compiles in one thread at a time."""
+
+COMPILED_UPDATES = 400
+"""Runs of so many updates gain what compiling takes, even where nothing of it is cached."""
 
 NARROW = 24
 """Products of at most so many columns are computed as the transpose of the transposed factors' product: a BLAS takes up
@@ -49,6 +57,7 @@ class Programs:
     def __init__(self) -> None:
         _keep_freed_memory()
         self._programs: dict[Hashable, _Program] = {}
+        self._splits: dict[Hashable, _Split] = {}
 
     def run(self, key: Hashable, function: Function, *tensors: Tensor) -> Sequence[Tensor]:
         """`function(*tensors)`.
@@ -66,28 +75,58 @@ class Programs:
         Raises:
             UsageError: as in `run`.
         """
-        work = [(self._program(key, function, tensors), tensors) for tensors in calls]
-        if len(calls) == 1 or any(program.draws or not program.on_cpu for program, _ in work):
-            return [program.run(tensors) for program, tensors in work]
-        with torch_threads(1):
-            for program, tensors in work:
-                program.code(tensors)  # made before several threads ask for it
-        return side_by_side(lambda call: call[0].run(call[1]), work)
+        return _run_all([(self._program(key, function, tensors), tensors) for tensors in calls])
+
+    def run_trees(self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]]) -> list[Sequence[Tensor]]:
+        """`run_each` of arguments that are trees of tensors (tuples, lists and dicts), of one form in all calls."""
+        flat, (form, *_) = zip(*map(tree_flatten, calls), strict=True)
+        return self.run_each((key, form), lambda *tensors: function(*tree_unflatten(tensors, form)), flat)
+
+    def held(
+        self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]], example: Tensor
+    ) -> Callable[[Tensor], list[Sequence[Tensor]]]:
+        """`run_trees` of each of `calls` with one more tensor, to be called with that one, as often as wanted.
+
+        What does not depend on that tensor is computed here, once, but for elementwise operations, which cost less
+        than to keep what they give.
+        """
+        flat, (form, *_) = zip(*map(tree_flatten, calls), strict=True)
+        key = "held", key, form
+
+        def whole(*tensors: Tensor) -> Sequence[Tensor]:
+            return function(*tree_unflatten(tensors[:-1], form), tensors[-1])
+
+        splits = [self._split(key, whole, [*tensors, example]) for tensors in flat]
+        found = _run_all([(split.once, tensors) for split, tensors in zip(splits, flat, strict=True)])
+        kept = [split.kept(tensors, results) for split, tensors, results in zip(splits, flat, found, strict=True)]
+        programs = [split.again for split in splits]
+        return lambda last: _run_all([(again, [*each, last]) for again, each in zip(programs, kept, strict=True)])
 
     def _program(self, key: Hashable, function: Function, tensors: Sequence[Tensor]) -> _Program:
-        form = key, *[(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors]
+        form = key, *_forms(tensors)
         if form not in self._programs:
             with _MAKING:
-                self._programs[form] = _Program(function, tensors)
+                self._programs[form] = _Program(_traced(function, tensors))
         return self._programs[form]
+
+    def _split(self, key: Hashable, function: Function, tensors: Sequence[Tensor]) -> _Split:
+        form = key, *_forms(tensors)
+        if form not in self._splits:
+            with _MAKING:
+                trace = functionalize(_traced(function, tensors))  # writes in place cannot be done in part
+                self._splits[form] = _Split(_traced(trace, tensors))
+        return self._splits[form]
+
+
+def _forms(tensors: Sequence[Tensor]) -> list[Hashable]:
+    return [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors]
 
 
 class _Program:
-    """The trace of a function, and what torch's inductor makes of it for each number of threads that it runs on."""
+    """A trace, and what torch's inductor makes of it for each number of threads that it runs on."""
 
-    def __init__(self, function: Function, tensors: Sequence[Tensor]) -> None:
-        self._trace = _traced(function, tensors)
-        self.on_cpu = tensors[0].device.type == "cpu"
+    def __init__(self, trace: GraphModule) -> None:
+        self._trace = trace
         tags = [getattr(node.target, "tags", ()) for node in self._trace.graph.nodes]
         self.draws = any(torch.Tag.nondeterministic_seeded in each for each in tags)
         self._codes: dict[int, Function] = {}
@@ -106,7 +145,7 @@ class _Program:
         if threads not in self._codes:
             from torch import _inductor  # here: takes seconds
 
-            options = CPU_OPTIONS if self.on_cpu else {}
+            options = CPU_OPTIONS if tensors[0].device.type == "cpu" else {}
             try:
                 with _MAKING, torch.no_grad():
                     self._codes[threads] = _inductor.compile(self._trace, list(tensors), options=options)
@@ -114,6 +153,68 @@ class _Program:
                 needs = "give it a C++ compiler, such as g++, and space for its cache, or turn compile off"
                 raise UsageError(f"cannot compile here ({_first_line(error)}): {needs}") from error
         return self._codes[threads]
+
+
+class _Split:
+    """A trace in two: what does not depend on its last argument (`once`), and the rest (`again`).
+
+    Elementwise operations and views that do not depend on it are done again all the same.
+    """
+
+    def __init__(self, trace: GraphModule) -> None:
+        nodes = list(trace.graph.nodes)
+        self._given = [node for node in nodes if node.op == "placeholder"]
+        *fixed, last = self._given
+        moving, needed = {last}, set()
+        for node in nodes:
+            if not moving.isdisjoint(node.all_input_nodes):
+                moving.add(node)
+        again = set(moving)
+        for node in reversed(nodes):
+            if node in moving or (node in needed and _is_cheap(node)):
+                again.add(node)
+                needed.update(node.all_input_nodes)
+        self._between = [node for node in nodes if node in needed and node not in again]
+        self._found = [node for node in self._between if node.op != "placeholder"]
+        (results,) = nodes[-1].args
+        self.once = _Program(_part(trace, fixed, [node for node in nodes if node not in moving], self._found))
+        self.again = _Program(_part(trace, [*self._between, last], [node for node in nodes if node in again], results))
+
+    def kept(self, tensors: Sequence[Tensor], found: Sequence[Tensor]) -> list[Tensor]:
+        """What `again` takes before the last argument, from the others and from what `once` found."""
+        values = {**dict(zip(self._given, tensors, strict=False)), **dict(zip(self._found, found, strict=True))}
+        return [values[node] for node in self._between]
+
+
+def _is_cheap(node: Node) -> bool:
+    if not isinstance(node.target, OpOverload):
+        return node.op == "get_attr"
+    elementwise = torch.Tag.pointwise in node.target.tags or node.target.overloadpacket in FILLING
+    return elementwise or node.target.is_view
+
+
+def _part(trace: GraphModule, inputs: Sequence[Node], nodes: Sequence[Node], results: Sequence[Node]) -> GraphModule:
+    """The nodes of a trace that lead from `inputs` to `results`."""
+    graph, copies = Graph(), {}
+    for node in inputs:
+        copies[node] = graph.placeholder(node.name)
+        copies[node].meta = node.meta
+    for node in nodes:
+        if node not in copies and node.op != "output":
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in results))
+    graph.eliminate_dead_code()
+    return GraphModule(trace, graph)
+
+
+def _run_all(work: Sequence[tuple[_Program, Sequence[Tensor]]]) -> list[Sequence[Tensor]]:
+    """Several programs on a CPU run side by side, each on one thread, unless they draw random numbers."""
+    if len(work) == 1 or any(program.draws or tensors[0].device.type != "cpu" for program, tensors in work):
+        return [program.run(tensors) for program, tensors in work]
+    with torch_threads(1):
+        for program, tensors in work:
+            program.code(tensors)  # made before several threads ask for it
+    return side_by_side(lambda call: call[0].run(call[1]), work)
 
 
 def _traced(function: Function, tensors: Sequence[Tensor]) -> GraphModule:
@@ -143,10 +244,14 @@ def _sum_with_product(addend: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, 
 
 
 REWRITTEN: dict[OpOverload[..., Any], Callable[..., Any]] = {
-    torch.ops.aten.mm.default: _product,
-    torch.ops.aten.bmm.default: _product,
-    torch.ops.aten.addmm.default: _sum_with_product,
+    aten.mm.default: _product,
+    aten.bmm.default: _product,
+    aten.addmm.default: _sum_with_product,
 }
+
+
+FILLING = {aten.empty_like, aten.ones_like, aten.zeros_like, aten.full_like, aten.fill, aten.clone}
+"""Elementwise too, though torch has no tag for them that says so."""
 
 
 def _keep_freed_memory() -> None:
@@ -160,6 +265,20 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**25)
+
+
+def worth_compiling(asked: bool | None, policy: nn.Module, device: str, num_updates: int | None) -> bool:
+    """What `compile` of an agent's config comes to, for a policy with a memory of `core/memory.py`.
+
+    Raises:
+        UsageError: it was asked for and is not possible.
+    """
+    possible = device == "cpu" and all(each.traceable for each in policy.modules() if isinstance(each, Memory))
+    if asked is None:
+        return possible and (num_updates or 0) >= COMPILED_UPDATES and can_compile()
+    if asked and not possible:
+        raise UsageError("--compile True goes with ssm, transformer or mlp on --device cpu: leave it out")
+    return asked
 
 
 def can_compile() -> bool:

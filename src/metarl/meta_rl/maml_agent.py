@@ -10,7 +10,7 @@ penalty on the divergence from what collected (promp, Rothfuss et al. 2019).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -33,6 +33,7 @@ from metarl.core.policy_gradient import (
     with_advantages,
 )
 from metarl.core.trajectory import Trajectory
+from metarl.meta_rl.compiled import Function, worth_compiling
 from metarl.meta_rl.inner_loop import Parameters, over_tasks
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
@@ -143,7 +144,12 @@ class MetaMAMLAgent(Agent):
 
     def _policy(self, x: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Distribution parameters [B, output] and next memory [B, ...], each block of rows by its own parameters."""
-        if not self._stacked:
+        params = self._params if self._stacked else {}
+        ((output, memory),) = self._run_each(("policy", self._rows), self._policy_of, [(params, x, memory, starts)])
+        return output, memory
+
+    def _policy_of(self, params: Parameters, x: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+        if not params:
             output, memory = self.actor(x[None], memory, starts[None])
             return output[0], memory
 
@@ -154,7 +160,7 @@ class MetaMAMLAgent(Agent):
             )
             return result
 
-        shared, adapted = self.maml.split(self._params)
+        shared, adapted = self.maml.split(params)
         blocks = (tensor.unflatten(0, (-1, self._rows)) for tensor in (x, memory, starts))
         output, memory = over_tasks(one_task, (None, 0, 0, 0, 0), shared, adapted, *blocks)
         return output.flatten(0, 2), memory.flatten(0, 1)
@@ -191,6 +197,12 @@ class MetaMAMLAgent(Agent):
         self._starts = torch.where(mask, done.float(), self._starts)
         self._time = torch.where(mask, torch.where(done, 0.0, self._time + 1), self._time)
         self._noise = None
+
+    def _run_each(self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]]) -> list[Sequence[Tensor]]:
+        """`function` of each of `calls`: compiled where the agent trains by compiled code."""
+        if self.maml.programs is None or not self.training:
+            return [function(*call) for call in calls]
+        return self.maml.programs.run_trees(key, function, calls)
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)
@@ -233,14 +245,20 @@ class MetaMAMLAgent(Agent):
         by_step = {name: values for name, values in collected.items() if name != "raw"}
         most = self.maml.samples_at_once // collected["starts"][:, : self._rows].numel()
         shared, own = self.maml.split(self._params)
-        stepped = []
-        for group in even_groups(len(self._starts) // self._rows, most):
+
+        def call(group: slice) -> tuple[Round, Parameters]:
             rows = slice(group.start * self._rows, group.stop * self._rows)
             batch = self._batch({name: values[:, rows] for name, values in by_step.items()})
-            start = {name: value[group] for name, value in own.items()} if self._stacked else own
-            step = self.maml.inner_step(self.objective.inner_loss, {**shared, **start}, batch, self._stacked, scale)
-            stepped.append(step)
-        return {**shared, **{name: torch.cat([step[name] for step in stepped]) for name in own}}
+            return batch, {name: value[group] for name, value in own.items()} if self._stacked else {}
+
+        def step(batch: Round, start: Parameters) -> tuple[Tensor, ...]:
+            params = {**self.maml.parameters(), **start}
+            stepped = self.maml.inner_step(self.objective.inner_loss, params, batch, bool(start), scale)
+            return tuple(stepped[name] for name in own)
+
+        calls = map(call, even_groups(len(self._starts) // self._rows, most))
+        stepped = zip(*self._run_each(("step", scale), step, calls), strict=True)
+        return {**shared, **{name: torch.cat(parts) for name, parts in zip(own, stepped, strict=True)}}
 
     @torch.no_grad()
     def trial_state(self, row: int = 0) -> Array:
@@ -369,5 +387,6 @@ def make_maml_agent(
         reptile=config.reptile,
         adapt=("output.*",) if config.adapt == "head" else ("*",),
         learn_rates=config.learn_rates,
+        compile=worth_compiling(config.compile, actor, device, num_updates),
     ).to(device)
     return MetaMAMLAgent(maml, config, num_updates=num_updates, seed=seed)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import mse_loss
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metarl.core.differentiable import differentiable_kernels, differentiable_twin
 from metarl.core.errors import UsageError, check_limits
@@ -98,7 +97,7 @@ class MetaMAML:
         compile: the meta-gradient runs as machine code, on a CPU a group of tasks on every core. The first call with
             tensors of a new form, or with another loss function, takes seconds, later ones a fraction of the time. What
             is no tensor must not change between calls; dropout draws other masks than without. The process keeps the
-            memory that it frees.
+            memory that it frees. A `MetaMAMLAgent` over it trains by such code as a whole.
         grad_clip_norm: largest norm of a meta-gradient.
     """
 
@@ -142,7 +141,7 @@ class MetaMAML:
         self.multi_step_updates, self.recompute, self.vectorize = multi_step_updates, recompute, vectorize
         self._samples_at_once, self.grad_clip_norm = samples_at_once, grad_clip_norm
         self.updates = 0
-        self._programs = Programs() if compile else None
+        self.programs = Programs() if compile else None  # None: nothing is compiled
         self._twin, replaced = differentiable_twin(model)
         if replaced:
             logger.info("meta-gradients go through plain operations in place of %s", ", ".join(replaced))
@@ -355,11 +354,10 @@ class MetaMAML:
         number = sum(num_tasks(support) for support, _ in parts)
         calls = [(support, query, weights, like.new_tensor(num_tasks(support) / number)) for support, query in parts]
         work = partial(self._differentiated, loss_fn)
-        if self._programs is None:
+        if self.programs is None:
             return [work(*call) for call in calls]
-        flat, (form, *_) = zip(*map(tree_flatten, calls), strict=True)  # parts have the same names
-        frozen = loss_fn, form, self._anneals, tuple(module.training for module in self.model.modules())
-        return self._programs.run_each(frozen, lambda *tensors: work(*tree_unflatten(tensors, form)), flat)
+        frozen = loss_fn, self._anneals, tuple(module.training for module in self.model.modules())
+        return self.programs.run_trees(frozen, work, calls)
 
     def _differentiated(
         self, loss_fn: PredictionLoss, support: Batch, query: Batch, weights: Tensor, share: Tensor
@@ -400,7 +398,7 @@ class MetaMAML:
             return self._samples_at_once
         if next(self.learned.parameters()).device.type != "cpu":
             return GPU_SAMPLES
-        return CPU_SAMPLES if self._programs is None else CORE_SAMPLES
+        return CPU_SAMPLES if self.programs is None else CORE_SAMPLES
 
     @property
     def _anneals(self) -> bool:

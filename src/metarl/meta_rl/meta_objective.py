@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from metarl.meta_rl.inner_loop import Loss, Parameters
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.supervised_tasks import groups, num_tasks
-from metarl.meta_rl.trust_region import Parts, trust_region_step
+from metarl.meta_rl.trust_region import trust_region_step
+
+Trial: TypeAlias = Sequence[Round]
+"""Of some tasks, or of all."""
 
 FINAL_RATE = 0.05
 """Adam's step size falls to this fraction of its start."""
@@ -40,7 +44,7 @@ class MetaObjective:
     def __init__(self, maml: MetaMAML, actor: Actor, config: MAMLConfig, num_updates: int | None) -> None:
         self.maml, self.actor, self.config, self.num_updates = maml, actor, config, num_updates
 
-    def step(self, batches: Sequence[Round]) -> Metrics:
+    def step(self, batches: Trial) -> Metrics:
         """One outer step on a trial."""
         metrics = self.trust_region(batches) if self.config.outer == "trpo" else self.clipped(batches)
         self._keep_variety()
@@ -65,61 +69,74 @@ class MetaObjective:
 
     # --- over tasks ---------------------------------------------------------------------------------------------------
 
-    def outer_loss(self, batches: Sequence[Round], loss: Loss, params: Sequence[Parameters] | None = None) -> Tensor:
+    def outer_loss(self, batches: Trial, loss: Loss, params: Sequence[Parameters] | None = None) -> Tensor:
         """Mean over tasks of `loss` on the last round, by the parameters adapted to it; reptile: summed over rounds."""
         params = list(self.maml.inner_loop(self.inner_loss, batches[:-1])) if params is None else params
         measured = range(len(batches)) if self.maml.reptile else [len(batches) - 1]
         losses = [self.maml.task_losses(loss, params[k], batches[k], stacked=k > 0).mean() for k in measured]
         return torch.stack(losses).sum()
 
-    def trust_region(self, batches: Sequence[Round]) -> Metrics:
+    def trust_region(self, batches: Trial) -> Metrics:
         """A step of TRPO."""
-
-        def outcome(batches: Sequence[Round]) -> tuple[Tensor, Tensor]:
-            params = list(self.maml.inner_loop(self.inner_loss, batches[:-1]))
-            moved = self.maml.task_losses(self.divergence, params[-1], batches[-1]).mean()
-            return self.outer_loss(batches, self.inner_loss, params), moved
-
-        sample = self._sample(batches)
-        curvatures = [
-            (num_tasks(group[0]) / num_tasks(sample[0]), self.curvature(group))
-            for group in groups(sample, self.maml.samples_at_once)
-        ]
+        parts, sample = self._groups(batches), self._groups(self._sample(batches))
         return trust_region_step(
             list(self.maml.learned_tensors().values()),
-            self._in_groups(outcome, batches),
-            lambda vector: torch.stack([share * product(vector) for share, product in curvatures]).sum(0),
+            partial(self._mean, self._outcome, parts),
+            partial(self._mean, self._slope, parts),
+            self._products(sample),
             max_divergence=self.config.max_divergence,
             iterations=self.config.conjugate_iterations,
         )
 
-    def curvature(self, batches: Sequence[Round]) -> AdaptedCurvature:
+    def _outcome(self, batches: Trial) -> tuple[Tensor, Tensor]:
+        """The loss, and how far the adapted policies are from those that collected."""
+        params = list(self.maml.inner_loop(self.inner_loss, batches[:-1]))
+        moved = self.maml.task_losses(self.divergence, params[-1], batches[-1]).mean()
+        return self.outer_loss(batches, self.inner_loss, params), moved
+
+    def _slope(self, batches: Trial) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient."""
+        loss = self.outer_loss(batches, self.inner_loss)
+        return loss.detach(), self._gradient(loss)
+
+    def curvature(self, batches: Trial) -> AdaptedCurvature:
         """The Hessian of the divergence after adaptation, where no parameter has moved yet."""
         return AdaptedCurvature(self.maml, self.inner_loss, self.divergence, batches)
 
-    def clipped(self, batches: Sequence[Round]) -> Metrics:
+    def _products(self, parts: Sequence[Trial]) -> Callable[[Tensor], Tensor]:
+        """Products of a vector with `curvature` of all parts."""
+        if self.maml.programs is not None:
+            example = torch.cat([value.detach().reshape(-1) for value in self.maml.learned_tensors().values()])
+            key, calls = ("product", self.config), [(part,) for part in parts]
+            products = self.maml.programs.held(key, self._product, calls, example)
+            return lambda vector: _mean(products(vector), parts)[0]
+        built = [self.curvature(part) for part in parts]
+        return lambda vector: _mean([(product(vector),) for product in built], parts)[0]
+
+    def _product(self, batches: Trial, vector: Tensor) -> tuple[Tensor]:
+        return (self.curvature(batches)(vector),)
+
+    def clipped(self, batches: Trial) -> Metrics:
         """Steps of Adam on PPO's clipped loss, with ProMP's penalty on how far the policies of earlier rounds move."""
         config = self.config
         if self.num_updates is not None:
             remaining = max(FINAL_RATE, 1 - self.maml.updates / self.num_updates)
             self.maml.optimizer.param_groups[0]["lr"] = config.learning_rate * remaining
-        weights = torch.tensor([1.0, config.divergence_weight], device=batches[0]["x"].device)
+        learned = self.maml.learned_tensors().values()
+        parts = self._groups(batches)
         history: list[Metrics] = []
         for _ in range(config.update_epochs):
-            self.maml.optimizer.zero_grad(set_to_none=True)
-            parts = []
-            for part in self._in_groups(self._clipped_losses, batches):
-                losses = torch.stack(part())
-                (weights * losses).sum().backward()
-                parts.append(losses.detach())
-            policy, divergence = torch.stack(parts).sum(0).tolist()
-            found = {"policy": policy, "divergence": divergence}
+            policy, divergence, gradient = self._mean(self._clipped_slope, parts)
+            for parameter, part in zip(learned, gradient.split([each.numel() for each in learned]), strict=True):
+                parameter.grad = part.view_as(parameter)
+            found = {"policy": float(policy), "divergence": float(divergence)}
             norm = step_along_gradients(self.maml.optimizer, self.maml.learned, found, config.grad_clip_norm)
-            history.append({"policy_loss": policy, "kl": divergence, "grad_norm": norm})
+            history.append({"policy_loss": found["policy"], "kl": found["divergence"], "grad_norm": norm})
         return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
 
-    def _clipped_losses(self, batches: Sequence[Round]) -> tuple[Tensor, Tensor]:
-        """PPO's clipped loss on the last round, and how far the policies of earlier rounds are from what collected."""
+    def _clipped_slope(self, batches: Trial) -> tuple[Tensor, Tensor, Tensor]:
+        """PPO's clipped loss on the last round, how far the policies of earlier rounds are from what collected, and the
+        gradient of both together."""
 
         def clipped(params: Parameters, batch: Round) -> Tensor:
             log_prob = self.actor.head.log_prob(self.output_of(params, batch), batch["action"])
@@ -130,21 +147,34 @@ class MetaObjective:
             self.maml.task_losses(self.divergence, each, batch, stacked=number > 0).mean()
             for number, (each, batch) in enumerate(zip(params, batches[:-1], strict=False))
         ]
-        return self.outer_loss(batches, clipped, params), torch.stack(moved).mean()
+        policy, divergence = self.outer_loss(batches, clipped, params), torch.stack(moved).mean()
+        gradient = self._gradient(policy + self.config.divergence_weight * divergence)
+        return policy.detach(), divergence.detach(), gradient
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        """Of everything learned, as one vector."""
+        learned = list(self.maml.learned_tensors().values())
+        parts = torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True)
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    # --- part by part -------------------------------------------------------------------------------------------------
+
+    def _groups(self, batches: Trial) -> list[list[Round]]:
+        return list(groups(batches, self.maml.samples_at_once))
+
+    def _mean(self, function: Callable[[Trial], tuple[Tensor, ...]], parts: Sequence[Trial]) -> Any:
+        """Means over tasks, `function` giving those over the tasks of a part.
+
+        One part after the other: what it keeps for its gradient is gone before the next begins.
+        """
+        if self.maml.programs is None:
+            return _mean([function(part) for part in parts], parts)
+        key = function.__name__, self.config
+        return _mean(self.maml.programs.run_trees(key, function, [(part,) for part in parts]), parts)
 
     # --- of the data --------------------------------------------------------------------------------------------------
 
-    def _in_groups(self, means: Callable[[Sequence[Round]], tuple[Tensor, ...]], batches: Sequence[Round]) -> Parts:
-        """Means over tasks as sums over groups of them."""
-        number = num_tasks(batches[0])
-
-        def part(group: Sequence[Round]) -> tuple[Tensor, ...]:
-            share = num_tasks(group[0]) / number
-            return tuple(share * mean for mean in means(group))
-
-        return [partial(part, group) for group in groups(batches, self.maml.samples_at_once)]
-
-    def _sample(self, batches: Sequence[Round]) -> list[Round]:
+    def _sample(self, batches: Trial) -> list[Round]:
         """What the curvature is taken on: the first tasks, and every so many of their windows."""
         config = self.config
         tasks = math.ceil(config.curvature_tasks * num_tasks(batches[0]))
@@ -153,7 +183,8 @@ class MetaObjective:
             length, windows = batch["starts"].shape[1:]
             every = -(-length * windows // config.curvature_steps)
             part = {name: values[:tasks, :, ::every] for name, values in batch.items() if name != "memory"}
-            sample.append({**part, "memory": batch["memory"][:tasks, ::every]})
+            part["memory"] = batch["memory"][:tasks, ::every]
+            sample.append({name: values.contiguous() for name, values in part.items()})
         return sample
 
     @torch.no_grad()
@@ -161,3 +192,12 @@ class MetaObjective:
         for name, parameter in self.actor.named_parameters():
             if name.endswith("log_std"):
                 parameter.clamp_(min=math.log(self.config.min_std))
+
+
+def _mean(results: Sequence[Sequence[Tensor]], parts: Sequence[Trial]) -> list[Tensor]:
+    """Means over all tasks from those over the tasks of each part."""
+    tasks = [num_tasks(part[0]) for part in parts]
+    return [
+        torch.stack([number / sum(tasks) * mean for number, mean in zip(tasks, means, strict=True)]).sum(0)
+        for means in zip(*results, strict=True)
+    ]

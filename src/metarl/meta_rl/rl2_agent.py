@@ -31,7 +31,7 @@ from metarl.core.policy import ActorCritic
 from metarl.core.policy_controller import PolicyController
 from metarl.core.returns import generalized_advantage
 from metarl.core.trajectory import Trajectory
-from metarl.meta_rl.compiled import Function, Programs, can_compile
+from metarl.meta_rl.compiled import Function, Programs, worth_compiling
 from metarl.meta_rl.rl2_config import RL2Config
 
 __all__ = ["RL2Agent", "RL2Config"]
@@ -39,8 +39,6 @@ __all__ = ["RL2Agent", "RL2Config"]
 FINAL_RATE = 0.05
 """The learning rate's linear decay ends at this fraction of its start."""
 REWARD_SCALE = 0.1
-COMPILED_UPDATES = 400
-"""Runs of so many updates gain what compiling takes, even where nothing of it is cached."""
 
 LEARNED_FROM = ("first_memory", "inputs", "action", "log_prob", "advantage", "target")
 LOSSES, MEASURES = ("policy", "value", "entropy"), ("entropy", "kl", "clip_fraction")
@@ -98,18 +96,9 @@ class RL2Agent(Agent):
         self.updates = 0
         self._trajectory = Trajectory()
         self._given: dict[str, Tensor] | None = None
-        self.compiles = self._decide_to_compile()
+        self.compiles = worth_compiling(self.config.compile, self.policy, self.device.type, num_updates)
         self._programs = Programs() if self.compiles else None
         self.begin_trial(0)
-
-    def _decide_to_compile(self) -> bool:
-        asked = self.config.compile
-        possible = self.device.type == "cpu" and self.policy.memory.traceable
-        if asked is None:
-            return possible and (self.num_updates or 0) >= COMPILED_UPDATES and can_compile()
-        if asked and not possible:
-            raise UsageError("--compile True goes with ssm, transformer or mlp on --device cpu: leave it out")
-        return asked
 
     @cached_property
     def optimizer(self) -> torch.optim.Optimizer:

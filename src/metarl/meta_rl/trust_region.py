@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from metarl.core.optimization import TrainingDiverged
-
-Parts: TypeAlias = Sequence[Callable[[], tuple[Tensor, ...]]]
-"""Scalars, each a sum over parts; a part of all of them is computed when it is called."""
 
 DAMPING = 1e-4
 """Added to the diagonal of the divergence's Hessian, which is singular where a parameter moves no action."""
@@ -21,7 +17,8 @@ BACKTRACK, MAX_BACKTRACKS = 0.8, 15
 
 def trust_region_step(
     parameters: Sequence[Tensor],
-    outcome: Parts,
+    outcome: Callable[[], tuple[Tensor, Tensor]],
+    slope: Callable[[], tuple[Tensor, Tensor]],
     curvature: Callable[[Tensor], Tensor],
     *,
     max_divergence: float,
@@ -37,7 +34,8 @@ def trust_region_step(
     Where the divergence is too large, it is shortened at once by what that takes if it grows with the step's square.
 
     Args:
-        outcome: loss and divergence.
+        outcome: loss and divergence; called without recording gradients.
+        slope: loss and its gradient, as one vector.
         curvature: H times a vector.
 
     Returns:
@@ -46,7 +44,7 @@ def trust_region_step(
     Raises:
         TrainingDiverged: the loss or a gradient is not finite; nothing has changed.
     """
-    before, gradient = _loss_and_gradient(outcome, parameters)
+    before, gradient = slope()
     if not (bool(torch.isfinite(before)) and bool(torch.isfinite(gradient).all())):
         raise TrainingDiverged("not finite: the policy loss or its gradient; try a lower inner_lr")
 
@@ -61,7 +59,7 @@ def trust_region_step(
         while power <= last:
             fraction = BACKTRACK**power
             _move(parameters, old, fraction * scale * direction)
-            reached, moved = (torch.stack(parts).sum() for parts in zip(*(part() for part in outcome), strict=True))
+            reached, moved = outcome()
             if bool(reached < before) and bool(moved <= max_divergence):
                 return {"policy_loss": float(before), "kl": float(moved), "step_fraction": fraction}
             power += max(1, min(_shortenings(float(moved) / max_divergence), last - power))
@@ -90,25 +88,6 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iter
         previous, error = error, residual @ residual
         direction = residual + (error / previous) * direction
     return solution
-
-
-def _loss_and_gradient(outcome: Parts, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Part by part: what one keeps for its gradient is gone before the next begins."""
-    losses, gradients = [], []
-    for part in outcome:
-        loss, _ = part()
-        gradients.append(_gradient(loss, parameters))
-        losses.append(loss.detach())
-    return torch.stack(losses).sum(), torch.stack(gradients).sum(0)
-
-
-def _gradient(of: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """The gradient of `of` as one vector."""
-    return _flat(torch.autograd.grad(of, parameters, allow_unused=True, materialize_grads=True))
-
-
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 def _move(parameters: Sequence[Tensor], old: Sequence[Tensor], step: Tensor) -> None:

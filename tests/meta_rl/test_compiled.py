@@ -1,0 +1,102 @@
+"""Functions held for all but their last argument, against the functions themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from metarl.core.scan import linear_scan
+from metarl.meta_rl.compiled import Programs, can_compile
+
+needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch compiles with g++, which is not installed")
+
+
+@pytest.fixture(params=[False, pytest.param(True, marks=[needs_compiler, pytest.mark.nightly])], autouse=True)
+def really_compiled(request, monkeypatch):
+    """False: programs are the traces themselves, which takes no compiler and no time."""
+    if not request.param:
+        monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+    return request.param
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def curved(weight):
+    """A product with a Hessian, of a loss with a parameter that is read from elsewhere."""
+
+    def function(pair, vector):
+        x, y = pair["x"], pair["y"]
+        at = x.detach().clone().requires_grad_()
+        loss = (torch.nn.functional.silu(at @ weight) * y).square().sum()  # silu's second derivative writes in place
+        (slope,) = torch.autograd.grad(loss, at, create_graph=True)
+        return torch.autograd.grad(slope, at, vector)[0], 2 * vector
+
+    return function
+
+
+def calls(number=3, rows=4):
+    return [({"x": draw(rows, 5, seed=n), "y": draw(rows, 6, seed=100 + n)},) for n in range(number)]
+
+
+def test_what_is_held_is_the_function_for_every_call_and_vector():
+    weight = torch.nn.Parameter(draw(5, 6))
+    function, programs = curved(weight), Programs()
+    for _ in range(2):
+        held = programs.held("curved", function, calls(), draw(4, 5))
+        for seed in range(2):
+            vector = draw(4, 5, seed=seed)
+            for got, call in zip(held(vector), calls(), strict=True):
+                for one, other in zip(got, function(*call, vector), strict=True):
+                    torch.testing.assert_close(one, other)
+        with torch.no_grad():
+            weight.mul_(-0.5)  # it stays live: what is held next is of the new one
+
+
+def products(trace):
+    return sum(node.target == torch.ops.aten.mm.default for node in trace.graph.nodes)
+
+
+def test_products_that_do_not_depend_on_the_vector_are_computed_once():
+    programs, function, (call,) = Programs(), curved(torch.nn.Parameter(draw(5, 6))), calls(1)
+    programs.held("curved", function, [call], draw(4, 5))
+    (split,) = programs._splits.values()
+    programs.run_trees("curved", function, [(*call, draw(4, 5))])
+    (whole,) = (program._trace for program in programs._programs.values())
+    whole.graph.eliminate_dead_code()
+    assert products(split.once._trace) == 1  # x W
+    assert products(split.again._trace) == products(whole) - 1
+
+
+def test_a_function_of_the_vector_alone_and_one_that_ignores_it():
+    programs = Programs()
+    both = programs.held("both", lambda x, vector: (vector + 1, x.exp() @ x), [(draw(3, 3),)], draw(2))
+    ((moved, fixed),) = both(draw(2, seed=5))
+    torch.testing.assert_close(moved, draw(2, seed=5) + 1)
+    torch.testing.assert_close(fixed, draw(3, 3).exp() @ draw(3, 3))
+
+
+def test_tensors_of_another_form_or_order_of_memory_are_another_program():
+    programs = Programs()
+    x = draw(4, 3)
+    for given in (x, x.T.contiguous().T, draw(5, 3)):
+        (found,) = programs.run("double", lambda x: (2 * x,), given)
+        torch.testing.assert_close(found, 2 * given)
+    assert len(programs._programs) == 3
+
+
+def test_scans_are_held_with_their_derivatives():
+    inputs = torch.complex(draw(6, 2, 3), draw(6, 2, 3, seed=1))
+
+    def function(inputs, vector):
+        decay = torch.polar(torch.sigmoid(vector), torch.ones(3)).requires_grad_()
+        loss = linear_scan(decay, torch.view_as_complex(inputs)).abs().square().sum()
+        (slope,) = torch.autograd.grad(loss, decay, create_graph=True)
+        (second,) = torch.autograd.grad(slope.abs().square().sum(), decay)
+        return loss.detach(), torch.view_as_real(second)
+
+    given, vector = torch.view_as_real(inputs).contiguous(), draw(3)
+    (found,) = Programs().held("scan", function, [(given,)], vector)(vector)
+    for got, expected in zip(found, function(given, vector), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
