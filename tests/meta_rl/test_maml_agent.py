@@ -947,7 +947,7 @@ def test_compiled_it_learns_the_same(variant, method, kind, really_compiled):
     found = []
     for compile in (False, True):  # more iterations than directions that count would magnify the last bits
         config = replace(VARIANTS[variant], compile=compile, conjugate_iterations=3)
-        agent, batches = in_double(config, kind, method, rounds=3)
+        agent, batches = in_double(config, kind, method)
         agent.maml._samples_at_once = 1  # two groups
         found.append((agent.objective.step(batches), learned(agent)))
     (metrics, parameters), (others, compiled) = found

@@ -1,7 +1,8 @@
 """The scan of `linear_scan` in real numbers, and its derivatives.
 
 Complex numbers are pairs of reals [..., 2], which compilers of traces and of kernels know how to vectorise. Each pass
-is an operation of torch, so a trace holds it in one piece: Numba on CPU (`scan_numba`), Triton on CUDA (`scan_triton`).
+is an operation of torch, so a trace holds it in one piece: Numba on CPU (`scan_numba`), Triton on CUDA (`scan_triton`;
+the second derivatives are composed there).
 
 The gradient of a real loss with respect to z = x + iy is the pair (∂L/∂x, ∂L/∂y), taken as a complex number. With v
 that of the states, k_t = 1 − start_t and e_t = k_t · h_{t−1} the state that enters step t,
@@ -180,7 +181,8 @@ class _ScanSecond(Function):
         info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         folded = _fold_into_rows(info.batch_size, in_dims, tensors, row_axes=(0, 1, 1, 0, 1, 1, 0))
-        results = zip(_scan_second(*folded), (axes := (0, 1, 0, 1)), strict=True)
+        axes = 0, 1, 0, 1
+        results = zip(_scan_second(*folded), axes, strict=True)
         return tuple(_unfold(each, info.batch_size, axis) for each, axis in results), axes
 
 
