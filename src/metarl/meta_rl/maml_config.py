@@ -55,7 +55,7 @@ class MAMLConfig:
     min_std: float = 0.2
     """Smallest standard deviation of meta-learned continuous actions: without variety nothing can be adapted from."""
     compile: bool | None = None
-    """Train by machine code: ssm, transformer, mlp on a CPU. None: in 400 updates or more, where there is a C++ compiler."""
+    """Train by machine code: ssm, transformer, mlp on a CPU. None: in 400 updates or more, with a C++ compiler."""
 
     def __post_init__(self) -> None:
         check_limits(
