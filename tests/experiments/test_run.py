@@ -24,6 +24,7 @@ from metarl.experiments.protocol import Evaluation, evaluate
 from metarl.experiments.run import Run, write_results
 from metarl.experiments.run_config import RunConfig
 from metarl.meta_rl.grbal_agent import GrBALConfig
+from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.rl2_agent import RL2Config
 
 SMALL = RL2Config(update_steps=20, num_minibatches=2, update_epochs=1)
@@ -360,6 +361,20 @@ def test_what_a_change_costs_is_measured_beside_other_runs(tmp_path: Path) -> No
         Run.load(run.folder, train_tasks=(100,), test_tasks=(0,), drift=True, beside=(str(plain.folder),))
     with pytest.raises(UsageError, match="takes runs that differ in their settings"):
         Run.load(run.folder, drift=True, beside=(str(plain.folder),) * 2)
+
+
+def test_long_runs_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the steps that all rows take together: 10 updates an epoch, and two rounds of an episode in one of maml."""
+    monkeypatch.setattr("metarl.meta_rl.compiled.can_compile", lambda: True)
+    run = plan(tmp_path, MAMLConfig(), MemoryConfig("mlp", width=8), algo="maml", num_envs=50, epochs=10)
+    steps = 10 * 10 * 50 * 2 * run.distribution.max_episode_steps
+    for threshold, compiled in ((steps, True), (steps + 1, False)):
+        monkeypatch.setattr("metarl.meta_rl.compiled.COMPILED_STEPS", threshold)
+        assert (run.make_agent().maml.programs is not None) == compiled
+    run = plan(tmp_path, RL2Config(update_steps=7), MemoryConfig("mlp", width=8), algo="rl2", num_envs=4, epochs=3)
+    for threshold, compiled in ((30 * 4 * 7, True), (30 * 4 * 7 + 1, False)):
+        monkeypatch.setattr("metarl.meta_rl.compiled.COMPILED_STEPS", threshold)
+        assert run.make_agent().compiles == compiled
 
 
 def test_a_shown_task_widens_the_observation(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.policy import Actor
 from metarl.meta_rl import meta_objective, trust_region
-from metarl.meta_rl.compiled import COMPILED_UPDATES, can_compile
+from metarl.meta_rl.compiled import COMPILED_STEPS, can_compile
 from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.meta_rl.meta_maml import MetaMAML
 
@@ -968,12 +968,12 @@ def test_a_compiled_agent_is_measured_uncompiled(monkeypatch):
 def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
     monkeypatch.setattr("metarl.meta_rl.compiled.can_compile", lambda: True)
     compiled = {
-        (method, updates)
+        (method, steps)
         for method in METHODS
-        for updates in (None, COMPILED_UPDATES - 1, COMPILED_UPDATES)
-        if make_agent(method=method, num_updates=updates).maml.programs is not None
+        for steps in (0, COMPILED_STEPS - 1, COMPILED_STEPS)
+        if make_agent(method=method, num_steps=steps).maml.programs is not None
     }
-    assert compiled == {(method, COMPILED_UPDATES) for method in ("ssm", "transformer", "mlp")}
+    assert compiled == {(method, COMPILED_STEPS) for method in ("ssm", "transformer", "mlp")}
     with pytest.raises(UsageError, match=r"^--compile True goes with ssm, transformer or mlp .*: leave it out$"):
         make_agent(replace(TRPO, compile=True), method="gru")
 

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
-from metarl.meta_rl.compiled import COMPILED_UPDATES, can_compile
+from metarl.meta_rl.compiled import COMPILED_STEPS, can_compile
 from metarl.meta_rl.registry import ALGOS, find_algorithm
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 
@@ -496,15 +496,15 @@ def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
     for compiler in (True, False):
         monkeypatch.setattr("metarl.meta_rl.compiled.can_compile", lambda: compiler)  # noqa: B023
         compiled = {
-            (method, updates)
+            (method, steps)
             for method in METHODS
-            for updates in (None, COMPILED_UPDATES - 1, COMPILED_UPDATES)
-            if make_agent(method, num_updates=updates).compiles
+            for steps in (0, COMPILED_STEPS - 1, COMPILED_STEPS)
+            if make_agent(method, num_steps=steps).compiles
         }
         methods = ("ssm", "transformer", "mlp") if compiler else ()
-        assert compiled == {(method, COMPILED_UPDATES) for method in methods}
+        assert compiled == {(method, COMPILED_STEPS) for method in methods}
     for asked in (True, False):
-        assert make_agent(config=replace(CONFIG, compile=asked), num_updates=500).compiles == asked
+        assert make_agent(config=replace(CONFIG, compile=asked), num_steps=COMPILED_STEPS).compiles == asked
 
 
 def test_agents_compile_in_threads_as_one_after_the_other(monkeypatch):

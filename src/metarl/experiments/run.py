@@ -149,15 +149,19 @@ class Run:
     def make_agent(self) -> Agent:
         """A new agent for the run's worlds."""
         algorithm = find_algorithm(self.config.algo)
-        family = {"reward_model": self.distribution.reward_model, "reward_scale": self.distribution.reward_scale}
-        known = {name: value for name, value in family.items() if name in algorithm.knows}
+        family, updates = self.distribution, self.config.epochs * UPDATES_PER_EPOCH
+        known: dict[str, Any] = {"reward_model": family.reward_model, "reward_scale": family.reward_scale}
+        known = {name: value for name, value in known.items() if name in algorithm.knows}
+        if "num_steps" in algorithm.knows:
+            assert self.config.num_envs is not None
+            known["num_steps"] = updates * self.config.num_envs * self.algorithm.row_steps(family.max_episode_steps)
         with closing(self.distribution.make_env(self.train_tasks[:1])) as env:
             return algorithm.make(
                 env.single_observation_space,
                 env.single_action_space,
                 self.algorithm,
                 self.memory,
-                num_updates=self.config.epochs * UPDATES_PER_EPOCH,
+                num_updates=updates,
                 seed=self.config.seed,
                 device=self.config.device,
                 **known,

@@ -38,8 +38,8 @@ aten = torch.ops.aten
 _MAKING = threading.RLock()
 """torch traces and compiles in one thread at a time."""
 
-COMPILED_UPDATES = 400
-"""Runs of so many updates gain what compiling takes, even where nothing of it is cached."""
+COMPILED_STEPS = 5_000_000
+"""Runs of so many steps of all rows together gain what compiling takes, even where nothing of it is cached."""
 
 NARROW = 24
 """Products of at most so many columns are computed as the transpose of the transposed factors' product: a BLAS takes up
@@ -267,7 +267,7 @@ def _keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)
 
 
-def worth_compiling(asked: bool | None, policy: nn.Module, device: str, num_updates: int | None) -> bool:
+def worth_compiling(asked: bool | None, policy: nn.Module, device: str, num_steps: int) -> bool:
     """What `compile` of an agent's config comes to, for a policy with a memory of `core/memory.py`.
 
     Raises:
@@ -275,7 +275,7 @@ def worth_compiling(asked: bool | None, policy: nn.Module, device: str, num_upda
     """
     possible = device == "cpu" and all(each.traceable for each in policy.modules() if isinstance(each, Memory))
     if asked is None:
-        return possible and (num_updates or 0) >= COMPILED_UPDATES and can_compile()
+        return possible and num_steps >= COMPILED_STEPS and can_compile()
     if asked and not possible:
         raise UsageError("--compile True goes with ssm, transformer or mlp on --device cpu: leave it out")
     return asked

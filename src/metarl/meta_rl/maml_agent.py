@@ -33,7 +33,7 @@ from metarl.core.policy_gradient import (
     with_advantages,
 )
 from metarl.core.trajectory import Trajectory
-from metarl.meta_rl.compiled import Function, worth_compiling
+from metarl.meta_rl.compiled import Function, Programs, worth_compiling
 from metarl.meta_rl.inner_loop import Parameters, over_tasks
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
@@ -200,9 +200,14 @@ class MetaMAMLAgent(Agent):
 
     def _run_each(self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]]) -> list[Sequence[Tensor]]:
         """`function` of each of `calls`: compiled where the agent trains by compiled code."""
-        if self.maml.programs is None or not self.training:
+        if self._programs is None:
             return [function(*call) for call in calls]
-        return self.maml.programs.run_trees(key, function, calls)
+        return self._programs.run_trees(key, function, calls)
+
+    @property
+    def _programs(self) -> Programs | None:
+        """None where the agent is measured: other numbers of rows would be other programs."""
+        return self.maml.programs if self.training else None
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)
@@ -243,7 +248,7 @@ class MetaMAMLAgent(Agent):
         """Every task's parameters after the step, in groups of tasks that stay in the cache."""
         scale = self.maml.inner_steps / max(self.maml.inner_steps, self._steps + 1)
         by_step = {name: values for name, values in collected.items() if name != "raw"}
-        most = self.maml.samples_at_once // collected["starts"][:, : self._rows].numel()
+        most = self.maml.samples_at_once(self._programs) // collected["starts"][:, : self._rows].numel()
         shared, own = self.maml.split(self._params)
 
         def call(group: slice) -> tuple[Round, Parameters]:
@@ -373,8 +378,13 @@ def make_maml_agent(
     num_updates: int | None = None,
     seed: int = 0,
     device: str = "cpu",
+    num_steps: int = 0,
 ) -> MetaMAMLAgent:
-    """A `MetaMAMLAgent` over a new `Actor`, as `--algo maml` and its variants make it."""
+    """A `MetaMAMLAgent` over a new `Actor`, as `--algo maml` and its variants make it.
+
+    Args:
+        num_steps: environment steps of the whole run, about: long runs are compiled, where the config leaves it open.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initialisers take no generator
         actor = Actor(observation_space, action_space, memory)
@@ -387,6 +397,6 @@ def make_maml_agent(
         reptile=config.reptile,
         adapt=("output.*",) if config.adapt == "head" else ("*",),
         learn_rates=config.learn_rates,
-        compile=worth_compiling(config.compile, actor, device, num_updates),
+        compile=worth_compiling(config.compile, actor, device, num_steps),
     ).to(device)
     return MetaMAMLAgent(maml, config, num_updates=num_updates, seed=seed)

@@ -55,7 +55,11 @@ class MAMLConfig:
     min_std: float = 0.2
     """Smallest standard deviation of meta-learned continuous actions: without variety nothing can be adapted from."""
     compile: bool | None = None
-    """Train by machine code: ssm, transformer, mlp on a CPU. None: in 400 updates or more, with a C++ compiler."""
+    """Train by machine code: ssm, transformer, mlp on a CPU. None: in 5M steps or more, where a C++ compiler is."""
+
+    def row_steps(self, horizon: int) -> int:
+        """Steps of a row in an update, where episodes last `horizon` steps at most."""
+        return (self.inner_steps + 1) * horizon
 
     def __post_init__(self) -> None:
         check_limits(

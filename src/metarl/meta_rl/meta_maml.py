@@ -340,7 +340,7 @@ class MetaMAML:
         for batch in chain.from_iterable(batches):
             if "mask" in batch:
                 check_padding(partial(self._predict, self.parameters()), batch, loss_fn)
-        parts = [part for pair in batches for part in groups(pair, self.samples_at_once)]
+        parts = [part for pair in batches for part in groups(pair, self.samples_at_once(self.programs))]
         objectives, losses, *gradients = zip(*self._differentiated_each(parts, loss_fn), strict=True)
         self._check_losses(parts, losses, loss_fn)
         objective, *summed = (reduce(add, each) for each in (objectives, *gradients))
@@ -391,14 +391,13 @@ class MetaMAML:
                 raise self._diverged(supervised_loss(self._predict, loss_fn), support, self.inner_steps, seen, first)
             first += num_tasks(support)
 
-    @property
-    def samples_at_once(self) -> int:
-        """About so many samples are computed as one."""
+    def samples_at_once(self, programs: Programs | None) -> int:
+        """About so many samples are computed as one, where that is done by `programs`, or by torch's own kernels."""
         if self._samples_at_once is not None:
             return self._samples_at_once
         if next(self.learned.parameters()).device.type != "cpu":
             return GPU_SAMPLES
-        return CPU_SAMPLES if self.programs is None else CORE_SAMPLES
+        return CPU_SAMPLES if programs is None else CORE_SAMPLES
 
     @property
     def _anneals(self) -> bool:

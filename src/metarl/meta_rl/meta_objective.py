@@ -160,7 +160,7 @@ class MetaObjective:
     # --- part by part -------------------------------------------------------------------------------------------------
 
     def _groups(self, batches: Trial) -> list[list[Round]]:
-        return list(groups(batches, self.maml.samples_at_once))
+        return list(groups(batches, self.maml.samples_at_once(self.maml.programs)))
 
     def _mean(self, function: Callable[[Trial], tuple[Tensor, ...]], parts: Sequence[Trial]) -> Any:
         """Means over tasks, `function` giving those over the tasks of a part.

@@ -25,8 +25,8 @@ class Algorithm:
         variant: values of the config that make this algorithm out of the class's defaults.
         single: values that change where there is only one environment, nothing to adapt to.
         memory: the default network.
-        knows: what `make` is also told of the task family: "reward_model" or "reward_scale", as `TaskDistribution` has
-            them.
+        knows: what `make` is also told: "reward_model" or "reward_scale", as `TaskDistribution` has them; "num_steps",
+            about how many steps of all rows training takes, by the config's `row_steps`.
         frozen: values of the config with which it acts by what all tasks share; empty: nothing of it changes between
             calls of `adapt`, but for its memory.
     """
@@ -46,7 +46,7 @@ class Algorithm:
 
 
 def _maml(**variant: Any) -> Algorithm:
-    return Algorithm(make_maml_agent, MAMLConfig, num_envs=200, variant=variant)
+    return Algorithm(make_maml_agent, MAMLConfig, num_envs=200, variant=variant, knows=("num_steps",))
 
 
 _ALGORITHMS = {
@@ -57,7 +57,9 @@ _ALGORITHMS = {
     "anil": _maml(adapt="head"),
     "metasgd": _maml(learn_rates=True),
     # With one environment nothing is carried from episode to episode, so short updates do.
-    "rl2": Algorithm(RL2Agent, RL2Config, num_envs=64, single={"update_steps": 128}, knows=("reward_scale",)),
+    "rl2": Algorithm(
+        RL2Agent, RL2Config, num_envs=64, single={"update_steps": 128}, knows=("reward_scale", "num_steps")
+    ),
     "grbal": Algorithm(
         GrBALAgent,
         GrBALConfig,

@@ -48,7 +48,11 @@ class RL2Config:
     """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016)."""
     compile: bool | None = None
     """Act and learn by machine code, made in the first update: half a minute, a few seconds where it was made before;
-    on a CPU, and not for gru and lstm. None: in runs of 400 updates or more, where there is a C++ compiler."""
+    on a CPU, and not for gru and lstm. None: in runs of 5M steps or more, where there is a C++ compiler."""
+
+    def row_steps(self, horizon: int) -> int:
+        """Steps of a row in an update, however long episodes are."""
+        return self.update_steps
 
     def __post_init__(self) -> None:
         check_limits(
