@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.func import grad, vmap
 
 from metarl.core.errors import UsageError
 from metarl.core.scan import linear_scan, linear_scan_reference
+from metarl.core.scan_derivatives import _composed_second, _run_second
 from metarl.core.threads import torch_threads
 
 
@@ -89,6 +94,19 @@ def test_third_derivatives_are_exact(steps):
     assert torch.autograd.gradgradcheck(gradients, leaves)
 
 
+def test_second_derivatives_in_one_pass_are_those_that_a_gpu_composes():
+    decay, inputs, starts, initial = (
+        torch.view_as_real(each) if each.is_complex() else 1 - each.double()
+        for each in make_case(7, 3, 5, per_row=True)
+    )
+    states, grad_inputs, u, w = (
+        torch.randn(shape, dtype=torch.float64) for shape in (inputs.shape, inputs.shape, inputs.shape, decay.shape)
+    )
+    arguments = decay, states, starts, initial, grad_inputs, u, w
+    for got, expected in zip(_run_second(*arguments), _composed_second(*arguments), strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
+
+
 def test_conjugate_views_count_as_what_they_show():
     decay, inputs, starts, initial = make_case(6, 3, 2)
     expected = linear_scan(decay.conj().resolve_conj(), inputs.conj().resolve_conj(), starts, initial)
@@ -141,6 +159,31 @@ def test_wrong_shapes_and_types_are_one_line_errors(change, message):
     with pytest.raises(UsageError, match=message) as error:
         linear_scan(**arguments)
     assert "\n" not in str(error.value)
+
+
+SIDE_BY_SIDE = """
+import torch
+from concurrent.futures import ThreadPoolExecutor
+from metarl.core.scan import linear_scan
+decay, inputs = torch.full((64,), 0.5 + 0.1j), torch.randn(400, 64, 64, dtype=torch.complex64)
+expected = linear_scan(decay, inputs)
+for threads in (1, 2):
+    torch.set_num_threads(threads)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: linear_scan(decay, inputs), range(40)):
+            torch.testing.assert_close(found, expected)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+def test_threads_may_scan_side_by_side_in_every_pool(layer):
+    """numba's own pool ends the process where two threads enter it at once."""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
+    done = subprocess.run(
+        [sys.executable, "-c", SIDE_BY_SIDE], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout.strip() == "equal", done.stderr
 
 
 def test_the_number_of_torch_threads_is_left_as_it_was():

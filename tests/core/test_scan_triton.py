@@ -57,3 +57,11 @@ def test_on_a_gpu_states_and_gradients_equal_the_reference(dtype, tolerance):
         strict=True,
     ):
         torch.testing.assert_close(got, expected, atol=tolerance, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_on_a_gpu_second_derivatives_are_exact():
+    decay = torch.polar(torch.rand(3) * 0.9, torch.ones(3)).to("cuda", torch.complex128).requires_grad_()
+    inputs = torch.randn(5, 2, 3, dtype=torch.complex128, device="cuda", requires_grad=True)
+    starts = torch.rand(5, 2, device="cuda") < 0.3
+    assert torch.autograd.gradgradcheck(lambda decay, inputs: linear_scan(decay, inputs, starts), (decay, inputs))

@@ -307,6 +307,13 @@ def test_wrong_shapes_are_one_line_errors(structure, inputs, state, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("structure", ["dense", "diagonal"])
+def test_starts_of_another_shape_are_a_one_line_error(structure):
+    model = make_model(structure, torch.float32)
+    with pytest.raises(UsageError, match=r"^StateSpaceModel needs starts \[T, B\] = \(5, 2\), got \(5, 1\)$"):
+        model(torch.zeros(5, 2, INPUTS), None, torch.zeros(5, 1))
+
+
 def test_a_step_takes_no_time_axis():
     model = make_model("diagonal", torch.float32)
     with pytest.raises(UsageError, match=r"\[B, m\]"):

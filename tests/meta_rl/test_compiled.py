@@ -77,6 +77,11 @@ def test_a_function_of_the_vector_alone_and_one_that_ignores_it():
     torch.testing.assert_close(fixed, draw(3, 3).exp() @ draw(3, 3))
 
 
+def test_a_function_that_ignores_the_vector():
+    ((fixed,),) = Programs().held("fixed", lambda x, vector: (x.exp(),), [(draw(3),)], draw(2))(draw(2))
+    torch.testing.assert_close(fixed, draw(3).exp())
+
+
 def test_tensors_of_another_form_or_order_of_memory_are_another_program():
     programs = Programs()
     x = draw(4, 3)

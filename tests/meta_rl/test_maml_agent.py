@@ -911,6 +911,11 @@ def test_the_curvature_may_come_from_some_of_the_tasks(monkeypatch):
     assert float((everything - seen["curvature"](vector)).norm()) > 0.01 * float(everything.norm())
 
 
+def names(agent):
+    """Of what was compiled."""
+    return sorted(key[0][0][0] for key in agent.maml.programs._programs)
+
+
 @pytest.fixture(params=[False, pytest.param(True, marks=[needs_compiler, pytest.mark.nightly])])
 def really_compiled(request, monkeypatch):
     """False: programs are the traces themselves, which takes no compiler and no time."""
@@ -930,6 +935,7 @@ def test_compiled_it_acts_and_adapts_the_same(method, kind, adapt, really_compil
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
     for name, value in plain._params.items():
         torch.testing.assert_close(compiled._params[name], value, rtol=1e-4, atol=1e-5)
+    assert names(compiled) == ["policy", "policy", "step", "step"]  # from θ, and from what is adapted
 
 
 @pytest.mark.parametrize(
@@ -949,7 +955,10 @@ def test_compiled_it_learns_the_same(variant, method, kind, really_compiled):
         config = replace(VARIANTS[variant], compile=compile, conjugate_iterations=3)
         agent, batches = in_double(config, kind, method)
         agent.maml._samples_at_once = 1  # two groups
-        found.append((agent.objective.step(batches), learned(agent)))
+        found.append((agent.objective.step(batches, agent.maml.programs), learned(agent)))
+    outer = ["_outcome", "_slope"] if agent.config.outer == "trpo" else ["_clipped_slope"]
+    assert [name for name in names(agent) if name.startswith("_")] == outer
+    assert len(agent.maml.programs._splits) == len(outer) - 1  # products with the curvature
     (metrics, parameters), (others, compiled) = found
     assert others == pytest.approx(metrics, rel=1e-5, abs=1e-6)
     for name, value in parameters.items():
@@ -960,9 +969,31 @@ def test_a_compiled_agent_is_measured_uncompiled(monkeypatch):
     """Measurements have other numbers of rows, each of which would be another program."""
     monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
     agent = make_agent(replace(TRPO, compile=True), method="ssm")
-    agent.training = False
-    trial(agent, range(3))
-    assert not agent.maml.programs._programs
+    for training in (False, True):
+        agent.training = training
+        trial(agent, range(3))
+        assert bool(agent.maml.programs._programs) == training
+
+
+def test_a_compiled_trial_may_have_one_row(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+    config = replace(TRPO, conjugate_iterations=3)
+    plain, compiled = (make_agent(replace(config, compile=compile), method="ssm") for compile in (False, True))
+    for agent in (plain, compiled):
+        trial(agent, range(2), rows=1)
+    assert compiled.update() == pytest.approx(plain.update(), rel=1e-3, abs=1e-5)
+
+
+def test_what_a_program_froze_makes_another_one(monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+    body = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.9))
+    agent = MetaMAMLAgent(MetaMAML(Actor(OBSERVATIONS, ACTIONS["continuous"], body=body), compile=True))
+    observation = np.ones((4, 3), dtype=np.float32)
+    agent.begin_trial(4)
+    agent.explore = False
+    assert not np.array_equal(agent.act(observation), agent.act(observation))
+    agent.actor.eval()
+    np.testing.assert_array_equal(agent.act(observation), agent.act(observation))
 
 
 def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
@@ -971,7 +1002,7 @@ def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
         (method, steps)
         for method in METHODS
         for steps in (0, COMPILED_STEPS - 1, COMPILED_STEPS)
-        if make_agent(method=method, num_steps=steps).maml.programs is not None
+        if make_agent(method=method, env_steps=steps).maml.programs is not None
     }
     assert compiled == {(method, COMPILED_STEPS) for method in ("ssm", "transformer", "mlp")}
     with pytest.raises(UsageError, match=r"^--compile True goes with ssm, transformer or mlp .*: leave it out$"):

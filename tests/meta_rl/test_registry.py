@@ -17,7 +17,7 @@ def test_every_algorithm_makes_an_agent_from_its_config(name: str) -> None:
     assert is_dataclass(algorithm.config_class)
     assert fields(algorithm.config_class)
     space = gymnasium.spaces.Box(-1.0, 1.0, (3,))
-    family = {"reward_model": RewardModel(lambda *step: step[0].sum(-1)), "reward_scale": 0.5, "num_steps": 100}
+    family = {"reward_model": RewardModel(lambda *step: step[0].sum(-1)), "reward_scale": 0.5}
     known = {name: family[name] for name in algorithm.knows}
     agent = algorithm.make(
         space, space, algorithm.config(), algorithm.memory, num_updates=10, seed=1, device="cpu", **known

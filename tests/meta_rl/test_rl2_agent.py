@@ -499,12 +499,12 @@ def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
             (method, steps)
             for method in METHODS
             for steps in (0, COMPILED_STEPS - 1, COMPILED_STEPS)
-            if make_agent(method, num_steps=steps).compiles
+            if make_agent(method, env_steps=steps).compiles
         }
         methods = ("ssm", "transformer", "mlp") if compiler else ()
         assert compiled == {(method, COMPILED_STEPS) for method in methods}
     for asked in (True, False):
-        assert make_agent(config=replace(CONFIG, compile=asked), num_steps=COMPILED_STEPS).compiles == asked
+        assert make_agent(config=replace(CONFIG, compile=asked), env_steps=COMPILED_STEPS).compiles == asked
 
 
 def test_agents_compile_in_threads_as_one_after_the_other(monkeypatch):

@@ -1,4 +1,4 @@
-"""`linear_scan`: the complex diagonal recurrence under every state space model, in one pass over memory.
+"""`linear_scan`: a complex diagonal recurrence in one pass over memory.
 
     h_t = decay · (1 − start_t) · h_{t−1} + x_t,        h_{−1} = initial
 

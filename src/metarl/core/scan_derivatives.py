@@ -76,11 +76,9 @@ def _run_back_form(decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor,
 def _run_second(
     decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor, grad_inputs: Tensor, u: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if states.device.type == "cuda":
-        return _composed_second(decay, states, keep, initial, grad_inputs, u, w)
-    gradients: tuple[Tensor, Tensor, Tensor, Tensor]
-    gradients = _kernels(states).scan_second(decay, states, keep, initial, grad_inputs, u, w)
-    return gradients
+    from metarl.core import scan_numba  # on CUDA they are composed
+
+    return scan_numba.scan_second(decay, states, keep, initial, grad_inputs, u, w)
 
 
 @_run_second.register_fake
@@ -149,7 +147,7 @@ class _ScanGradient(Function):
 
 
 class _ScanSecond(Function):
-    """The gradients of decay, states, initial and v from those four but v, the first one's result g, u and w.
+    """The gradients of decay, states, initial and v from decay, states, keep, initial, g, u and w.
 
     Its own gradients go by elementary operations and scans.
     """
@@ -158,7 +156,8 @@ class _ScanSecond(Function):
 
     @staticmethod
     def forward(*tensors: Tensor) -> tuple[Tensor, ...]:
-        gradients: tuple[Tensor, ...] = _run_second(*tensors)
+        second = _composed_second if tensors[0].device.type == "cuda" else _run_second
+        gradients: tuple[Tensor, ...] = second(*tensors)
         return gradients
 
     @staticmethod

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numba
 import torch
 from torch import Tensor
 
+_ALONE = threading.Lock()
 
-@numba.njit(parallel=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+
+def kernel(function: Any) -> Callable[..., None]:
+    """A function of arrays as machine code, which runs without the interpreter's lock on as many threads as torch has.
+
+    It may be called side by side, each call on one thread, say. Results do not depend on the number of threads.
+    """
+    compiled = numba.njit(parallel=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)(
+        function
+    )
+
+    def run(*arrays: Any) -> None:
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        if torch.get_num_threads() != threads:  # both may share an OpenMP runtime
+            torch.set_num_threads(threads)
+        with nullcontext() if _pool_can_be_shared() else _ALONE:
+            compiled(*arrays)
+
+    return run
+
+
+def _pool_can_be_shared() -> bool:
+    """Whether two calls may enter numba's pool of threads at once; unknown before its first use."""
+    try:
+        return bool(numba.threading_layer() != "workqueue")  # type: ignore[attr-defined]
+    except ValueError:
+        return False
+
+
+@kernel
 def _scan(decay: Any, inputs: Any, keep: Any, initial: Any, states: Any) -> None:  # pragma: no cover (compiled)
     steps, rows, width, _ = inputs.shape
     for b in numba.prange(rows):
@@ -26,7 +59,7 @@ def _scan(decay: Any, inputs: Any, keep: Any, initial: Any, states: Any) -> None
                 states[t, b, s, 1] = decay[b, s, 0] * im + decay[b, s, 1] * re + inputs[t, b, s, 1]
 
 
-@numba.njit(parallel=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+@kernel
 def _scan_gradient(
     decay: Any, states: Any, keep: Any, initial: Any, v: Any, grad_inputs: Any, grad_decay: Any
 ) -> None:  # pragma: no cover (compiled)
@@ -52,7 +85,7 @@ def _scan_gradient(
             grad_decay[b, s, 1] += initial[b, s, 0] * im - initial[b, s, 1] * re
 
 
-@numba.njit(parallel=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+@kernel
 def _scan_second(
     decay: Any,
     states: Any,
@@ -97,21 +130,12 @@ def _scan_second(
                 q[t, b, s, 1] = u[t, b, s, 1] + k * im
 
 
-def follow_torch_threads() -> None:
-    """Use as many threads as torch does; numba may share its OpenMP runtime and must not change its count."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)
-
-
 def _arrays(*tensors: Tensor) -> list[Any]:
     return [tensor.contiguous().numpy() for tensor in tensors]
 
 
 def scan(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor:
     """States [T, B, S, 2]; see `metarl.core.scan_derivatives`."""
-    follow_torch_threads()
     states = inputs.new_empty(inputs.shape)
     _scan(*_arrays(decay, inputs, keep, initial, states))
     return states
@@ -119,7 +143,6 @@ def scan(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor
 
 def scan_gradient(decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """(dL/dinputs [T, B, S, 2], dL/ddecay [B, S, 2]) from v = dL/dstates [T, B, S, 2]."""
-    follow_torch_threads()
     grad_inputs, grad_decay = v.new_empty(v.shape), decay.new_empty(decay.shape)
     _scan_gradient(*_arrays(decay, states, keep, initial, v, grad_inputs, grad_decay))
     return grad_inputs, grad_decay
@@ -127,9 +150,9 @@ def scan_gradient(decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor, 
 
 def scan_second(
     decay: Tensor, states: Tensor, keep: Tensor, initial: Tensor, grad_inputs: Tensor, u: Tensor, w: Tensor
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of decay, states, initial and v from those of dL/dinputs and of dL/ddecay, u and w."""
-    follow_torch_threads()
-    results = tuple(each.new_empty(each.shape) for each in (decay, states, initial, u))
+    grad_decay, grad_states, grad_initial, q = (each.new_empty(each.shape) for each in (decay, states, initial, u))
+    results = grad_decay, grad_states, grad_initial, q
     _scan_second(*_arrays(decay, states, keep, initial, grad_inputs, u, w, *results))
     return results

@@ -32,11 +32,11 @@ class StateSpaceModel(nn.Module):
     time.
 
     structure "diagonal": A has n/2 complex-conjugate pairs of eigenvalues λ = exp(−exp(ν) + i exp(θ)), inside the unit
-    circle for every value of the parameters; the recurrence is one `linear_scan`, on a CPU a sequence goes by chunks
-    of time (`ssm_chunks`). `state_dim` counts real dimensions, so a pair is two. The read-out sees the state after the
-    input has entered it, y_t = C' x_{t+1} + D' u_t, which is the form above with C = C'A and D = C'B + D'; `matrices()`
-    returns that equivalent. Inputs are scaled by √(1 − |λ|²), which keeps the state's size independent of |λ| (Orvieto
-    et al. 2023).
+    circle for every value of the parameters; the recurrence is one scan (`scan_derivatives`), on a CPU a sequence goes
+    by chunks of time (`ssm_chunks`). `state_dim` counts real dimensions, so a pair is two. The read-out sees the state
+    after the input has entered it, y_t = C' x_{t+1} + D' u_t, which is the form above with C = C'A and D = C'B + D';
+    `matrices()` returns that equivalent. Inputs are scaled by √(1 − |λ|²), which keeps the state's size independent of
+    |λ| (Orvieto et al. 2023).
 
     Args:
         state_dim: n, real dimensions of the state; even for "diagonal".
@@ -92,6 +92,10 @@ class StateSpaceModel(nn.Module):
             starts: [T, B]; where set, the state is zero before that step.
         """
         self._check(inputs, 3, state)
+        if starts is not None and starts.shape != inputs.shape[:2]:
+            raise UsageError(
+                f"StateSpaceModel needs starts [T, B] = {tuple(inputs.shape[:2])}, got {tuple(starts.shape)}"
+            )
         state = self.init_hidden(inputs.shape[1]) if state is None else state
         if self.structure == "dense":
             return self._dense(inputs, state, starts)

@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metarl.core.scan_numba import follow_torch_threads
+from metarl.core.scan_numba import kernel
 
 VECTORS = 3200
 """Steps x rows of a chunk: few enough for the cache, and enough for the products to run well."""
 
 
-@numba.njit(cache=True)
+@numba.njit(nogil=True, cache=True)
 def _factors(
     log_rate: Any, log_phase: Any, drive: Any, read_out: Any, skip: Any, decay: Any, into: Any, out_of: Any
 ) -> None:  # pragma: no cover (compiled)
@@ -49,7 +49,7 @@ def _factors(
     into[2 * size :] = skip
 
 
-@numba.njit(cache=True)
+@numba.njit(nogil=True, cache=True)
 def _factors_gradient(
     log_rate: Any,
     log_phase: Any,
@@ -82,7 +82,7 @@ def _factors_gradient(
         grad_log_phase[s] = phase * (im * decay[0, s] - re * decay[1, s])
 
 
-@numba.njit(parallel=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+@kernel
 def _scan(decay: Any, driven: Any, keep: Any, entering: Any, states: Any) -> None:  # pragma: no cover (compiled)
     """States [T, B, 2S] from driven [T, B, 2S ...], whose further columns are left alone, and decay [2, S]."""
     steps, rows, width = states.shape
@@ -101,7 +101,7 @@ def _scan(decay: Any, driven: Any, keep: Any, entering: Any, states: Any) -> Non
                 states[t, b, size + s] = decay[0, s] * im + decay[1, s] * re + driven[t, b, size + s]
 
 
-@numba.njit(parallel=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)
+@kernel
 def _scan_gradient(
     decay: Any, states: Any, keep: Any, entering: Any, v: Any, carry: Any, grad_driven: Any, grad_decay: Any
 ) -> None:  # pragma: no cover (compiled)
@@ -152,7 +152,6 @@ def _run(
     _factors(*_arrays(log_rate, log_phase, drive, read_out, skip, decay, into, out_of))
     driven = inputs.new_empty(_chunk(rows), rows, len(into))
     entering = _parted(state)
-    follow_torch_threads()
     for chunk in _chunks(steps, rows):
         length = chunk.stop - chunk.start
         both = driven[:length].view(length * rows, -1)
@@ -196,7 +195,6 @@ def _gradients(
     grad_inputs, grad_decay = torch.empty_like(inputs), inputs.new_zeros(rows, size)
     grad_driven = inputs.new_empty(_chunk(rows), rows, len(into))
     v = inputs.new_empty(_chunk(rows), rows, size)
-    follow_torch_threads()
     for chunk in reversed(_chunks(steps, rows)):
         length = chunk.stop - chunk.start
         both, given = grad_driven[:length], grad_outputs[chunk]

@@ -150,11 +150,10 @@ class Run:
         """A new agent for the run's worlds."""
         algorithm = find_algorithm(self.config.algo)
         family, updates = self.distribution, self.config.epochs * UPDATES_PER_EPOCH
-        known: dict[str, Any] = {"reward_model": family.reward_model, "reward_scale": family.reward_scale}
-        known = {name: value for name, value in known.items() if name in algorithm.knows}
-        if "num_steps" in algorithm.knows:
+        known: dict[str, Any] = {name: getattr(family, name) for name in algorithm.knows}
+        if algorithm.compiles:
             assert self.config.num_envs is not None
-            known["num_steps"] = updates * self.config.num_envs * self.algorithm.row_steps(family.max_episode_steps)
+            known["env_steps"] = updates * self.config.num_envs * self.algorithm.row_steps(family.max_episode_steps)
         with closing(self.distribution.make_env(self.train_tasks[:1])) as env:
             return algorithm.make(
                 env.single_observation_space,

@@ -26,7 +26,7 @@ from metarl.core.memory import Memory
 from metarl.core.threads import side_by_side, torch_threads
 
 Function: TypeAlias = Callable[..., Sequence[Tensor]]
-"""Of tensors."""
+"""Of tensors, or of trees of them."""
 
 CPU_OPTIONS: dict[str, Any] = {"cpp_wrapper": True, "cpp.use_decompose_tanh": True, "pattern_matcher": False}
 """The program is C++ as a whole and runs without the interpreter's lock. tanh as 2 / (1 + exp(-2 x)) - 1: the
@@ -39,7 +39,7 @@ _MAKING = threading.RLock()
 """torch traces and compiles in one thread at a time."""
 
 COMPILED_STEPS = 5_000_000
-"""Runs of so many steps of all rows together gain what compiling takes, even where nothing of it is cached."""
+"""Runs of so many steps of all rows together gain about what compiling takes where nothing of it is cached."""
 
 NARROW = 24
 """Products of at most so many columns are computed as the transpose of the transposed factors' product: a BLAS takes up
@@ -55,7 +55,6 @@ class Programs:
     """
 
     def __init__(self) -> None:
-        _keep_freed_memory()
         self._programs: dict[Hashable, _Program] = {}
         self._splits: dict[Hashable, _Split] = {}
 
@@ -88,10 +87,10 @@ class Programs:
         """`run_trees` of each of `calls` with one more tensor, to be called with that one, as often as wanted.
 
         What does not depend on that tensor is computed here, once, but for elementwise operations, which cost less
-        than to keep what they give.
+        than to keep what they give: parameters that the function reads must stand still until the last of those calls.
         """
         flat, (form, *_) = zip(*map(tree_flatten, calls), strict=True)
-        key = "held", key, form
+        key = key, form
 
         def whole(*tensors: Tensor) -> Sequence[Tensor]:
             return function(*tree_unflatten(tensors[:-1], form), tensors[-1])
@@ -145,6 +144,7 @@ class _Program:
         if threads not in self._codes:
             from torch import _inductor  # here: takes seconds
 
+            _keep_freed_memory()
             options = CPU_OPTIONS if tensors[0].device.type == "cpu" else {}
             try:
                 with _MAKING, torch.no_grad():
@@ -165,7 +165,7 @@ class _Split:
         nodes = list(trace.graph.nodes)
         self._given = [node for node in nodes if node.op == "placeholder"]
         *fixed, last = self._given
-        moving, needed = {last}, set()
+        moving, needed = {last, nodes[-1]}, set()  # nodes[-1]: what is returned
         for node in nodes:
             if not moving.isdisjoint(node.all_input_nodes):
                 moving.add(node)
@@ -189,7 +189,7 @@ class _Split:
 def _is_cheap(node: Node) -> bool:
     if not isinstance(node.target, OpOverload):
         return node.op == "get_attr"
-    elementwise = torch.Tag.pointwise in node.target.tags or node.target.overloadpacket in FILLING
+    elementwise = torch.Tag.pointwise in node.target.tags or node.target.overloadpacket in CREATING
     return elementwise or node.target.is_view
 
 
@@ -250,8 +250,9 @@ REWRITTEN: dict[OpOverload[..., Any], Callable[..., Any]] = {
 }
 
 
-FILLING = {aten.empty_like, aten.ones_like, aten.zeros_like, aten.full_like, aten.fill, aten.clone}
-"""Elementwise too, though torch has no tag for them that says so."""
+CREATING = {aten.empty_like, aten.ones_like, aten.zeros_like, aten.full_like, aten.fill, aten.clone}
+CREATING |= {aten.empty, aten.ones, aten.zeros, aten.full, aten.new_zeros, aten.arange, aten.scalar_tensor}
+"""As cheap as elementwise operations, though torch has no tag for them that says so."""
 
 
 def _keep_freed_memory() -> None:
@@ -267,15 +268,20 @@ def _keep_freed_memory() -> None:
         mallopt(mmap_threshold, 2**25)
 
 
-def worth_compiling(asked: bool | None, policy: nn.Module, device: str, num_steps: int) -> bool:
+def worth_compiling(asked: bool | None, policy: nn.Module, device: torch.device | str, env_steps: int) -> bool:
     """What `compile` of an agent's config comes to, for a policy with a memory of `core/memory.py`.
+
+    Args:
+        env_steps: of all rows, in the whole run.
 
     Raises:
         UsageError: it was asked for and is not possible.
     """
-    possible = device == "cpu" and all(each.traceable for each in policy.modules() if isinstance(each, Memory))
+    possible = torch.device(device).type == "cpu" and all(
+        each.traceable for each in policy.modules() if isinstance(each, Memory)
+    )
     if asked is None:
-        return possible and num_steps >= COMPILED_STEPS and can_compile()
+        return possible and env_steps >= COMPILED_STEPS and can_compile()
     if asked and not possible:
         raise UsageError("--compile True goes with ssm, transformer or mlp on --device cpu: leave it out")
     return asked

@@ -10,7 +10,7 @@ penalty on the divergence from what collected (promp, Rothfuss et al. 2019).
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium
@@ -33,7 +33,7 @@ from metarl.core.policy_gradient import (
     with_advantages,
 )
 from metarl.core.trajectory import Trajectory
-from metarl.meta_rl.compiled import Function, Programs, worth_compiling
+from metarl.meta_rl.compiled import Programs, worth_compiling
 from metarl.meta_rl.inner_loop import Parameters, over_tasks
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
@@ -51,8 +51,8 @@ class MetaMAMLAgent(Agent):
 
     Args:
         maml: a `MetaMAML` over an `Actor`.
-        config: of the policy gradient and the outer step; the rate, the variant and the number of inner steps are those
-            of `maml`. None: every row is a task of its own.
+        config: of the policy gradient and the outer step; the rate, the variant, the number of inner steps and whether
+            to compile are those of `maml`. None: every row is a task of its own.
         num_updates: of the whole run, over which Adam's step size falls to 5 %; None: it stays.
     """
 
@@ -145,7 +145,11 @@ class MetaMAMLAgent(Agent):
     def _policy(self, x: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Distribution parameters [B, output] and next memory [B, ...], each block of rows by its own parameters."""
         params = self._params if self._stacked else {}
-        ((output, memory),) = self._run_each(("policy", self._rows), self._policy_of, [(params, x, memory, starts)])
+        given = params, x, memory, starts
+        if self._programs is None:
+            return self._policy_of(*given)
+        key = "policy", self._rows, self.maml.frozen
+        ((output, memory),) = self._programs.run_trees(key, self._policy_of, [given])
         return output, memory
 
     def _policy_of(self, params: Parameters, x: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -198,15 +202,9 @@ class MetaMAMLAgent(Agent):
         self._time = torch.where(mask, torch.where(done, 0.0, self._time + 1), self._time)
         self._noise = None
 
-    def _run_each(self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]]) -> list[Sequence[Tensor]]:
-        """`function` of each of `calls`: compiled where the agent trains by compiled code."""
-        if self._programs is None:
-            return [function(*call) for call in calls]
-        return self._programs.run_trees(key, function, calls)
-
     @property
     def _programs(self) -> Programs | None:
-        """None where the agent is measured: other numbers of rows would be other programs."""
+        """None where the agent is measured: other numbers of rows or of steps would be other programs."""
         return self.maml.programs if self.training else None
 
     def _tensor(self, array: Array) -> Tensor:
@@ -246,24 +244,32 @@ class MetaMAMLAgent(Agent):
     @torch.no_grad()
     def _adapted(self, collected: Round) -> Parameters:
         """Every task's parameters after the step, in groups of tasks that stay in the cache."""
-        scale = self.maml.inner_steps / max(self.maml.inner_steps, self._steps + 1)
+        like = next(iter(self.maml.parameters().values()))
+        scale = like.new_tensor(self.maml.inner_steps / max(self.maml.inner_steps, self._steps + 1))
         by_step = {name: values for name, values in collected.items() if name != "raw"}
-        most = self.maml.samples_at_once(self._programs) // collected["starts"][:, : self._rows].numel()
+        programs = self._programs
+        most = self.maml.samples_at_once(programs is not None) // collected["starts"][:, : self._rows].numel()
         shared, own = self.maml.split(self._params)
 
-        def call(group: slice) -> tuple[Round, Parameters]:
+        def call(group: slice) -> tuple[Round, Parameters, Tensor]:
             rows = slice(group.start * self._rows, group.stop * self._rows)
             batch = self._batch({name: values[:, rows] for name, values in by_step.items()})
-            return batch, {name: value[group] for name, value in own.items()} if self._stacked else {}
+            start = {name: value[group] for name, value in own.items()} if self._stacked else {}
+            return batch, start, scale
 
-        def step(batch: Round, start: Parameters) -> tuple[Tensor, ...]:
+        def step(batch: Round, start: Parameters, scale: Tensor) -> tuple[Tensor, ...]:
             params = {**self.maml.parameters(), **start}
             stepped = self.maml.inner_step(self.objective.inner_loss, params, batch, bool(start), scale)
             return tuple(stepped[name] for name in own)
 
         calls = map(call, even_groups(len(self._starts) // self._rows, most))
-        stepped = zip(*self._run_each(("step", scale), step, calls), strict=True)
-        return {**shared, **{name: torch.cat(parts) for name, parts in zip(own, stepped, strict=True)}}
+        each = (
+            [step(*given) for given in calls]
+            if programs is None
+            else programs.run_trees(("step", self.maml.frozen), step, calls)
+        )
+        stepped = zip(own, zip(*each, strict=True), strict=True)
+        return {**shared, **{name: torch.cat(parts) for name, parts in stepped}}
 
     @torch.no_grad()
     def trial_state(self, row: int = 0) -> Array:
@@ -343,7 +349,7 @@ class MetaMAMLAgent(Agent):
         if len(rounds) != self.trial_rounds:
             raise UsageError(f"an update needs a trial of {self.trial_rounds} rounds, got {len(rounds)}")
         batches = [self._batch(each) for each in rounds]
-        metrics = self.objective.step(batches)
+        metrics = self.objective.step(batches, self._programs)
         self.moments.update(np.concatenate([each["raw"][each["active"].cpu()].numpy() for each in rounds]))
         self.begin_trial(len(self._starts))
         before, after = _mean_reward(rounds[0]), _mean_reward(rounds[-1])
@@ -378,12 +384,12 @@ def make_maml_agent(
     num_updates: int | None = None,
     seed: int = 0,
     device: str = "cpu",
-    num_steps: int = 0,
+    env_steps: int = 0,
 ) -> MetaMAMLAgent:
     """A `MetaMAMLAgent` over a new `Actor`, as `--algo maml` and its variants make it.
 
     Args:
-        num_steps: environment steps of the whole run, about: long runs are compiled, where the config leaves it open.
+        env_steps: of all rows in the whole run, about: long runs are compiled, where the config leaves it open.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # initialisers take no generator
@@ -397,6 +403,6 @@ def make_maml_agent(
         reptile=config.reptile,
         adapt=("output.*",) if config.adapt == "head" else ("*",),
         learn_rates=config.learn_rates,
-        compile=worth_compiling(config.compile, actor, device, num_steps),
+        compile=worth_compiling(config.compile, actor, device, env_steps),
     ).to(device)
     return MetaMAMLAgent(maml, config, num_updates=num_updates, seed=seed)

@@ -217,7 +217,9 @@ class MetaMAML:
 
     # --- adapting -----------------------------------------------------------------------------------------------------
 
-    def inner_step(self, loss: Loss, params: Parameters, batch: Batch, stacked: bool, scale: float = 1.0) -> Parameters:
+    def inner_step(
+        self, loss: Loss, params: Parameters, batch: Batch, stacked: bool, scale: Tensor | float = 1.0
+    ) -> Parameters:
         """`params` after a gradient step of every task on its part of `batch` {name: [M, ...]}.
 
         Adapted parameters come stacked [M, ...], the others carry no task axis; `stacked`: whether they do already. The
@@ -340,7 +342,7 @@ class MetaMAML:
         for batch in chain.from_iterable(batches):
             if "mask" in batch:
                 check_padding(partial(self._predict, self.parameters()), batch, loss_fn)
-        parts = [part for pair in batches for part in groups(pair, self.samples_at_once(self.programs))]
+        parts = [part for pair in batches for part in groups(pair, self.samples_at_once(self.programs is not None))]
         objectives, losses, *gradients = zip(*self._differentiated_each(parts, loss_fn), strict=True)
         self._check_losses(parts, losses, loss_fn)
         objective, *summed = (reduce(add, each) for each in (objectives, *gradients))
@@ -356,8 +358,7 @@ class MetaMAML:
         work = partial(self._differentiated, loss_fn)
         if self.programs is None:
             return [work(*call) for call in calls]
-        frozen = loss_fn, self._anneals, tuple(module.training for module in self.model.modules())
-        return self.programs.run_trees(frozen, work, calls)
+        return self.programs.run_trees((loss_fn, self._anneals, self.frozen), work, calls)
 
     def _differentiated(
         self, loss_fn: PredictionLoss, support: Batch, query: Batch, weights: Tensor, share: Tensor
@@ -391,13 +392,19 @@ class MetaMAML:
                 raise self._diverged(supervised_loss(self._predict, loss_fn), support, self.inner_steps, seen, first)
             first += num_tasks(support)
 
-    def samples_at_once(self, programs: Programs | None) -> int:
-        """About so many samples are computed as one, where that is done by `programs`, or by torch's own kernels."""
+    @property
+    def frozen(self) -> tuple[Any, ...]:
+        """What a program of an inner loop depends on beside tensors."""
+        modes = tuple(module.training for module in self.model.modules())
+        return modes, self.inner_lr, self.inner_steps, self.first_order, self.reptile, self.vectorize
+
+    def samples_at_once(self, compiled: bool) -> int:
+        """About so many samples are computed as one, by programs or by torch's own kernels."""
         if self._samples_at_once is not None:
             return self._samples_at_once
         if next(self.learned.parameters()).device.type != "cpu":
             return GPU_SAMPLES
-        return CPU_SAMPLES if programs is None else CORE_SAMPLES
+        return CORE_SAMPLES if compiled else CPU_SAMPLES
 
     @property
     def _anneals(self) -> bool:

@@ -7,9 +7,8 @@ the meta-gradient improves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -19,15 +18,14 @@ from metarl.core.agent import Metrics
 from metarl.core.optimization import step_along_gradients
 from metarl.core.policy import Actor
 from metarl.core.policy_gradient import Round, clipped_loss, masked_mean, ratio_loss
+from metarl.meta_rl.compiled import Programs
 from metarl.meta_rl.curvature import AdaptedCurvature
 from metarl.meta_rl.inner_loop import Loss, Parameters
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.supervised_tasks import groups, num_tasks
+from metarl.meta_rl.trial_parts import Trial, TrialParts
 from metarl.meta_rl.trust_region import trust_region_step
-
-Trial: TypeAlias = Sequence[Round]
-"""Of some tasks, or of all."""
 
 FINAL_RATE = 0.05
 """Adam's step size falls to this fraction of its start."""
@@ -44,9 +42,10 @@ class MetaObjective:
     def __init__(self, maml: MetaMAML, actor: Actor, config: MAMLConfig, num_updates: int | None) -> None:
         self.maml, self.actor, self.config, self.num_updates = maml, actor, config, num_updates
 
-    def step(self, batches: Trial) -> Metrics:
-        """One outer step on a trial."""
-        metrics = self.trust_region(batches) if self.config.outer == "trpo" else self.clipped(batches)
+    def step(self, batches: Trial, programs: Programs | None = None) -> Metrics:
+        """One outer step on a trial; `programs`: by machine code."""
+        outer = self.trust_region if self.config.outer == "trpo" else self.clipped
+        metrics = outer(batches, programs)
         self._keep_variety()
         self.maml.updates += 1
         return metrics
@@ -76,14 +75,15 @@ class MetaObjective:
         losses = [self.maml.task_losses(loss, params[k], batches[k], stacked=k > 0).mean() for k in measured]
         return torch.stack(losses).sum()
 
-    def trust_region(self, batches: Trial) -> Metrics:
+    def trust_region(self, batches: Trial, programs: Programs | None = None) -> Metrics:
         """A step of TRPO."""
-        parts, sample = self._groups(batches), self._groups(self._sample(batches))
+        learned = list(self.maml.learned_tensors().values())
+        parts, sample = self._parts(batches, programs), self._parts(self._sample(batches), programs)
         return trust_region_step(
-            list(self.maml.learned_tensors().values()),
-            partial(self._mean, self._outcome, parts),
-            partial(self._mean, self._slope, parts),
-            self._products(sample),
+            learned,
+            partial(parts.mean, self._outcome),
+            partial(parts.mean, self._slope),
+            sample.mean_map(self.curvature, sum(value.numel() for value in learned)),
             max_divergence=self.config.max_divergence,
             iterations=self.config.conjugate_iterations,
         )
@@ -103,30 +103,17 @@ class MetaObjective:
         """The Hessian of the divergence after adaptation, where no parameter has moved yet."""
         return AdaptedCurvature(self.maml, self.inner_loss, self.divergence, batches)
 
-    def _products(self, parts: Sequence[Trial]) -> Callable[[Tensor], Tensor]:
-        """Products of a vector with `curvature` of all parts."""
-        if self.maml.programs is not None:
-            example = torch.cat([value.detach().reshape(-1) for value in self.maml.learned_tensors().values()])
-            key, calls = ("product", self.config), [(part,) for part in parts]
-            products = self.maml.programs.held(key, self._product, calls, example)
-            return lambda vector: _mean(products(vector), parts)[0]
-        built = [self.curvature(part) for part in parts]
-        return lambda vector: _mean([(product(vector),) for product in built], parts)[0]
-
-    def _product(self, batches: Trial, vector: Tensor) -> tuple[Tensor]:
-        return (self.curvature(batches)(vector),)
-
-    def clipped(self, batches: Trial) -> Metrics:
+    def clipped(self, batches: Trial, programs: Programs | None = None) -> Metrics:
         """Steps of Adam on PPO's clipped loss, with ProMP's penalty on how far the policies of earlier rounds move."""
         config = self.config
         if self.num_updates is not None:
             remaining = max(FINAL_RATE, 1 - self.maml.updates / self.num_updates)
             self.maml.optimizer.param_groups[0]["lr"] = config.learning_rate * remaining
         learned = self.maml.learned_tensors().values()
-        parts = self._groups(batches)
+        parts = self._parts(batches, programs)
         history: list[Metrics] = []
         for _ in range(config.update_epochs):
-            policy, divergence, gradient = self._mean(self._clipped_slope, parts)
+            policy, divergence, gradient = parts.mean(self._clipped_slope)
             for parameter, part in zip(learned, gradient.split([each.numel() for each in learned]), strict=True):
                 parameter.grad = part.view_as(parameter)
             found = {"policy": float(policy), "divergence": float(divergence)}
@@ -157,22 +144,11 @@ class MetaObjective:
         parts = torch.autograd.grad(loss, learned, allow_unused=True, materialize_grads=True)
         return torch.cat([part.reshape(-1) for part in parts])
 
-    # --- part by part -------------------------------------------------------------------------------------------------
-
-    def _groups(self, batches: Trial) -> list[list[Round]]:
-        return list(groups(batches, self.maml.samples_at_once(self.maml.programs)))
-
-    def _mean(self, function: Callable[[Trial], tuple[Tensor, ...]], parts: Sequence[Trial]) -> Any:
-        """Means over tasks, `function` giving those over the tasks of a part.
-
-        One part after the other: what it keeps for its gradient is gone before the next begins.
-        """
-        if self.maml.programs is None:
-            return _mean([function(part) for part in parts], parts)
-        key = function.__name__, self.config
-        return _mean(self.maml.programs.run_trees(key, function, [(part,) for part in parts]), parts)
-
     # --- of the data --------------------------------------------------------------------------------------------------
+
+    def _parts(self, batches: Trial, programs: Programs | None) -> TrialParts:
+        samples = self.maml.samples_at_once(programs is not None)
+        return TrialParts(groups(batches, samples), programs, (self.config, self.maml.frozen))
 
     def _sample(self, batches: Trial) -> list[Round]:
         """What the curvature is taken on: the first tasks, and every so many of their windows."""
@@ -192,12 +168,3 @@ class MetaObjective:
         for name, parameter in self.actor.named_parameters():
             if name.endswith("log_std"):
                 parameter.clamp_(min=math.log(self.config.min_std))
-
-
-def _mean(results: Sequence[Sequence[Tensor]], parts: Sequence[Trial]) -> list[Tensor]:
-    """Means over all tasks from those over the tasks of each part."""
-    tasks = [num_tasks(part[0]) for part in parts]
-    return [
-        torch.stack([number / sum(tasks) * mean for number, mean in zip(tasks, means, strict=True)]).sum(0)
-        for means in zip(*results, strict=True)
-    ]

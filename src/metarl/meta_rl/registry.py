@@ -25,8 +25,10 @@ class Algorithm:
         variant: values of the config that make this algorithm out of the class's defaults.
         single: values that change where there is only one environment, nothing to adapt to.
         memory: the default network.
-        knows: what `make` is also told: "reward_model" or "reward_scale", as `TaskDistribution` has them; "num_steps",
-            about how many steps of all rows training takes, by the config's `row_steps`.
+        knows: what `make` is also told of the task family: "reward_model" or "reward_scale", as `TaskDistribution` has
+            them.
+        compiles: `make` is also told `env_steps`, about how many steps of all rows training takes, by which it decides
+            whether to compile.
         frozen: values of the config with which it acts by what all tasks share; empty: nothing of it changes between
             calls of `adapt`, but for its memory.
     """
@@ -38,6 +40,7 @@ class Algorithm:
     single: Mapping[str, Any] = field(default_factory=dict)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     knows: tuple[str, ...] = ()
+    compiles: bool = False
     frozen: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, single: bool = False) -> Any:
@@ -46,7 +49,7 @@ class Algorithm:
 
 
 def _maml(**variant: Any) -> Algorithm:
-    return Algorithm(make_maml_agent, MAMLConfig, num_envs=200, variant=variant, knows=("num_steps",))
+    return Algorithm(make_maml_agent, MAMLConfig, num_envs=200, variant=variant, compiles=True)
 
 
 _ALGORITHMS = {
@@ -58,7 +61,7 @@ _ALGORITHMS = {
     "metasgd": _maml(learn_rates=True),
     # With one environment nothing is carried from episode to episode, so short updates do.
     "rl2": Algorithm(
-        RL2Agent, RL2Config, num_envs=64, single={"update_steps": 128}, knows=("reward_scale", "num_steps")
+        RL2Agent, RL2Config, num_envs=64, single={"update_steps": 128}, knows=("reward_scale",), compiles=True
     ),
     "grbal": Algorithm(
         GrBALAgent,

@@ -62,7 +62,7 @@ class RL2Agent(Agent):
         num_updates: updates of the whole run, over which the learning rate falls to 5 %; None: it stays.
         reward_scale: the family's, which holds where the config has none.
         device: where the network lives.
-        num_steps: environment steps of the whole run, about: long runs are compiled, where the config leaves it open.
+        env_steps: of all rows in the whole run, about: long runs are compiled, where the config leaves it open.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RL2Agent(Agent):
         seed: int = 0,
         device: str = "cpu",
         reward_scale: float = REWARD_SCALE,
-        num_steps: int = 0,
+        env_steps: int = 0,
     ) -> None:
         super().__init__(observation_space, action_space)
         if len(observation_space.shape or ()) != 1:
@@ -98,7 +98,7 @@ class RL2Agent(Agent):
         self.updates = 0
         self._trajectory = Trajectory()
         self._given: dict[str, Tensor] | None = None
-        self.compiles = worth_compiling(self.config.compile, self.policy, self.device.type, num_steps)
+        self.compiles = worth_compiling(self.config.compile, self.policy, self.device, env_steps)
         self._programs = Programs() if self.compiles else None
         self.begin_trial(0)
 
