@@ -176,7 +176,7 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+@pytest.mark.parametrize("layer", ["workqueue", "default"])
 def test_threads_may_scan_side_by_side_in_every_pool(layer):
     """numba's own pool ends the process where two threads enter it at once."""
     environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
