@@ -6,14 +6,15 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import torch
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
@@ -37,6 +38,8 @@ from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress,
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.registry import source_sum
+
+Settings = TypeVar("Settings")
 
 CONFIG_FILE, EVALUATIONS, PARTS = "config.json", "evaluations", "measured_parts"
 CURVE_FILE, DRIFT_FILE = "adaptation_curve.png", "drift.png"
@@ -90,10 +93,9 @@ class Run:
         path = folder / CONFIG_FILE
         try:
             stored = json.loads(path.read_text())
-            asked = {name: tuple(value) if isinstance(value, list) else value for name, value in stored["run"].items()}
-            config = RunConfig(**{**asked, **changes})
-            algorithm = find_algorithm(config.algo).config_class(**stored["algorithm"])
-            memory, command = MemoryConfig(**stored["memory"]), stored["command"]
+            config = _settings(RunConfig, {**stored["run"], **changes})
+            algorithm = _settings(find_algorithm(config.algo).config_class, stored["algorithm"])
+            memory, command = _settings(MemoryConfig, stored["memory"]), str(stored["command"])
         except UsageError:
             raise
         except OSError as error:
@@ -314,6 +316,18 @@ def write_results(folder: Path, measured: Results) -> list[Path]:
             draw_environments(picture, environments, title)
             paths.append(picture)
     return paths
+
+
+def _settings(kind: type[Settings], stored: Mapping[str, Any]) -> Settings:
+    """A dataclass of settings as JSON holds it: tuples are lists there. TypeError where a value is of another type."""
+    hints = get_type_hints(kind)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    for name in values.keys() & hints.keys():
+        try:
+            check_type(values[name], hints[name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+        except TypeCheckError as error:
+            raise TypeError(f"'{name}' is {values[name]!r}: {error}") from error
+    return kind(**values)
 
 
 def _label(run: Run) -> str:
