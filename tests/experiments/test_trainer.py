@@ -114,7 +114,7 @@ def test_a_resumed_run_of_a_gradient_agent_is_the_run_that_was_not_interrupted(
 
 
 def test_a_task_that_diverges_as_it_adapts_is_named_with_its_epoch(tmp_path: Path) -> None:
-    config = MAMLConfig(trial_rows=2, inner_lr=float("inf"))
+    config = MAMLConfig(trial_rows=2, inner_lr=1e38)
     with pytest.raises(TrainingDiverged, match=r"^epoch 1: not finite: .* of task \d after adapting; try a lower"):
         make_trainer(tmp_path, agent=make_maml_agent, config=config, method="mlp").train()
 

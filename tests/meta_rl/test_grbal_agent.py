@@ -449,6 +449,25 @@ def test_an_agent_in_the_middle_of_a_trial_can_be_copied_and_the_copy_is_in_none
     assert (len(copied.plan), len(agent.planner.plan)) == (0, ROWS)
 
 
+@methods
+def test_the_adapted_model_is_scored_on_what_follows_the_transitions_that_it_adapts_to(method):
+    config = replace(CONFIG, inner_lr=1e-20)  # steps that change nothing, so that only the score is looked at
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(8, PAST + config.future, size, generator=generator) for size in (5, 3))
+    past, future = y.clone(), y.clone()
+    past[:, :PAST] += 1
+    future[:, PAST:] += 1
+    of_all, of_past, of_future = (make_agent(config, method=method)._learn(x, each) for each in (y, past, future))
+    assert of_past == of_all != of_future
+
+
+def test_only_an_agent_that_adapts_by_gradients_reports_what_they_are_worth():
+    for changes, adapts in (({"meta": False, "online_adaptation": False}, False), ({"meta": False}, True)):
+        agent = make_agent(replace(CONFIG, **changes))
+        trial(agent, Stream(0))
+        assert ("error_adapted" in agent.update()) == adapts
+
+
 def test_a_plain_model_learns_no_inner_rates():
     plain, meta = trained(replace(CONFIG, meta=False)), trained()
     assert plain.maml.rates()["gain"].item() == pytest.approx(CONFIG.inner_lr)

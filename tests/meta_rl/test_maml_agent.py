@@ -20,6 +20,7 @@ from metarl.core.policy import Actor
 from metarl.meta_rl import meta_objective, trust_region
 from metarl.meta_rl.compiled import COMPILED_STEPS, can_compile
 from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
+from metarl.meta_rl.maml_config import OF_OUTER
 from metarl.meta_rl.meta_maml import MetaMAML
 
 needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch compiles with g++, which is not installed")
@@ -32,14 +33,15 @@ ACTIONS = {
 ROWS, TASK_ROWS, STEPS = 4, 2, 6
 TASKS = ROWS // TASK_ROWS
 SMALL = MemoryConfig(method="mlp", width=8, state_dim=8, heads=2, context=5)
-TRPO = MAMLConfig(trial_rows=TASK_ROWS, inner_lr=0.5, curvature_tasks=1.0)
-PPO = replace(TRPO, outer="ppo", update_epochs=3, learning_rate=1e-2)
+COMMON = {"trial_rows": TASK_ROWS, "inner_lr": 0.5}
+TRPO = MAMLConfig(**COMMON, curvature_tasks=1.0)
+PPO = MAMLConfig(**COMMON, outer="ppo", update_epochs=3, learning_rate=1e-2)
 OUTER = {"trpo": TRPO, "ppo": PPO}
 VARIANTS = {
     "maml": TRPO,
     "promp": PPO,
     "fomaml": replace(TRPO, first_order=True),
-    "reptile": replace(PPO, reptile=True, first_order=True),
+    "reptile": replace(PPO, reptile=True),
     "anil": replace(TRPO, adapt="head"),
     "metasgd": replace(TRPO, learn_rates=True),
 }
@@ -384,13 +386,29 @@ def test_steps_beyond_those_of_training_shrink(monkeypatch, trained):
     plain, scales = agent.maml.inner_step, []
 
     def watched(*arguments):
-        scales.append(arguments[-1])
+        scales.append(arguments[-1].tolist())
         return plain(*arguments)
 
     monkeypatch.setattr(agent.maml, "inner_step", watched)
     for _ in range(2):
         trial(agent, range(5))
-    assert scales == 2 * [min(1.0, trained / step) for step in (1, 2, 3, 4)]
+    assert scales == 2 * [TASKS * [pytest.approx(min(1.0, trained / step))] for step in (1, 2, 3, 4)]
+
+
+def test_a_task_that_is_kept_goes_on_with_smaller_steps():
+    agent = make_agent()
+    trial(agent, range(4))
+    renew = np.repeat([False, True], TASK_ROWS)
+    agent.begin_trial(ROWS, renew)
+    assert agent._steps.tolist() == [3.0, 0.0]
+    live(agent, Stream.draw(4))
+    before, collected = agent._params, agent._collected()
+    stepped = agent._adapted(collected)
+    agent._steps.zero_()
+    whole = agent._adapted(collected)
+    for name, value in before.items():
+        scales = torch.tensor([1 / 4, 1.0]).view(-1, *[1] * (value.ndim - 1))
+        torch.testing.assert_close(stepped[name] - value, scales * (whole[name] - value), atol=1e-6, rtol=1e-4)
 
 
 def test_what_adapting_changed_can_be_looked_at():
@@ -413,7 +431,8 @@ def test_a_scaled_step_is_so_much_of_a_whole_one():
     trial(agent, [0])
     start, batch = agent._params, agent._batch(agent._collected())
     whole, half = (
-        agent.maml.inner_step(agent.objective.inner_loss, start, batch, False, scale) for scale in (1.0, 0.5)
+        agent.maml.inner_step(agent.objective.inner_loss, start, batch, False, torch.full((TASKS,), scale))
+        for scale in (1.0, 0.5)
     )
     for name, value in start.items():
         torch.testing.assert_close(half[name] - value, 0.5 * (whole[name] - value), atol=1e-6, rtol=1e-4)
@@ -952,7 +971,8 @@ def test_compiled_it_acts_and_adapts_the_same(method, kind, adapt, really_compil
 def test_compiled_it_learns_the_same(variant, method, kind, really_compiled):
     found = []
     for compile in (False, True):  # more iterations than directions that count would magnify the last bits
-        config = replace(VARIANTS[variant], compile=compile, conjugate_iterations=3)
+        config = replace(VARIANTS[variant], compile=compile)
+        config = replace(config, conjugate_iterations=3) if config.outer == "trpo" else config
         agent, batches = in_double(config, kind, method)
         agent.maml._samples_at_once = 1  # two groups
         found.append((agent.objective.step(batches, agent.maml.programs), learned(agent)))
@@ -991,9 +1011,77 @@ def test_what_a_program_froze_makes_another_one(monkeypatch):
     observation = np.ones((4, 3), dtype=np.float32)
     agent.begin_trial(4)
     agent.explore = False
-    assert not np.array_equal(agent.act(observation), agent.act(observation))
-    agent.actor.eval()
     np.testing.assert_array_equal(agent.act(observation), agent.act(observation))
+    agent.actor.train()
+    assert not np.array_equal(agent.act(observation), agent.act(observation))
+
+
+def test_the_policy_is_one_whatever_its_modules_do_in_training():
+    body = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.9))
+    agent = MetaMAMLAgent(MetaMAML(Actor(OBSERVATIONS, ACTIONS["continuous"], body=body)))
+    agent.explore = False
+    trial(agent, [0, 1])
+    first, again = (agent.act(np.ones((ROWS, 3), dtype=np.float32)) for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+def test_a_body_that_cannot_be_vmapped_acts_task_by_task():
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 4)
+
+        def forward(self, x):
+            return self.layer(x) if bool(x.sum() > 0) else -self.layer(x)
+
+    actor = Actor(OBSERVATIONS, ACTIONS["continuous"], body=Branching())
+    agent = MetaMAMLAgent(MetaMAML(actor, vectorize=False), MAMLConfig(trial_rows=TASK_ROWS))
+    trial(agent, [0, 1])
+    assert agent.act(np.ones((ROWS, 3), dtype=np.float32)).shape == (ROWS, 2)
+
+
+@pytest.mark.parametrize(
+    ("learner", "config", "message"),
+    [
+        ({}, {"inner_steps": 3}, "inner_steps is 3 in the config and 1 in the MetaMAML: give it there"),
+        ({"inner_lr": 0.3}, {"inner_lr": 0.2}, "inner_lr is 0.2 in the config and 0.3 in the MetaMAML: give it there"),
+        ({}, {"learn_rates": True}, "learn_rates is True in the config and False in the MetaMAML: give it there"),
+        ({"multi_step_updates": 9}, {}, "multi_step_updates is for supervised tasks"),
+    ],
+)
+def test_settings_that_the_learner_has_in_another_way_are_refused(learner, config, message):
+    maml = MetaMAML(Actor(OBSERVATIONS, ACTIONS["continuous"], SMALL), **learner)
+    with pytest.raises(UsageError, match=message):
+        MetaMAMLAgent(maml, MAMLConfig(**config))
+
+
+def test_a_setting_of_the_other_outer_step_is_refused():
+    with pytest.raises(UsageError, match=r"^--clip goes with --outer ppo, and this is trpo, whose settings are --max-"):
+        MAMLConfig(clip=0.3)
+    with pytest.raises(UsageError, match=r"^--max-divergence goes with --outer trpo, and this is ppo, whose .* --clip"):
+        MAMLConfig(outer="ppo", max_divergence=0.1)
+
+
+@pytest.mark.parametrize("num_updates", [None, 10])
+def test_the_config_rules_the_step_size(num_updates):
+    metrics = [
+        learn(make_agent(replace(PPO, learning_rate=rate), num_updates=num_updates), 1)[0] for rate in (1e-3, 1e-2)
+    ]
+    assert [each["learning_rate"] for each in metrics] == [1e-3, 1e-2]
+
+
+def test_given_experience_is_adapted_to_from_what_was_meta_learned():
+    giver, taker = make_agent(), make_agent()
+    giver.begin_trial(ROWS)
+    live(giver, Stream.draw(0))
+    experience = giver.take_experience()
+    trial(taker, [1, 2])
+    for agent in (giver, taker):
+        agent.give_experience(experience)
+        agent.adapt()
+    assert_same(giver._params, taker._params)
+    with pytest.raises(UsageError, match=f"rows come in blocks of trial_rows = {TASK_ROWS}, got 3 rows"):
+        giver.give_experience({name: value[:, :3] for name, value in experience.items()})
 
 
 def test_long_runs_are_compiled_where_that_is_possible(monkeypatch):
@@ -1112,7 +1200,7 @@ def test_the_step_size_falls_to_a_twentieth_with_ppo_alone(outer):
 def test_metrics_of_ppo_are_means_over_its_epochs():
     agent = make_agent(PPO)
     (metrics,) = learn(agent, 1)
-    assert metrics.keys() == {"policy_loss", "kl", "grad_norm", "reward_before", "reward_after"}
+    assert metrics.keys() == {"policy_loss", "kl", "grad_norm", "learning_rate", "reward_before", "reward_after"}
     once = make_agent(replace(PPO, update_epochs=1))
     (first,) = learn(once, 1)
     assert first["kl"] == pytest.approx(0, abs=1e-6)
@@ -1273,7 +1361,7 @@ CHANGED = {
 @pytest.mark.parametrize("field", [field.name for field in fields(MAMLConfig)])
 def test_every_field_of_the_config_makes_a_difference(field):
     assert field in CHANGED, "give the new field a value that must make a difference"
-    config = TRPO if field in ("max_divergence", "conjugate_iterations", "curvature_tasks", "curvature_steps") else PPO
+    config = TRPO if field in OF_OUTER["trpo"] else MAMLConfig(**COMMON, outer="ppo") if field == "outer" else PPO
     method = "gru" if field == "window" else "mlp"
     assert getattr(config, field) != CHANGED[field]
     changed = make_agent(replace(config, **{field: CHANGED[field]}), method=method)
@@ -1327,7 +1415,7 @@ def test_a_config_out_of_range_is_a_one_line_error(field, value):
 @pytest.mark.parametrize("edge", [{"discount": 0.0}, {"discount": 1.0}, {"trace": 0.0}, {"divergence_weight": 0.0}])
 def test_the_ends_of_closed_ranges_are_allowed(edge):
     (name,) = edge
-    assert getattr(MAMLConfig(**edge), name) == edge[name]
+    assert getattr(MAMLConfig(outer="ppo", **edge), name) == edge[name]
 
 
 def test_reptile_goes_without_learned_rates():

@@ -845,3 +845,72 @@ def test_ten_recomputed_steps_hold_less_than_twice_the_memory_of_one():
     one = peak(inner_steps=1)
     assert peak(inner_steps=10, recompute=True) < 2 * one
     assert peak(inner_steps=5) > 2.5 * one
+
+
+# --- what is given ----------------------------------------------------------------------------------------------------
+
+
+def test_tasks_of_different_sizes_adapt_together_as_each_alone():
+    maml, tasks = MetaMAML(plain(), inner_lr=0.1, inner_steps=2, samples_at_once=5), ragged_tasks()
+    xs, ys = [task[0] for task in tasks], [task[1] for task in tasks]
+    together = maml.adapt_tasks(xs, ys)
+    for number, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        for name, value in maml.adapt_task(x, y).items():
+            torch.testing.assert_close(together[name][number], value, **EXACT)
+
+
+def test_tasks_adapt_in_groups(monkeypatch):
+    maml = MetaMAML(plain(), inner_lr=0.1, samples_at_once=2 * SAMPLES)
+    x, y, *_ = flat_tasks(5)
+    seen, inner_step = [], maml.inner_step
+
+    def watched(loss, params, batch, **how):
+        seen.append(len(batch["x"]))
+        return inner_step(loss, params, batch, **how)
+
+    monkeypatch.setattr(maml, "inner_step", watched)
+    params = maml.adapt_tasks(x, y)
+    assert seen == [2, 2, 1]
+    for name, value in MetaMAML(maml.model, inner_lr=0.1).adapt_tasks(x, y).items():
+        torch.testing.assert_close(params[name], value, **EXACT)
+    broken = x.clone()
+    broken[3] = math.inf
+    with pytest.raises(TrainingDiverged, match="task 3"):
+        maml.adapt_tasks(broken, y)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda maml, x, y: maml.adapt_task(x[0, :0], y[0, :0]), "task 0 has 0 inputs and 0 targets"),
+        (lambda maml, x, y: maml.adapt_tasks(x, y[:, :1].expand(-1, 9, -1)), "task 0 has 5 inputs and 9 targets"),
+        (lambda maml, x, y: maml.adapt_tasks(x, y[:2]), "got inputs of 3 tasks and targets of 2: as many, at least"),
+        (
+            lambda maml, x, y: maml.adapt_tasks(x[0], y[0]),
+            r"inputs of shape \(5, 4\) are no batch of tasks .* in a list",
+        ),
+        (
+            lambda maml, x, y: maml.meta_update((x[0], y[0], x[0], y[0])),
+            r"inputs of shape \(5, 4\) are no batch of tasks",
+        ),
+        (lambda maml, x, y: maml.adapt_tasks(x, y[..., 0]), r"same shape, got \(5, 2\) and \(5,\)"),
+        (lambda maml, x, y: maml.adapt_tasks(x, y[:, :3]), r"same shape, got \(5, 2\) and \(3, 2\)"),
+        (lambda maml, x, y: maml.meta_update([(x[0], y[0, :3], x[0], y[0])]), r"same shape, got \(5, 2\) and \(3, 2\)"),
+    ],
+)
+def test_tasks_that_cannot_be_meant_are_one_line_errors(call, message):
+    x, y, *_ = flat_tasks()
+    with pytest.raises(UsageError, match=message) as error:
+        call(MetaMAML(plain()), x, y)
+    assert "\n" not in str(error.value)
+
+
+def test_a_loss_may_compare_the_last_predictions_alone():
+    def last(prediction, target):
+        return mse_loss(prediction[-len(target) :], target)
+
+    x, y, query_x, query_y = flat_tasks()
+    maml = MetaMAML(plain(), inner_lr=0.1)
+    changed = torch.cat([normal(TASKS, 2, INPUTS), query_x[:, 2:]], 1)
+    losses = [float(maml.meta_gradient((x, y, each, query_y[:, 2:]), last).loss) for each in (query_x, changed)]
+    assert losses[0] == pytest.approx(losses[1])

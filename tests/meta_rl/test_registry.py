@@ -41,7 +41,7 @@ def test_variants_differ_from_maml_in_what_their_name_says() -> None:
         "maml": {},
         "promp": {"outer": "ppo"},
         "fomaml": {"first_order": True},
-        "reptile": {"reptile": True, "first_order": True, "outer": "ppo"},
+        "reptile": {"reptile": True, "outer": "ppo"},
         "anil": {"adapt": "head"},
         "metasgd": {"learn_rates": True},
     }

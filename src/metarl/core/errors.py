@@ -7,6 +7,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 
+CAPS = ("max_divergence", "grad_clip_norm", "trust_region", "rollback_tolerance")
+"""Settings that only limit something: an infinite one is no limit."""
+
+
 class UsageError(ValueError):
     """Bad input. The command line prints the message, without a traceback, and exits with code 2."""
 
@@ -24,15 +28,17 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
 
 
 def check_limits(values: Mapping[str, object], *limits: tuple[str, str, bool], flags: bool = False) -> None:
-    """Refuse the first value that is out of bounds.
+    """Refuse the first value that is out of bounds, or neither finite nor one of CAPS.
 
     Args:
         values: by name.
         limits: (name, what is allowed, whether that holds).
         flags: whether the names are flags of the command line.
     """
-    numbers = [(name, "a number", not math.isnan(value)) for name, value in values.items() if isinstance(value, float)]
-    for name, allowed, holds in (*limits, *numbers):
+    numbers = {name: value for name, value in values.items() if isinstance(value, float)}
+    real = [(name, "a number", not math.isnan(value)) for name, value in numbers.items()]
+    finite = [(name, "finite", name in CAPS or math.isfinite(value)) for name, value in numbers.items()]
+    for name, allowed, holds in (*limits, *real, *finite):
         if not holds:
             shown = f"--{name.replace('_', '-')}" if flags else name
             raise UsageError(f"{shown} is {allowed}, got {values[name]}")

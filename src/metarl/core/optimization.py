@@ -11,8 +11,17 @@ from torch import Tensor, nn
 from metarl.core.errors import Failure
 
 
+FINAL_RATE = 0.05
+"""A step size that decays ends at this fraction of its start."""
+
+
 class TrainingDiverged(Failure):
     """A loss or a gradient is not finite. The message names it; the parameters are as they were before the step."""
+
+
+def decayed(rate: float, updates: int, num_updates: int | None) -> float:
+    """The step size after so many updates of a run: it falls linearly to 5 %; num_updates None: it stays."""
+    return rate if num_updates is None else rate * max(FINAL_RATE, 1 - updates / num_updates)
 
 
 def clipped_step(

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from metarl.core.memory import MemoryConfig, make_memory
 from metarl.core.normalization import CLIP, RunningMoments
 
+MODEL_MEMORY = MemoryConfig("mlp", width=128)
+"""Of a model whose memory nobody chose: none."""
 SMALLEST_VARIANCE = 1e-6
 """Added to variances: what never changes is not blown up."""
 
@@ -42,7 +44,7 @@ class DynamicsModel(nn.Module):
         self, observation_size: int, action_size: int, memory: MemoryConfig | None = None, members: int = 1
     ) -> None:
         super().__init__()
-        memory = MemoryConfig("mlp", width=128) if memory is None else memory
+        memory = MODEL_MEMORY if memory is None else memory
         self.observation_size, self.members = observation_size, members
         size = observation_size + action_size
         networks = nn.ModuleList(_Network(size, observation_size, memory) for _ in range(members))

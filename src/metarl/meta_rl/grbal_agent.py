@@ -20,20 +20,17 @@ from torch import Tensor
 
 from metarl.core.agent import Agent, Array, Metrics
 from metarl.core.controller import Weights
-from metarl.core.errors import UsageError
+from metarl.core.errors import UsageError, check_limits
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
-from metarl.core.optimization import clipped_step, part_of
+from metarl.core.optimization import clipped_step, decayed, part_of
 from metarl.core.trajectory import Trajectory
-from metarl.meta_rl.dynamics import DynamicsModel, prediction_loss
+from metarl.meta_rl.dynamics import MODEL_MEMORY, DynamicsModel, prediction_loss
 from metarl.meta_rl.inner_loop import Parameters
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.planner import Planner
 from metarl.meta_rl.replay import Replay
 from metarl.tasks.reward_model import RewardModel
-
-FINAL_RATE = 0.05
-"""Adam's step size falls to this fraction of its start."""
 
 
 @dataclass(frozen=True)
@@ -82,29 +79,27 @@ class GrBALConfig:
     """λ: candidates whose return is less than the best one's by λ standard deviations weigh 1/e of it."""
 
     def __post_init__(self) -> None:
-        if self.adapt not in ("gain", "all"):
-            raise UsageError(f"--adapt is gain or all, got {self.adapt}")
-        counts = (
-            "past",
-            "future",
-            "inner_steps",
-            "ensemble",
-            "model_updates",
-            "batch_windows",
-            "horizon",
-            "replay_size",
+        check_limits(
+            vars(self),
+            ("past", "at least 1", self.past >= 1),
+            ("future", "at least 1", self.future >= 1),
+            ("adapt", "gain or all", self.adapt in ("gain", "all")),
+            ("inner_lr", "above 0", self.inner_lr > 0),
+            ("inner_steps", "at least 1", self.inner_steps >= 1),
+            ("learning_rate", "above 0", self.learning_rate > 0),
+            ("ensemble", "at least 1", self.ensemble >= 1),
+            ("model_updates", "at least 1", self.model_updates >= 1),
+            ("batch_windows", "at least 1", self.batch_windows >= 1),
+            ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
+            ("random_updates", "at least 0", self.random_updates >= 0),
+            ("exploration", "at least 0", self.exploration >= 0),
+            ("replay_size", "at least 1", self.replay_size >= 1),
+            ("horizon", "at least 1", self.horizon >= 1),
+            ("candidates", "at least 2", self.candidates >= 2),
+            ("noise", "above 0", self.noise > 0),
+            ("temperature", "above 0", self.temperature > 0),
+            flags=True,
         )
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
-        for name in ("inner_lr", "learning_rate", "grad_clip_norm", "noise", "temperature"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"--{name.replace('_', '-')} is above 0, got {getattr(self, name)}")
-        for name in ("random_updates", "exploration"):
-            if not getattr(self, name) >= 0:
-                raise UsageError(f"--{name.replace('_', '-')} is at least 0, got {getattr(self, name)}")
-        if self.candidates < 2:
-            raise UsageError(f"--candidates is at least 2, got {self.candidates}")
 
 
 class GrBALAgent(Agent):
@@ -136,13 +131,13 @@ class GrBALAgent(Agent):
         device: str = "cpu",
     ) -> None:
         super().__init__(observation_space, action_space)
-        memory = MemoryConfig(method="mlp", width=128) if memory is None else memory
+        memory = MODEL_MEMORY if memory is None else memory
         _check(observation_space, action_space, memory)
         if reward_model is None:
             raise UsageError(
                 "grbal plans with the reward as a function of what it observes, which this task family does not offer: "
-                "choose one whose tasks differ by dynamics only, such as halfcheetah-cripple, or give reward_model= "
-                "to your TaskDistribution"
+                "choose halfcheetah-gravity, halfcheetah-cripple, halfcheetah-drift, ant-mass, ant-drift or "
+                "pendulum-dynamics, or give reward_model= to your TaskDistribution"
             )
         self.config = GrBALConfig() if config is None else config
         self.num_updates, self.device = num_updates, torch.device(device)
@@ -265,8 +260,8 @@ class GrBALAgent(Agent):
         """Add the experience held to the replay, and take `model_updates` steps of Adam on windows from it.
 
         Returns: "model_loss", mean over the steps; and errors on the new experience before anything was learned from
-        it, of the shared parameters ("error_frozen") and of those adapted to the transitions before ("error_adapted").
-        All are mean squared errors of the standardised change.
+        it, of the shared parameters ("error_frozen") and, of an agent that adapts by gradients, of those adapted to the
+        transitions before ("error_adapted"). All are mean squared errors of the standardised change.
         """
         experience = self.take_experience()
         x, change, ended = (experience[name].cpu() for name in ("x", "change", "ended"))
@@ -275,14 +270,13 @@ class GrBALAgent(Agent):
         # A memory does not look over an episode's end, neither here nor when it acts; gradient steps do.
         self.replay.append(x, change, ended if self.model.remembers else None)
         self.model.standardize_by(self.inputs, self.changes)
-        frozen, adapted = self._errors(x, change, ended)
-        if self.num_updates is not None:
-            remaining = max(FINAL_RATE, 1 - self.updates / self.num_updates)
-            self.maml.optimizer.param_groups[0]["lr"] = self.config.learning_rate * remaining
+        errors = self._errors(x, change, ended)
+        rate = decayed(self.config.learning_rate, self.updates, self.num_updates)
+        self.maml.optimizer.param_groups[0]["lr"] = rate
         losses = [self._learn(*self._windows()) for _ in range(self.config.model_updates)]
         self.updates += 1
         self.planner.draw_again()
-        return {"model_loss": float(np.mean(losses)), "error_frozen": frozen, "error_adapted": adapted}
+        return {"model_loss": float(np.mean(losses)), **errors}
 
     def _windows(self) -> tuple[Tensor, Tensor]:
         length = self.config.past + self.config.future
@@ -294,7 +288,7 @@ class GrBALAgent(Agent):
         past = self.config.past
         if self.config.meta:
             support = x[:, :past, None], y[:, :past, None]
-            query = x[:, self._first :, None], y[:, self._first :, None]
+            query = x[:, self._first :, None], y[:, past:, None]
             return self.maml.meta_update((*support, *query), prediction_loss)
         predicted, _ = self.model(x.transpose(0, 1))
         loss = prediction_loss(predicted, y.transpose(0, 1))
@@ -303,11 +297,11 @@ class GrBALAgent(Agent):
 
     @property
     def _first(self) -> int:
-        """Where a window that is predicted begins: a memory reads, and learns from, its past too."""
+        """Where a window that is predicted begins: a memory reads its past too."""
         return 0 if self.model.remembers else self.config.past
 
     @torch.no_grad()
-    def _errors(self, x: Tensor, change: Tensor, ended: Tensor) -> tuple[float, float]:
+    def _errors(self, x: Tensor, change: Tensor, ended: Tensor) -> Metrics:
         """Errors of the shared and of adapted parameters in the later part of windows of x [T, B, ...] side by side."""
         past, length = self.config.past, self.config.past + self.config.future
         whole = len(x) - len(x) % length
@@ -318,15 +312,19 @@ class GrBALAgent(Agent):
         if self.model.remembers:
             unbroken = ~ends[:, :-1].any(1)
             windows, changes = windows[unbroken], changes[unbroken]
+        adapts = self.config.meta or self.config.online_adaptation
         if not len(windows):
-            return float("nan"), float("nan")
+            return dict.fromkeys(("error_frozen", "error_adapted")[: 1 + adapts], float("nan"))
         later, target = windows[:, self._first :], self.model.target(changes[:, past:])
         predicted, _ = self.model(later.transpose(0, 1))
-        frozen = prediction_loss(predicted, target.transpose(0, 1))
+        frozen = prediction_loss(predicted, target.transpose(0, 1)).item()
+        if not adapts:
+            return {"error_frozen": frozen}
         adapted = self._adapted(windows[:, :past], changes[:, :past])
         params = {**self.maml.parameters(), **adapted}
         by_own = self.maml.forward_tasks(later[:, :, None], params)[:, :, 0]  # [N, T, E, obs]
-        return frozen.item(), prediction_loss(by_own.transpose(0, 1), target.transpose(0, 1)).item()
+        error = prediction_loss(by_own.transpose(0, 1), target.transpose(0, 1)).item()
+        return {"error_frozen": frozen, "error_adapted": error}
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 

@@ -32,32 +32,41 @@ def inner_step(
     adapted: Parameters,
     rates: Mapping[str, Tensor | float],
     batch: Batch,
+    scale: Tensor | None = None,
     *,
     stacked: bool,
     first_order: bool = False,
     recompute: bool = False,
     vectorize: bool = True,
 ) -> Parameters:
-    """The adapted parameters [M, ...] after one gradient step of every task: φ − α ∂L/∂φ.
+    """The adapted parameters [M, ...] after one gradient step of every task: φ − s α ∂L/∂φ.
 
     Args:
         shared: parameters that no task changes.
         adapted: φ, by name; with the task axis if `stacked`, else those that all tasks start from.
         rates: α, by name; the same for all tasks.
         batch: each task's data, [M, ...].
+        scale: s [M]; None: 1.
         first_order: the gradient counts as a constant: nothing is differentiated twice (FOMAML).
         recompute: keep only the step's inputs, and compute it again in the backward pass.
         vectorize: all tasks in one `torch.func.vmap`; False: one after the other.
     """
 
-    def step(shared: Parameters, adapted: Parameters, rates: Mapping[str, Tensor | float], batch: Batch) -> Parameters:
+    def step(
+        shared: Parameters,
+        adapted: Parameters,
+        rates: Mapping[str, Tensor | float],
+        batch: Batch,
+        scale: Tensor | None,
+    ) -> Parameters:
         with torch.no_grad() if first_order else nullcontext():
             gradients = grad(lambda own: loss({**shared, **own}, batch))(adapted)
-        return {name: value - rates[name] * gradients[name] for name, value in adapted.items()}
+        factors = rates if scale is None else {name: scale * rate for name, rate in rates.items()}
+        return {name: value - factors[name] * gradients[name] for name, value in adapted.items()}
 
     def steps(adapted: Parameters, rates: Mapping[str, Tensor | float], shared: Parameters) -> Parameters:
-        axes = (None, 0 if stacked else None, None, 0)
-        stepped: Parameters = over_tasks(step, axes, shared, adapted, rates, batch, vectorize=vectorize)
+        axes = (None, 0 if stacked else None, None, 0, None if scale is None else 0)
+        stepped: Parameters = over_tasks(step, axes, shared, adapted, rates, batch, scale, vectorize=vectorize)
         return stepped
 
     if not (recompute and torch.is_grad_enabled()):

@@ -72,6 +72,8 @@ class MetaMAMLAgent(Agent):
         super().__init__(maml.model.observation_space, maml.model.action_space)
         self.maml, self.actor = maml, maml.model
         self.config = MAMLConfig(trial_rows=1) if config is None else config
+        _check_agreement(maml, self.config)
+        self.actor.eval()  # the gradient is that of one policy: it has no other one at every step
         self.trial_rounds = maml.inner_steps + 1
         self.trial_rows = self.config.trial_rows
         (observation_size,) = self.observation_space.shape or (0,)
@@ -90,11 +92,12 @@ class MetaMAMLAgent(Agent):
             raise UsageError(f"rows come in blocks of trial_rows = {rows}, got {num_rows} rows")
         self._params, self._stacked = self._renewed(num_rows, renew)
         self._rows = rows
-        self._steps = 0
         self._rounds: list[Round] = []
         if renew is None or bool(np.all(renew)):
+            self._steps = next(self.actor.parameters()).new_zeros(num_rows // rows)
             self._begin_round(num_rows)
             return
+        self._steps = self._steps.masked_fill(self._tensor(np.asarray(renew)[::rows]), 0)
         again, memory, starts, time = self._tensor(renew), self._memory, self._starts, self._time
         self._begin_round(num_rows)
         self._memory = torch.where(again.view(-1, *[1] * (memory.ndim - 1)), self._memory, memory)
@@ -166,7 +169,8 @@ class MetaMAMLAgent(Agent):
 
         shared, adapted = self.maml.split(params)
         blocks = (tensor.unflatten(0, (-1, self._rows)) for tensor in (x, memory, starts))
-        output, memory = over_tasks(one_task, (None, 0, 0, 0, 0), shared, adapted, *blocks)
+        axes = (None, 0, 0, 0, 0)
+        output, memory = over_tasks(one_task, axes, shared, adapted, *blocks, vectorize=self.maml.vectorize)
         return output.flatten(0, 2), memory.flatten(0, 1)
 
     @torch.no_grad()
@@ -244,8 +248,7 @@ class MetaMAMLAgent(Agent):
     @torch.no_grad()
     def _adapted(self, collected: Round) -> Parameters:
         """Every task's parameters after the step, in groups of tasks that stay in the cache."""
-        like = next(iter(self.maml.parameters().values()))
-        scale = like.new_tensor(self.maml.inner_steps / max(self.maml.inner_steps, self._steps + 1))
+        scale = self.maml.inner_steps / (self._steps + 1).clamp(min=self.maml.inner_steps)
         by_step = {name: values for name, values in collected.items() if name != "raw"}
         programs = self._programs
         most = self.maml.samples_at_once(programs is not None) // collected["starts"][:, : self._rows].numel()
@@ -255,7 +258,7 @@ class MetaMAMLAgent(Agent):
             rows = slice(group.start * self._rows, group.stop * self._rows)
             batch = self._batch({name: values[:, rows] for name, values in by_step.items()})
             start = {name: value[group] for name, value in own.items()} if self._stacked else {}
-            return batch, start, scale
+            return batch, start, scale[group]
 
         def step(batch: Round, start: Parameters, scale: Tensor) -> tuple[Tensor, ...]:
             params = {**self.maml.parameters(), **start}
@@ -337,9 +340,9 @@ class MetaMAMLAgent(Agent):
             number, _, name = key.partition(".")
             rounds += [{} for _ in range(int(number) + 1 - len(rounds))]
             rounds[int(number)][name] = values if name == "raw" else values.to(self.device)
-        *self._rounds, last = rounds
-        self._begin_round(last["x"].shape[1])
-        self._rows = 1 if len(self._starts) == 1 else self.trial_rows
+        *earlier, last = rounds
+        self.begin_trial(last["x"].shape[1])
+        self._rounds = earlier
         self._raw, self._windows = [*last.pop("raw").numpy()], [*last.pop("memory")]
         self._trajectory = Trajectory.unstack(last)
 
@@ -369,6 +372,20 @@ class MetaMAMLAgent(Agent):
         self.maml.load_state_dict(part_of(state, "maml"))
         self.moments.load_state_dict(part_of(state, "moments"))
         self.generator.set_state(state["generator"])
+
+
+def _check_agreement(maml: MetaMAML, config: MAMLConfig) -> None:
+    """Refuse settings that the `MetaMAML` has in another way, and those of it that an agent does not go by."""
+    held = {name: getattr(maml, name) for name in ("inner_lr", "inner_steps", "first_order", "reptile", "learn_rates")}
+    for name, value in held.items():
+        if getattr(config, name) not in (value, getattr(MAMLConfig, name)):
+            raise UsageError(
+                f"{name} is {getattr(config, name)} in the config and {value} in the MetaMAML: give it there"
+            )
+    if maml.multi_step_updates:
+        raise UsageError(
+            "multi_step_updates is for supervised tasks: an agent improves the last round of a trial alone"
+        )
 
 
 def _mean_reward(collected: Round) -> float:

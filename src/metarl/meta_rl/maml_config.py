@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from metarl.core.errors import check_limits
+from metarl.core.errors import UsageError, check_limits
+
+OF_OUTER = {
+    "trpo": ("max_divergence", "conjugate_iterations", "curvature_tasks", "curvature_steps"),
+    "ppo": ("learning_rate", "update_epochs", "clip", "divergence_weight", "grad_clip_norm"),
+}
+"""Settings that only one of the outer steps reads."""
 
 
 @dataclass(frozen=True)
@@ -84,3 +90,10 @@ class MAMLConfig:
             ("min_std", "above 0", self.min_std > 0),
             flags=True,
         )
+        for outer, names in OF_OUTER.items():
+            for name in names:
+                if outer != self.outer and getattr(self, name) != getattr(MAMLConfig, name):
+                    raise UsageError(
+                        f"--{name.replace('_', '-')} goes with --outer {outer}, and this is {self.outer}, whose "
+                        f"settings are {', '.join('--' + each.replace('_', '-') for each in OF_OUTER[self.outer])}"
+                    )

@@ -36,6 +36,7 @@ from metarl.meta_rl.supervised_tasks import (
     num_tasks,
     supervised_loss,
     support_and_query,
+    support_batch,
 )
 
 logger = logging.getLogger(__name__)
@@ -136,7 +137,7 @@ class MetaMAML:
             )
         if compile and recompute:
             raise UsageError("recompute and compile exclude each other: a trace holds all that it computes")
-        self.model, self.inner_lr, self.inner_steps = model, inner_lr, inner_steps
+        self.model, self.inner_lr, self.inner_steps, self.learn_rates = model, inner_lr, inner_steps, learn_rates
         self.first_order, self.reptile = first_order or reptile, reptile
         self.multi_step_updates, self.recompute, self.vectorize = multi_step_updates, recompute, vectorize
         self._samples_at_once, self.grad_clip_norm = samples_at_once, grad_clip_norm
@@ -218,20 +219,21 @@ class MetaMAML:
     # --- adapting -----------------------------------------------------------------------------------------------------
 
     def inner_step(
-        self, loss: Loss, params: Parameters, batch: Batch, stacked: bool, scale: Tensor | float = 1.0
+        self, loss: Loss, params: Parameters, batch: Batch, stacked: bool, scale: Tensor | None = None
     ) -> Parameters:
         """`params` after a gradient step of every task on its part of `batch` {name: [M, ...]}.
 
         Adapted parameters come stacked [M, ...], the others carry no task axis; `stacked`: whether they do already. The
-        step is that of the inner rates times `scale`.
+        step is that of the inner rates, times `scale` [M].
         """
         shared, adapted = self.split(params)
         adapted = inner_step(
             loss,
             shared,
             adapted,
-            {name: scale * rate for name, rate in self.rates().items()},
+            self.rates(),
             batch,
+            scale,
             stacked=stacked,
             first_order=self.first_order,
             recompute=self.recompute,
@@ -277,30 +279,39 @@ class MetaMAML:
             initial_state: of a sequence model; None: its own.
         """
         loss = supervised_loss(partial(self._predict, initial_state=initial_state), loss_fn)
-        stacked = self._adapted(loss, {"x": support_x[None], "y": support_y[None]}, num_steps)
+        stacked = self._adapted(loss, support_batch([support_x], [support_y]), num_steps)
         return {name: value[0] if name in self.adapted else value for name, value in stacked.items()}
 
     def adapt_tasks(
         self,
-        support_x: Tensor,
-        support_y: Tensor,
+        support_x: Tensor | Sequence[Tensor],
+        support_y: Tensor | Sequence[Tensor],
         num_steps: int | None = None,
         loss_fn: PredictionLoss = mse_loss,
     ) -> Parameters:
-        """`adapt_task` for tasks [M, N, ...] at once; adapted parameters come stacked [M, ...], for `forward_tasks`."""
-        return self._adapted(supervised_loss(self._predict, loss_fn), {"x": support_x, "y": support_y}, num_steps)
+        """`adapt_task` for tasks [M, N, ...] at once, or a list of M whose sizes N differ, in groups as in training.
+
+        Adapted parameters come stacked [M, ...], for `forward_tasks`.
+        """
+        support = support_batch(support_x, support_y)
+        self._check_padded(support, loss_fn)
+        return self._adapted(supervised_loss(self._predict, loss_fn), support, num_steps)
 
     @torch.no_grad()
     def _adapted(self, loss: Loss, support: Batch, num_steps: int | None) -> Parameters:
         steps = self.inner_steps if num_steps is None else num_steps
         if steps < 1:
             raise UsageError(f"num_steps is at least 1, got {steps}")
-        *_, last = self.inner_loop(loss, [support] * steps)
-        params = {name: value.clone() for name, value in last.items()}
-        for name, value in params.items():
-            if not bool(torch.isfinite(value).all()):
-                raise self._diverged(loss, support, steps, seen=f"parameter {name}")
-        return params
+        each: list[Parameters] = []
+        for (group,) in groups([support], self.samples_at_once(compiled=False)):
+            *_, last = self.inner_loop(loss, [group] * steps)
+            for name, value in last.items():
+                if not bool(torch.isfinite(value).all()):
+                    first = sum(len(params[name]) for params in each)
+                    raise self._diverged(loss, group, steps, f"parameter {name}", first)
+            each.append(last)
+        shared = {name: value.clone() for name, value in self.split(each[0])[0].items()}
+        return {**shared, **{name: torch.cat([params[name] for params in each]) for name in self.adapted}}
 
     def _diverged(self, loss: Loss, support: Batch, steps: int, seen: str, first: int = 0) -> TrainingDiverged:
         return diverged(
@@ -340,14 +351,17 @@ class MetaMAML:
         """What is minimised, the mean query loss after the last inner step, and the gradient of the former by name."""
         batches = support_and_query(tasks, apart=not self.vectorize)
         for batch in chain.from_iterable(batches):
-            if "mask" in batch:
-                check_padding(partial(self._predict, self.parameters()), batch, loss_fn)
+            self._check_padded(batch, loss_fn)
         parts = [part for pair in batches for part in groups(pair, self.samples_at_once(self.programs is not None))]
         objectives, losses, *gradients = zip(*self._differentiated_each(parts, loss_fn), strict=True)
         self._check_losses(parts, losses, loss_fn)
         objective, *summed = (reduce(add, each) for each in (objectives, *gradients))
         last = torch.cat(losses).detach().mean()
         return objective.detach(), last, dict(zip(self.learned_tensors(), summed, strict=True))
+
+    def _check_padded(self, batch: Batch, loss_fn: PredictionLoss) -> None:
+        if "mask" in batch:
+            check_padding(partial(self._predict, self.parameters()), batch, loss_fn)
 
     def _differentiated_each(self, parts: Sequence[Sequence[Batch]], loss_fn: PredictionLoss) -> list[Sequence[Tensor]]:
         """`_differentiated` of each part, a support and a query batch; a task weighs the same in all."""

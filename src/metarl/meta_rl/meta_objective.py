@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.agent import Metrics
-from metarl.core.optimization import step_along_gradients
+from metarl.core.optimization import decayed, step_along_gradients
 from metarl.core.policy import Actor
 from metarl.core.policy_gradient import Round, clipped_loss, masked_mean, ratio_loss
 from metarl.meta_rl.compiled import Programs
@@ -26,9 +26,6 @@ from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.supervised_tasks import groups, num_tasks
 from metarl.meta_rl.trial_parts import Trial, TrialParts
 from metarl.meta_rl.trust_region import trust_region_step
-
-FINAL_RATE = 0.05
-"""Adam's step size falls to this fraction of its start."""
 
 
 class MetaObjective:
@@ -106,9 +103,8 @@ class MetaObjective:
     def clipped(self, batches: Trial, programs: Programs | None = None) -> Metrics:
         """Steps of Adam on PPO's clipped loss, with ProMP's penalty on how far the policies of earlier rounds move."""
         config = self.config
-        if self.num_updates is not None:
-            remaining = max(FINAL_RATE, 1 - self.maml.updates / self.num_updates)
-            self.maml.optimizer.param_groups[0]["lr"] = config.learning_rate * remaining
+        rate = decayed(config.learning_rate, self.maml.updates, self.num_updates)
+        self.maml.optimizer.param_groups[0]["lr"] = rate
         learned = self.maml.learned_tensors().values()
         parts = self._parts(batches, programs)
         history: list[Metrics] = []
@@ -119,7 +115,7 @@ class MetaObjective:
             found = {"policy": float(policy), "divergence": float(divergence)}
             norm = step_along_gradients(self.maml.optimizer, self.maml.learned, found, config.grad_clip_norm)
             history.append({"policy_loss": found["policy"], "kl": found["divergence"], "grad_norm": norm})
-        return {name: float(np.mean([each[name] for each in history])) for name in history[0]}
+        return {name: float(np.mean([each[name] for each in history])) for name in history[0]} | {"learning_rate": rate}
 
     def _clipped_slope(self, batches: Trial) -> tuple[Tensor, Tensor, Tensor]:
         """PPO's clipped loss on the last round, how far the policies of earlier rounds are from what collected, and the

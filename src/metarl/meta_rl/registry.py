@@ -9,6 +9,7 @@ from typing import Any
 from metarl.core.agent import Agent
 from metarl.core.errors import unknown_name
 from metarl.core.memory import MemoryConfig
+from metarl.meta_rl.dynamics import MODEL_MEMORY
 from metarl.meta_rl.grbal_agent import GrBALAgent, GrBALConfig
 from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
@@ -56,7 +57,7 @@ _ALGORITHMS = {
     "maml": _maml(),
     "promp": _maml(outer="ppo"),
     "fomaml": _maml(first_order=True),
-    "reptile": _maml(reptile=True, first_order=True, outer="ppo"),
+    "reptile": _maml(reptile=True, outer="ppo"),
     "anil": _maml(adapt="head"),
     "metasgd": _maml(learn_rates=True),
     # With one environment nothing is carried from episode to episode, so short updates do.
@@ -67,7 +68,7 @@ _ALGORITHMS = {
         GrBALAgent,
         GrBALConfig,
         num_envs=16,
-        memory=MemoryConfig("mlp", width=128),
+        memory=MODEL_MEMORY,
         knows=("reward_model",),
         frozen={"online_adaptation": False},
     ),

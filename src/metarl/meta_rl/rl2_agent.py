@@ -26,7 +26,7 @@ from metarl.core.errors import UsageError
 from metarl.core.flat_parameters import FlatParameters
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments, normalized
-from metarl.core.optimization import part_of, step_along_gradients
+from metarl.core.optimization import decayed, part_of, step_along_gradients
 from metarl.core.policy import ActorCritic
 from metarl.core.policy_controller import PolicyController
 from metarl.core.returns import generalized_advantage
@@ -36,12 +36,10 @@ from metarl.meta_rl.rl2_config import RL2Config
 
 __all__ = ["RL2Agent", "RL2Config"]
 
-FINAL_RATE = 0.05
-"""The learning rate's linear decay ends at this fraction of its start."""
 REWARD_SCALE = 0.1
 
 LEARNED_FROM = ("first_memory", "inputs", "action", "log_prob", "advantage", "target")
-LOSSES, MEASURES = ("policy", "value", "entropy"), ("entropy", "kl", "clip_fraction")
+LOSSES, MEASURES = ("policy", "value", "entropy"), ("value_loss", "entropy", "kl", "clip_fraction")
 
 
 class _Step(NamedTuple):
@@ -96,7 +94,6 @@ class RL2Agent(Agent):
         self.moments = RunningMoments(observation_size + 1)  # observation and reward
         self.generator = torch.Generator().manual_seed(seed)
         self.updates = 0
-        self._trajectory = Trajectory()
         self._given: dict[str, Tensor] | None = None
         self.compiles = worth_compiling(self.config.compile, self.policy, self.device, env_steps)
         self._programs = Programs() if self.compiles else None
@@ -128,7 +125,7 @@ class RL2Agent(Agent):
         self._noise: Tensor | None = None
         self._prepared = self._prepare()
         self._no_value = torch.zeros(num_rows, device=self.device)
-        self._trajectory = Trajectory()
+        self._trajectory, self._given = Trajectory(), None
 
     @torch.no_grad()
     def _prepare(self) -> tuple[Tensor, ...]:
@@ -283,14 +280,18 @@ class RL2Agent(Agent):
         return experience
 
     def give_experience(self, experience: Mapping[str, Tensor]) -> None:
+        self._trajectory = Trajectory()
         self._given = {name: tensor.to(self.device) for name, tensor in experience.items()}
 
     def update(self) -> Metrics:
-        """PPO on the experience held: up to `update_epochs` passes over minibatches of rows, each a whole sequence."""
+        """PPO on the experience held: up to `update_epochs` passes over minibatches of rows, each a whole sequence.
+
+        Returns: means over the steps taken, "value_loss" the critic's squared error without its weight; "kl" is that of
+        the last minibatch, be it the one at which the update ended early.
+        """
         config = self.config
         batch = self._with_targets(self.take_experience())
-        remaining = 1.0 if self.num_updates is None else max(FINAL_RATE, 1 - self.updates / self.num_updates)
-        rate = config.learning_rate * remaining
+        rate = decayed(config.learning_rate, self.updates, self.num_updates)
         self.optimizer.param_groups[0]["lr"] = rate
         history: list[Metrics] = []
         learned_from = [batch[name] for name in LEARNED_FROM]
@@ -298,9 +299,9 @@ class RL2Agent(Agent):
             gradient, found = self._run("learn", self._gradient, rows.to(self.device), *learned_from)
             numbers = found.tolist()
             losses = dict(zip(LOSSES, numbers[: len(LOSSES)], strict=True))
-            metrics = {f"{name}_loss": losses[name] for name in ("policy", "value")}
-            metrics |= dict(zip(MEASURES, numbers[len(LOSSES) :], strict=True))
-            if history and metrics["kl"] > config.max_divergence:
+            metrics = {"policy_loss": losses["policy"], **dict(zip(MEASURES, numbers[len(LOSSES) :], strict=True))}
+            divergence = metrics["kl"]
+            if history and divergence > config.max_divergence:
                 break
             self._parameters.gradients.copy_(gradient)
             metrics["grad_norm"] = step_along_gradients(self.optimizer, self.policy, losses, config.grad_clip_norm)
@@ -311,7 +312,8 @@ class RL2Agent(Agent):
         self._prepared = self._prepare()
         means = {name: float(np.mean([metrics[name] for metrics in history])) for name in history[0]}
         explained = _explained(batch["value"], batch["target"])
-        return means | {"minibatches": float(len(history)), "learning_rate": rate, "explained_variance": explained}
+        taken = {"kl": divergence, "minibatches": float(len(history)), "learning_rate": rate}
+        return means | taken | {"explained_variance": explained}
 
     def _minibatches(self, num_rows: int) -> Iterator[Tensor]:
         """Groups of rows, all of them once in every pass."""
@@ -325,14 +327,19 @@ class RL2Agent(Agent):
         B]."""
         config = self.config
         value = self.policy.value(batch["features"])
-        never = torch.zeros_like(batch["terminated"])
-        across = config.discount_across_episodes
+        reward, last_value = batch["reward"] * self.reward_scale, batch["last_value"]
+        terminated, truncated = batch["terminated"], batch["truncated"]
+        if config.discount_across_episodes:
+            # What follows an episode that ends with the data is not in it: its last step is left out, its error 0.
+            ended = terminated[-1] | truncated[-1]
+            reward[-1], last_value = torch.where(ended, value[-1], reward[-1]), last_value.masked_fill(ended, 0.0)
+            terminated = truncated = torch.zeros_like(terminated)
         advantage = generalized_advantage(
-            batch["reward"] * self.reward_scale,
+            reward,
             value,
-            batch["last_value"],
-            never if across else batch["terminated"],
-            never if across else batch["truncated"],
+            last_value,
+            terminated,
+            truncated,
             batch["final_value"],
             discount=config.discount,
             trace=config.trace,
@@ -359,14 +366,10 @@ class RL2Agent(Agent):
         log_ratio = head.log_prob(output, action) - log_prob
         ratio = log_ratio.exp()
         surrogate = torch.min(ratio * advantage, ratio.clamp(1 - config.clip, 1 + config.clip) * advantage)
-        entropy = head.entropy(output).mean()
-        losses = [
-            -surrogate.mean(),
-            config.value_weight * (value - target).square().mean(),
-            -config.entropy_weight * entropy,
-        ]
+        entropy, error = head.entropy(output).mean(), (value - target).square().mean()
+        losses = [-surrogate.mean(), config.value_weight * error, -config.entropy_weight * entropy]
         divergence, clipped = (ratio - 1 - log_ratio).mean(), ((ratio - 1).abs() > config.clip).float().mean()
-        return losses, [entropy, divergence, clipped]
+        return losses, [error, entropy, divergence, clipped]
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,8 @@ class RL2Config:
             ("max_divergence", "above 0", self.max_divergence > 0),
             ("update_epochs", "at least 1", self.update_epochs >= 1),
             ("num_minibatches", "at least 1", self.num_minibatches >= 1),
+            ("entropy_weight", "at least 0", self.entropy_weight >= 0),
+            ("value_weight", "at least 0", self.value_weight >= 0),
             ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
             ("reward_scale", "above 0", self.reward_scale is None or self.reward_scale > 0),
             ("update_steps", "at least 1", self.update_steps >= 1),

@@ -8,6 +8,7 @@ from typing import TypeAlias, TypeGuard, cast
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.nn.functional import mse_loss
 
 from metarl.core.errors import UsageError
 from metarl.meta_rl.inner_loop import Batch, Loss, Parameters, over_tasks
@@ -36,6 +37,19 @@ def support_and_query(tasks: Tasks, *, apart: bool = False) -> list[tuple[Batch,
         support_xs, support_ys, query_xs, query_ys = zip(*group, strict=True)
         batches.append((_batch(support_xs, support_ys), _batch(query_xs, query_ys)))
     return batches
+
+
+def support_batch(support_x: Tensor | Sequence[Tensor], support_y: Tensor | Sequence[Tensor]) -> Batch:
+    """The support of tasks: [M, N, ...], or a list of M tensors, padded as by `support_and_query`."""
+    if len(support_x) != len(support_y) or not len(support_x):
+        raise UsageError(f"got inputs of {len(support_x)} tasks and targets of {len(support_y)}: as many, at least one")
+    if isinstance(support_x, Tensor) and isinstance(support_y, Tensor):
+        _check_stacked(support_x)
+        _check_pair(0, support_x[0], support_y[0])  # the others are of the same size
+        return {"x": support_x, "y": support_y}
+    for number, (x, y) in enumerate(zip(support_x, support_y, strict=True)):
+        _check_pair(number, x, y)
+    return _batch([*support_x], [*support_y])
 
 
 def num_tasks(batch: Batch) -> int:
@@ -74,7 +88,9 @@ def _checked_batch(tasks: SupervisedTask) -> SupervisedTask:
     if len(set(sizes)) > 1 or not sizes[0]:
         raise UsageError(f"a stacked batch has at least one task, and as many in each of its four parts; got {sizes}")
     support_x, support_y, query_x, query_y = tasks
-    _checked(0, (support_x[0], support_y[0], query_x[0], query_y[0]))  # the others are of the same size
+    for x, y in ((support_x, support_y), (query_x, query_y)):
+        _check_stacked(x)
+        _check_pair(0, x[0], y[0])  # the others are of the same size
     return tasks
 
 
@@ -87,16 +103,30 @@ def _checked(number: int, task: SupervisedTask) -> SupervisedTask:
         got = "one tensor (a stacked batch is a tuple)" if isinstance(task, Tensor) else f"{len(task)} parts"
         raise UsageError(f"task {number} is (support_x, support_y, query_x, query_y); got {got}")
     for x, y in (task[:2], task[2:]):
-        if len(x) != len(y) or not len(x):
-            raise UsageError(
-                f"task {number} has {len(x)} inputs and {len(y)} targets: as many of both, and at least one"
-            )
+        _check_pair(number, x, y)
     return task
+
+
+def _check_pair(number: int, x: Tensor, y: Tensor) -> None:
+    if len(x) < len(y) or not len(y):
+        raise UsageError(
+            f"task {number} has {len(x)} inputs and {len(y)} targets: as many of both, and at least one (fewer targets "
+            "where the loss compares them with the last predictions)"
+        )
+
+
+def _check_stacked(x: Tensor) -> None:
+    if x.ndim < 3 and x.is_floating_point():
+        raise UsageError(
+            f"inputs of shape {tuple(x.shape)} are no batch of tasks [M, N, ...]: put a single task in a list, and "
+            "give scalar inputs an axis of their own, [M, N, 1]"
+        )
 
 
 def _batch(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Batch:
     for number, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        if x.shape[1:] != xs[0].shape[1:] or y.shape[1:] != ys[0].shape[1:]:
+        alike = (x.shape, y.shape) == (xs[0].shape, ys[0].shape)
+        if not alike and (x.shape[1:] != xs[0].shape[1:] or y.shape[1:] != ys[0].shape[1:] or len(x) != len(y)):
             got = f"{tuple(x.shape)} and {tuple(y.shape)} beside {tuple(xs[0].shape)} and {tuple(ys[0].shape)}"
             raise UsageError(f"tasks may differ in their first axis only, but task {number} has {got}")
     lengths = torch.tensor([len(x) for x in xs], device=xs[0].device)
@@ -116,6 +146,11 @@ def supervised_loss(predict: Callable[[Parameters, Tensor], Tensor], loss_fn: Pr
 
     def loss(params: Parameters, batch: Batch) -> Tensor:
         prediction = predict(params, batch["x"])
+        if loss_fn is mse_loss and prediction.shape != batch["y"].shape:
+            raise UsageError(
+                f"mse_loss compares predictions with targets of the same shape, got {tuple(prediction.shape)} and "
+                f"{tuple(batch['y'].shape)}"
+            )
         if "mask" in batch:
             return masked_loss(loss_fn, prediction, batch["y"], batch["mask"])
         return loss_fn(prediction, batch["y"])
