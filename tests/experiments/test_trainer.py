@@ -26,7 +26,7 @@ from metarl.experiments.checkpoint import load_checkpoint
 from metarl.experiments.files import LOCK_FILE
 from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.trainer import Progress, Trainer
-from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
+from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 from metarl.tasks import locomotion, make_tasks
 
@@ -114,9 +114,13 @@ def test_a_resumed_run_of_a_gradient_agent_is_the_run_that_was_not_interrupted(
 
 
 def test_a_task_that_diverges_as_it_adapts_is_named_with_its_epoch(tmp_path: Path) -> None:
-    config = MAMLConfig(trial_rows=2, inner_lr=1e38)
+    def make(*spaces: Any, **options: Any) -> MetaMAMLAgent:
+        agent = make_maml_agent(*spaces, **options)
+        agent.maml.inner_lr = float("inf")
+        return agent
+
     with pytest.raises(TrainingDiverged, match=r"^epoch 1: not finite: .* of task \d after adapting; try a lower"):
-        make_trainer(tmp_path, agent=make_maml_agent, config=config, method="mlp").train()
+        make_trainer(tmp_path, agent=make, config=MAMLConfig(trial_rows=2), method="mlp").train()
 
 
 @pytest.mark.parametrize("num_envs", [0, 1, 7])

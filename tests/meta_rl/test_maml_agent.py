@@ -1200,7 +1200,9 @@ def test_the_step_size_falls_to_a_twentieth_with_ppo_alone(outer):
 def test_metrics_of_ppo_are_means_over_its_epochs():
     agent = make_agent(PPO)
     (metrics,) = learn(agent, 1)
-    assert metrics.keys() == {"policy_loss", "kl", "grad_norm", "learning_rate", "reward_before", "reward_after"}
+    assert metrics.keys() == {
+        *("policy_loss", "kl", "grad_norm", "learning_rate", "entropy", "reward_before", "reward_after")
+    }
     once = make_agent(replace(PPO, update_epochs=1))
     (first,) = learn(once, 1)
     assert first["kl"] == pytest.approx(0, abs=1e-6)

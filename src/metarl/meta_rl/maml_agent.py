@@ -347,7 +347,11 @@ class MetaMAMLAgent(Agent):
         self._trajectory = Trajectory.unstack(last)
 
     def update(self) -> Metrics:
-        """One outer step on the trial held: its first K rounds are adapted to, the last is improved."""
+        """One outer step on the trial held: its first K rounds are adapted to, the last is improved.
+
+        Returns: what the outer step reports; and before it the mean reward of a step in the first and in the last
+        round, and the entropy of the policies of the last.
+        """
         rounds = self._held()
         if len(rounds) != self.trial_rounds:
             raise UsageError(f"an update needs a trial of {self.trial_rounds} rounds, got {len(rounds)}")
@@ -356,7 +360,9 @@ class MetaMAMLAgent(Agent):
         self.moments.update(np.concatenate([each["raw"][each["active"].cpu()].numpy() for each in rounds]))
         self.begin_trial(len(self._starts))
         before, after = _mean_reward(rounds[0]), _mean_reward(rounds[-1])
-        return {**metrics, "reward_before": before, "reward_after": after}
+        adapted = rounds[-1]
+        entropy = float(masked_mean(self.actor.head.entropy(adapted["output"]), adapted["active"]))
+        return {**metrics, "entropy": entropy, "reward_before": before, "reward_after": after}
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 
