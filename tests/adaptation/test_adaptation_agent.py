@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from safetensors.torch import load_file, save_file
 
 from metarl.adaptation.adaptation_agent import AdaptationAgent
 from metarl.adaptation.config import AdaptationConfig
@@ -126,6 +127,11 @@ def snapshot(agent):
     return {name: tensor.clone() for name, tensor in agent.state_dict().items()}
 
 
+def shared(agent):
+    """What outlives a trial, beside the random streams."""
+    return {name: tensor for name, tensor in snapshot(agent).items() if name.startswith(("model.", "moments."))}
+
+
 def assert_same(one, other):
     assert one.keys() == other.keys()
     for name in one:
@@ -187,17 +193,14 @@ def test_a_single_observation_is_a_batch_of_one_row(kind):
 
 
 @each
-def test_acting_observing_and_adapting_change_nothing_but_the_random_stream(kind):
+def test_acting_observing_and_adapting_change_nothing_that_tasks_share(kind):
     trained = TRAINED[kind]()
     source = snapshot(trained)
     agent = AdaptationAgent.from_agent(trained, EAGER)
-    before = snapshot(agent)
+    before = shared(agent)
     trial(agent, Stream(5))
     agent.adapt()
-    after = snapshot(agent)
-    for name in ("random.noise", "random.draws"):
-        before.pop(name), after.pop(name)
-    assert_same(after, before)
+    assert_same(shared(agent), before)
     assert_same(snapshot(trained), source)
 
 
@@ -311,6 +314,45 @@ def test_numbers_that_are_not_finite_are_not_learned_from():
     assert torch.isfinite(agent.streams.values).all()
 
 
+@pytest.mark.parametrize("kind", ["actor-gru", "ssm"])
+def test_one_number_that_is_not_finite_is_forgotten(kind):
+    agent, stream = make(kind, replace(EAGER, update_every=6, rollback=True, rollback_tolerance=1e9)), Stream(5)
+    stream.observation[2, 0] = stream.following[1, 0] = np.nan
+    actions = trial(agent, stream)
+    assert np.isfinite(actions[3:]).all()
+    agent.adapt()  # scores the rest
+    adapted, _, samples = agent.streams.losses
+    assert samples.tolist() == [STEPS - 2, STEPS, STEPS, STEPS]
+    torch.testing.assert_close(adapted / samples, torch.ones(ROWS).double(), rtol=1e-3, atol=1e-3)  # as it had acted
+
+
+@pytest.mark.parametrize("kind", [kind for kind in TRAINED if kind.startswith("plans")])
+def test_a_planner_forgets_a_number_that_is_not_finite(kind):
+    agent, stream = make(kind), Stream(5)
+    stream.observation[2, 0] = stream.following[1, 0] = np.nan
+    actions = trial(agent, stream)
+    assert np.isfinite(actions[3:]).all()
+    assert torch.isfinite(agent._controller.window.x).all()
+
+
+@pytest.mark.parametrize("rollback", [True, False])
+def test_weights_that_overflow_do_not_act(rollback):
+    agent = make("actor-gru" if rollback else "ssm", replace(EAGER, learning_rate=1e38, rollback=rollback))
+    actions = trial(agent, Stream(5, steps=40))
+    assert np.isfinite(actions).all()
+    assert all(bool(guard.rollbacks) is rollback for guard in agent.streams.guards)
+
+
+def test_what_adapts_is_what_acts():
+    head = make("ssm", replace(EAGER, parameters="head"))
+    assert head.names == ["actor.2.mean.weight", "actor.2.mean.bias"]
+    assert not any(name.startswith("critic.") for name in make("ssm").names)
+    trial(head, Stream(5))
+    assert (head.streams.values != head.streams.source).any()
+    with pytest.raises(UsageError, match=r"'critic.\*' stands for nothing that may adapt"):
+        make("ssm", replace(EAGER, parameters="critic.*"))
+
+
 def test_a_policy_learns_from_sampled_actions_only():
     agent = make("actor")
     assert (agent.explores_to_adapt, make("plans").explores_to_adapt) == (True, False)
@@ -409,23 +451,33 @@ def test_a_policy_scores_itself_by_what_it_sampled_from(kind):
     assert (frozen / samples - 1).abs().max() > 1e-2
 
 
-def chase(config, target_at, steps=160, rows=48):
-    """Mean reward −(a − target)² of an agent with a policy that begins in the middle, by step."""
+def middling():
+    """A policy that begins in the middle of [-1, 1]."""
     space = spaces.Box(-1.0, 1.0, (1,), np.float32)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         actor = Actor(OBSERVATIONS, space, SMALL)
         actor.output.mean.weight.zero_()
-    agent = AdaptationAgent(Adapter(actor, config))
+    return actor
+
+
+def rewarded(config, reward_of, steps=160, rows=48):
+    """An agent after steps that were rewarded by reward_of(action, step), and the mean rewards by step."""
+    agent = AdaptationAgent(Adapter(middling(), config))
     agent.begin_trial(rows)
     observation, never = np.ones((rows, 3), np.float32), np.zeros(rows, dtype=bool)
     rewards = []
     for step in range(steps):
         action = agent.act(observation)
-        reward = -((action[:, 0] - target_at(step)) ** 2)
+        reward = reward_of(action[:, 0], step)
         agent.observe(observation, action, reward, never, never, observation)
         rewards.append(reward.mean())
-    return np.array(rewards)
+    return agent, np.array(rewards)
+
+
+def chase(config, target_at):
+    """Mean reward −(a − target)² by step."""
+    return rewarded(config, lambda action, step: -((action - target_at(step)) ** 2))[1]
 
 
 ONLINE = AdaptationConfig(learning_rate=0.2, update_every=20, buffer_size=1, batch_size=1, grad_clip_norm=10.0)
@@ -455,6 +507,15 @@ def test_the_guard_knows_when_a_policy_would_have_done_better_had_it_stayed():
     assert guarded > (frozen + unguarded) / 2
 
 
+def test_a_constant_reward_moves_nothing_and_a_tenth_of_it_does():
+    free = replace(ONLINE, rollback=False)
+    still, _ = rewarded(free, lambda action, step: np.ones_like(action), steps=400, rows=2)
+    assert still.streams.metrics()["distance"] < 1e-3
+    moved, rewards = rewarded(free, lambda action, step: 1 + 0.1 * action, steps=400, rows=2)
+    assert moved.streams.metrics()["distance"] > 0.1
+    assert rewards[-100:].mean() > 1.05
+
+
 # --- learning and keeping ---------------------------------------------------------------------------------------------
 
 
@@ -472,10 +533,10 @@ def test_an_update_moves_the_source_towards_what_streams_adapted_to(kind):
 
 def test_without_a_meta_rate_an_update_changes_nothing():
     agent = make()
-    before = {name: tensor for name, tensor in snapshot(agent).items() if name.startswith("model")}
+    before = shared(agent)
     trial(agent, Stream(5))
     agent.update()
-    assert_same({name: tensor for name, tensor in snapshot(agent).items() if name.startswith("model")}, before)
+    assert_same(shared(agent), before)
 
 
 def test_an_agent_that_does_not_train_keeps_no_experience():
@@ -506,6 +567,43 @@ def test_a_restored_agent_goes_on_as_the_old_one(kind):
     assert torch.equal(restored.streams.values, agent.streams.values)
 
 
+@each
+@pytest.mark.parametrize("options", [{}, {"optimizer": "adam", "ema_decay": 0.5, "batch_size": 1}])
+def test_an_agent_restored_in_the_middle_of_an_episode_goes_on_as_the_old_one(kind, options, tmp_path):
+    config = replace(EAGER, update_every=5, rollback=True, rollback_tolerance=0.01, **options)
+    agent, restored = make(kind, config), make(kind, config, seed=3)
+    trial(agent, Stream(5, steps=17))  # in a segment, with updates behind it
+    trial(restored, Stream(6, steps=6, rows=2))
+    save_file(agent.state_dict(), tmp_path / "agent.safetensors")
+    restored.load_state_dict(load_file(tmp_path / "agent.safetensors"))
+    assert agent.streams.moved.any()
+    np.testing.assert_array_equal(live(restored, Stream(7)), live(agent, Stream(7)))
+    assert restored.adapt() == agent.adapt()
+    assert_same(restored.state_dict(), agent.state_dict())
+
+
+def test_a_state_taken_does_not_move_with_what_is_lived_through_later():
+    agent, stream = make("ssm"), Stream(5)
+    trial(agent, stream)
+    state = agent.state_dict()
+    before = {name: tensor.clone() for name, tensor in state.items()}
+    restored = make("ssm")
+    restored.load_state_dict(state)
+    for each in (agent, restored):
+        live(each, stream)
+    assert_same(state, before)
+
+
+def test_a_seed_is_that_of_all_draws():
+    by_adapter = AdaptationAgent(Adapter(gradients().actor, EAGER, seed=1))
+    by_argument = AdaptationAgent(Adapter(gradients().actor, EAGER), seed=1)
+    agents = (*(make("actor", seed=seed) for seed in (1, 1, 2)), by_adapter, by_argument)
+    once, again, other, *outside = (trial(agent, Stream(5, steps=6)) for agent in agents)
+    np.testing.assert_array_equal(once, again)
+    assert (once != other).any()
+    np.testing.assert_array_equal(*outside)
+
+
 # --- wrong use --------------------------------------------------------------------------------------------------------
 
 
@@ -516,6 +614,8 @@ def test_what_cannot_act_is_refused():
         AdaptationAgent(Adapter(Actor(OBSERVATIONS, ACTIONS, SMALL)), planning().controller())
     with pytest.raises(UsageError, match=r"at least 1 and meta_rate in .*, got 0 and 0"):
         AdaptationAgent(Adapter(Actor(OBSERVATIONS, ACTIONS, SMALL)), trial_rows=0)
+    with pytest.raises(UsageError, match="learns by its controller's loss: give its Adapter no loss_fn"):
+        AdaptationAgent(Adapter(Actor(OBSERVATIONS, ACTIONS, SMALL), loss_fn=torch.nn.functional.l1_loss))
     with pytest.raises(UsageError, match="AdaptationAgent has nothing that can be adapted"):
         make().controller()
     with pytest.raises(UsageError, match="entropy_weight is for policies"):

@@ -154,12 +154,14 @@ def test_no_stretch_of_any_stream_exceeds_the_bound(stream, window, tolerance):
 def test_state_dict_resumes_the_account():
     generator = np.random.default_rng(0)
     losses = [
-        (adapted, frozen, 1 + step % 3) for step, (adapted, frozen) in enumerate(generator.exponential(size=(400, 2)))
+        (adapted, frozen, 1 + step % 3)
+        for step, (adapted, frozen) in enumerate(generator.exponential(size=(400, 2)).tolist())
     ]
     guard, resumed = Guard(20, 0.1), Guard(20, 0.1)
     for each in losses[:200]:
         guard.score(*each)
     resumed.load_state_dict(guard.state_dict())
+    assert (resumed.excess, resumed.limit) == (guard.excess, guard.limit)
     for each in losses[200:]:
         assert guard.score(*each) == resumed.score(*each)
         assert (guard.excess, guard.limit, guard.waiting) == (resumed.excess, resumed.limit, resumed.waiting)

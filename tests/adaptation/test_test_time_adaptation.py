@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from torch import nn
 from torch.nn import functional
 
@@ -268,6 +271,29 @@ def test_values_out_of_range_are_refused_by_name(name):
         AdaptationConfig(**{name: BAD[name]})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("learning_rate", math.inf),
+        ("num_steps", 1.5),
+        ("update_every", 2.5),
+        ("buffer_size", 100.5),
+        ("batch_size", 2.5),
+        ("reset_every", 2.5),
+        ("rollback_window", 2.5),
+        ("parameters", ()),
+    ],
+)
+def test_values_of_another_kind_are_refused_by_name(name, value):
+    with pytest.raises(UsageError, match=re.escape(f"got {value}")) as error:
+        AdaptationConfig(**{name: value})
+    assert str(error.value).startswith(name)
+
+
+def test_whole_numbers_may_be_numpy_s():
+    assert AdaptationConfig(update_every=np.int64(4)).update_every == 4
+
+
 def test_every_field_is_covered_here():
     assert {field.name for field in fields(AdaptationConfig)} == {*BAD, "parameters", "rollback", "from_source"}
 
@@ -318,6 +344,36 @@ def test_sequences_learn_from_the_state_they_were_predicted_from():
     assert scored.metrics()["frozen_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+# --- batch normalisation ----------------------------------------------------------------------------------------------
+
+
+def test_batch_normalisation_takes_the_batch_s_statistics_and_writes_none():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    before = copy.deepcopy(model.state_dict())
+    x = 3 + torch.randn(16, 2)
+    reference = copy.deepcopy(model)
+    adapter = Adapter(model, AdaptationConfig(update_every=1, rollback=False, parameters="norm"))
+    assert torch.equal(adapter.predict(x), reference(x))  # in training mode: by this batch
+    adapter.observe(x, torch.randn(16, 1))
+    moved = adapter.predict(x)
+    for module in (adapter.frozen, adapter.adapted):
+        assert torch.equal(module[0].running_mean, before["0.running_mean"])
+        assert module[0].num_batches_tracked == 0
+    adapter.reset()
+    assert torch.equal(adapter.predict(x), reference(x))
+    assert (moved != reference(x)).any()
+
+
+def test_batch_normalisation_in_evaluation_mode_keeps_to_the_running_statistics():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1))
+    model(3 + torch.randn(16, 2))
+    model.eval()
+    x = torch.randn(4, 2)
+    assert torch.equal(Adapter(model).predict(x), model(x))
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -336,6 +392,54 @@ def test_a_stream_keeps_its_shapes():
     adapter.observe(column(1.0), column(1.0))
     with pytest.raises(UsageError, match=r"keeps the shapes of its rows.*reset\(\)"):
         adapter.observe(column(1.0))
+
+
+class Named(nn.Module):
+    """A model that returns a dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return {"output": self.layer(x)}
+
+
+@pytest.mark.parametrize("use", [Adapter.update_step, Adapter.observe])
+def test_what_would_be_learned_as_nonsense_is_refused_in_one_line(use):
+    every, x = AdaptationConfig(update_every=1), column(1.0, 2.0)
+
+    def adapt(model, *arguments, **options):
+        use(Adapter(model, every, **options), *arguments)
+
+    with pytest.raises(UsageError, match=r"y in the shape of the output, got \(2,\) for an output \(2, 1\)"):
+        adapt(one_weight(), x, torch.tensor([1.0, 2.0]))
+    with pytest.raises(UsageError, match=r"y is a tensor \[B, \.\.\.\], got the shape \(\)"):
+        adapt(one_weight(), x, torch.tensor(1.0))
+    with pytest.raises(UsageError, match=r"y is a tensor .* got float"):
+        adapt(one_weight(), x, 1.0)
+    with pytest.raises(UsageError, match=r"x is a tensor .* got ndarray: convert it"):
+        adapt(one_weight(), x.numpy(), x)
+    with pytest.raises(UsageError, match=r"a model returns a tensor, or .*, got dict"):
+        adapt(Named(), x, x)
+    with pytest.raises(UsageError, match=r"loss_fn returns a scalar tensor, .* got the shape \(2, 1\)"):
+        adapt(one_weight(), x, x, loss_fn=lambda output, y: (output - y).square())
+    with pytest.raises(UsageError, match=r"loss_fn returns a scalar tensor, .* got float"):
+        adapt(one_weight(), x, x, loss_fn=lambda output, y: 1.0)
+    with pytest.raises(UsageError, match=r"x is a tensor \[T, B, \.\.\.\], got the shape \(2,\)"):
+        adapt(Recurrent("gru"), torch.zeros(2), torch.zeros(2, 1, 1), torch.zeros(2, 1, 1, 8))
+
+
+def test_predict_takes_tensors():
+    with pytest.raises(UsageError, match=r"x is a tensor .* got ndarray: convert it"):
+        Adapter(one_weight()).predict(np.zeros((2, 1), np.float32))
+
+
+def test_a_loss_of_its_own_takes_targets_in_any_shape():
+    model = nn.Linear(1, 3)
+    loss, steps = Adapter(model, loss_fn=functional.cross_entropy).update_step(column(1.0, 2.0), torch.tensor([0, 2]))
+    assert steps == 1
+    assert math.isfinite(loss)
 
 
 def test_targets_may_be_missing_only_where_nothing_needs_them():
@@ -394,10 +498,26 @@ def test_resumed_equals_uninterrupted(options):
     for x, y in stream[:101]:
         adapter.observe(x, y)
     resumed = Adapter(model, config, seed=7)
-    resumed.load_state_dict(adapter.state_dict())
+    resumed.load_state_dict(load(save(adapter.state_dict())))
     for x, y in stream[101:]:
         assert torch.equal(adapter.predict(x), resumed.predict(x))
         adapter.observe(x, y)
         resumed.observe(x, y)
     assert adapter.metrics() == resumed.metrics()
     assert adapter.guard.rollbacks > 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_has_a_memory_is_kept_as_safetensors(method):
+    torch.manual_seed(0)
+    model = Recurrent(method)
+    adapter, resumed = (Adapter(model, AdaptationConfig(update_every=2)) for _ in range(2))
+    state = model.memory.init_state(3)
+    stream = [(torch.randn(5, 3, 2), torch.randn(5, 3, 1)) for _ in range(8)]
+    for x, y in stream[:5]:
+        adapter.observe(x, y, state)
+    resumed.load_state_dict(load(save(adapter.state_dict())))
+    for x, y in stream[5:]:
+        adapter.observe(x, y, state)
+        resumed.observe(x, y, state)
+    assert adapter.metrics() == resumed.metrics()

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
+import sys
 import threading
+import time
+from collections import Counter
 
 import gymnasium
 import numpy as np
@@ -18,6 +22,7 @@ from metarl.core.errors import UsageError
 from metarl.core.population import mean_interval
 from metarl.core.task import Task
 from metarl.env_runner.environment import Environment
+from metarl.env_runner.gym_workers import GymWorkers
 from metarl.meta_rl.rl2_agent import RL2Agent
 from metarl.tasks.registry import make_tasks
 
@@ -79,6 +84,24 @@ class Failing(Constant):
 
     def adapt(self):
         raise ArithmeticError("no gradient")
+
+
+class Counting(gymnasium.Env):
+    """Observes how many steps of the episode, `length` long, are over."""
+
+    observation_space, action_space = OBSERVATION, ACTION
+    length = 1
+
+    def apply(self, task):
+        self.unwrapped.length = task["length"]
+
+    def reset(self, *, seed=None, options=None):
+        self.count = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return np.full(2, self.count, np.float32), 0.0, self.count == self.length, False, {}
 
 
 def coordinate(**agents):
@@ -147,6 +170,31 @@ def test_adapt_and_update_all(mode):
     assert coordinator.update_all(mode) == {"a": {"updated": 1.0}, "b": {"updated": 2.0}}
 
 
+def test_what_an_agent_is_not_given_is_named_before_anyone_observes():
+    agents = {"a": Constant(), "b": Constant()}
+    coordinator, zeros, flags = coordinate(**agents), np.zeros((2, 2)), np.zeros(2, dtype=bool)
+    coordinator.run_step_all(zeros)
+    with pytest.raises(UsageError, match="rewards: there are none for agent 'b', which has observations"):
+        coordinator.observe_all(zeros, zeros, {"a": np.zeros(1)}, flags, flags, zeros)
+    assert agents["a"].log == []
+    with pytest.raises(UsageError, match=r"agent 'b': observe: reward is \[1\] here, got \[1, 1\]"):
+        coordinator.observe_all(zeros, zeros, {"a": np.zeros(1), "b": np.zeros((1, 1))}, flags, flags, zeros)
+
+
+def test_one_agent_has_one_name_and_can_be_taken_out():
+    agent = Constant()
+    coordinator = coordinate(a=agent)
+    with pytest.raises(UsageError, match="agent 'b' is registered already as 'a'"):
+        coordinator.register_agent(agent, "b")
+    coordinator.run_step_all(np.zeros((2, 2)))
+    assert coordinator.unregister_agent("a") is agent
+    coordinator.register_agent(agent, "b")
+    coordinator.run_step_all(np.zeros((2, 2)))
+    assert agent.rows == [2, 2]
+    with pytest.raises(UsageError, match="unknown agent 'a': choose from b"):
+        coordinator.unregister_agent("a")
+
+
 def test_adapt_all_names_the_agent_that_fails_after_the_others_are_done():
     last = Constant(1.0)
     with pytest.raises(AgentFailed, match="agent 'bad': ArithmeticError: no gradient") as caught:
@@ -163,7 +211,10 @@ def test_adapt_all_names_the_agent_that_fails_after_the_others_are_done():
         (lambda c: c.run_step_all([np.zeros(2)]), "a list of 1 for 2 agents"),
         (lambda c: c.run_step_all(np.zeros((3, 2))), r"a batch \[3, 2\] cannot be split between 2 agents"),
         (lambda c: c.run_step_all({"x": np.zeros(2)}), "unknown agent 'x': choose from a, b"),
-        (lambda c: c.run_step_all(np.zeros((2, 5))), r"agent 'a' observes \[2\], or rows of that, got \[1, 5\]"),
+        (
+            lambda c: c.run_step_all(np.zeros((2, 5))),
+            r"agent 'a': an observation is \[2\], or rows of that, got \[1, 5\]",
+        ),
         (lambda c: c.adapt_all("fast"), "unknown mode 'fast': choose from parallel, sequential"),
         (lambda c: c.distribute(point_tasks(3), "shuffle"), "unknown mode 'shuffle': choose from deal, everyone"),
         (lambda c: c.distribute(point_tasks(1), "deal"), "1 tasks cannot be dealt out to 2 agents"),
@@ -273,6 +324,20 @@ def test_rows_that_wait_are_ignored_unless_the_agent_trains():
             assert lengths[0] != lengths[1]
 
 
+def test_rows_in_mid_episode_are_cut_in_an_agent_that_trains_when_all_are_reset():
+    agent = Constant()
+    agent.training = True
+    tasks = [Task(length, {"length": length}) for length in (2, 5)]
+    env = GymWorkers(Counting, tasks, apply=Counting.apply, max_episode_steps=10)
+    coordinate(a=agent).run_episodes(env, 2, 10, adapt=False)
+    # Row 0 is in its third episode when row 1 has finished its first, and all are reset.
+    *_, truncated, successor, _ = zip(*agent.log, strict=True)
+    terminated = [step[3].tolist() for step in agent.log]
+    assert terminated == [[False, False], [True, False], [False, False], [True, False], [False, True]] * 2
+    assert [step.tolist() for step in truncated] == ([[False, False]] * 4 + [[True, False]]) * 2
+    assert [step[0, 0] for step in successor] == [1, 2, 1, 2, 1] * 2
+
+
 def make_learners():
     distribution = make_tasks("point-goal", horizon=8)
     env = distribution.make_env(distribution.test[:1])
@@ -334,6 +399,69 @@ def test_an_agent_that_raises_in_shared_worlds_stands_still_from_then_on():
     assert results["good"].returns == [[-3.0] * 3]
 
 
+@pytest.mark.parametrize("mode", ["parallel", "sequential"])
+def test_what_a_world_or_a_callback_raises_is_not_the_agent_s(mode):
+    closed = []
+
+    def breaking_worlds(tasks):
+        env = point_worlds(tasks)
+        if tasks[0].id == 1:
+            env.step = lambda action: 1 / 0
+        env.close = lambda: closed.append(tasks[0].id)
+        return env
+
+    def refuse(agent_id, result):
+        raise KeyError(agent_id)
+
+    coordinator = coordinate(a=Constant(), b=Constant())
+    tasks = coordinator.distribute(point_tasks(2), "deal")
+    with pytest.raises(ZeroDivisionError):
+        coordinator.run_episodes(breaking_worlds, 2, 3, mode, tasks=tasks)
+    assert sorted(closed) == [0, 1]
+    with pytest.raises(KeyError):
+        coordinator.run_episodes(point_worlds, 2, 3, mode, tasks=tasks, on_episode=refuse)
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises here too; a shell has what it starts in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a thread cannot be sent a signal")
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("mode", ["parallel", "sequential"])
+def test_ctrl_c_stops_every_trial_before_its_worlds_are_closed(mode):
+    steps, closed, too_late = Counter(), [], []
+
+    def watched_worlds(tasks):
+        env = point_worlds(tasks, steps=10**6)
+        step, name = env.step, tasks[0].id
+
+        def watched(action):
+            steps[name] += 1
+            if name == 0 and steps[name] == 10:
+                signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            time.sleep(0.001)
+            too_late.extend(closed)
+            return step(action)
+
+        env.step, env.close = watched, lambda: closed.append(name)
+        return env
+
+    agents = {"a": Constant(), "b": Constant()}
+    coordinator = coordinate(**agents)
+    tasks = coordinator.distribute(point_tasks(2), "deal")
+    with pytest.raises(KeyboardInterrupt):
+        coordinator.run_episodes(watched_worlds, 1, 2000, mode, tasks=tasks)
+    assert sorted(closed) == [0, 1]
+    assert not too_late
+    assert max(steps.values()) < 1000
+    assert (1 in steps) == (mode == "parallel")
+
+
 def test_worlds_are_closed_also_when_a_run_is_refused():
     closed = []
 
@@ -391,3 +519,15 @@ def test_table_shows_every_agent_and_failures():
         f"| bad | failed {results['bad'].failure} | | | | |",
         f"| good | 2 | 2 | {cell} | {cell} | {cell} |",
     ]
+
+
+def test_table_shows_an_agent_that_failed_with_rows_that_make_no_whole_trial():
+    class Blocks(Constant):
+        trial_rows = 20
+
+        def begin_trial(self, num_rows, renew=None):
+            raise UsageError("rows come in blocks of 20")
+
+    with pytest.warns(RuntimeWarning, match="agent 'bad' failed in begin_trial: UsageError: rows come in blocks"):
+        results = coordinate(bad=Blocks()).run_episodes(point_worlds(point_tasks(10)), 2, 3)
+    assert results_table(results).splitlines()[2] == "| bad | 10 | 0 | nan | nan | nan |"

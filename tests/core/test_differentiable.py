@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
-from torch.func import grad, vmap
+from torch.func import functional_call, grad, vmap
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarl.core.differentiable import PlainRecurrence, differentiable_kernels, differentiable_twin
 from metarl.core.errors import UsageError
@@ -262,6 +266,97 @@ def test_batch_normalisation_of_one_value_is_refused_as_in_torch():
         nn.BatchNorm1d(4)(torch.zeros(1, 4))
 
 
+# --- attention --------------------------------------------------------------------------------------------------------
+
+
+def make_mask(kind):
+    """[B, 1, Q, K] of numbers or [B, heads, Q, K] of flags; a query that may look at nothing is among them."""
+    if kind == "added":
+        mask = normal(2, 1, 5, 7)
+        mask[0, 0, 1, 2:] = mask[1, 0, 3] = -math.inf
+        return mask
+    mask = torch.rand(2, 4, 5, 7) < 0.6
+    mask[1, 2, 3] = False
+    return mask
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attn_mask": "added"},
+        {"attn_mask": "flags"},
+        {"is_causal": True},
+        {"scale": 0.3},
+        {"scale": -0.3},
+        {"enable_gqa": True},
+        {"dropout_p": 0.3},
+    ],
+    ids=str,
+)
+def test_attention_has_the_values_of_torchs_reference(options):
+    options = {name: make_mask(value) if name == "attn_mask" else value for name, value in options.items()}
+    heads = 2 if "enable_gqa" in options else 4
+    arguments = normal(2, 4, 5, 3), normal(2, heads, 7, 3), normal(2, heads, 7, 3)
+    with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+        wanted = functional.scaled_dot_product_attention(*arguments, **options)
+    with differentiable_kernels():
+        plain = functional.scaled_dot_product_attention(*arguments, **options)
+    torch.testing.assert_close(plain, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("training", [True, False])
+def test_torchs_transformer_has_its_values_and_no_fused_path(training, monkeypatch):
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2).double().train(training)
+    x, padded = normal(3, 5, 8), torch.arange(5) >= torch.tensor([[5], [4], [2]])
+    with torch.no_grad():
+        wanted = encoder(x, src_key_padding_mask=padded)
+    for fused in ("_transformer_encoder_layer_fwd", "_native_multi_head_attention", "_nested_tensor_from_mask"):
+        monkeypatch.setattr(torch, fused, None)
+    with torch.no_grad(), differentiable_kernels():
+        plain = encoder(x, src_key_padding_mask=padded)
+    torch.testing.assert_close(plain[~padded], wanted[~padded], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+def test_multi_head_attention_returns_weights_where_they_are_asked_for(need_weights):
+    attention, x = nn.MultiheadAttention(8, 2).double(), normal(5, 3, 8)
+    causal = nn.Transformer.generate_square_subsequent_mask(5, dtype=x.dtype)
+    options = {"need_weights": need_weights, "attn_mask": causal, "is_causal": True}
+    wanted, wanted_weights = attention(x, x, x, **options)
+    with differentiable_kernels():
+        plain, weights = attention(x, x, x, **options)
+    torch.testing.assert_close(plain, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(weights, wanted_weights)
+
+
+def test_second_derivatives_of_attention_are_those_of_torchs_reference_in_every_thread():
+    memory = make_memory(MemoryConfig(method="transformer", width=8, heads=2, context=4)).double()
+    values, x = {name: value.detach() for name, value in memory.named_parameters()}, normal(5, 3, 8)
+
+    def first(values, **options):
+        own = copy.deepcopy(memory)  # functional_call writes into it as it runs
+        y = functional_call(own, values, (x,))[0].sin().sum()
+        return torch.autograd.grad(y, list(values.values()), **options, materialize_grads=True)
+
+    def second():
+        own = {name: value.clone().requires_grad_() for name, value in values.items()}
+        length = sum(gradient.square().sum() for gradient in first(own, create_graph=True))
+        return torch.autograd.grad(length, list(own.values()), materialize_grads=True)
+
+    def plain(_):
+        with differentiable_kernels():
+            return second()
+
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = second()
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(plain, range(40)):
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+
+
 # --- the twin and the switch ------------------------------------------------------------------------------------------
 
 
@@ -288,15 +383,22 @@ def test_a_twin_writes_no_running_statistics():
 
 
 def test_torchs_own_kernels_come_back_after_an_error():
-    def fail():
-        assert not torch.backends.mha.get_fastpath_enabled()
-        raise ZeroDivisionError
-
-    assert torch.backends.mha.get_fastpath_enabled()
-    with pytest.raises(ZeroDivisionError), differentiable_kernels():
-        fail()
-    assert torch.backends.mha.get_fastpath_enabled()
-    assert torch.backends.cuda.flash_sdp_enabled()
     norm = nn.BatchNorm1d(2)
+    with pytest.raises(ZeroDivisionError), differentiable_kernels():
+        raise ZeroDivisionError
     norm(torch.randn(3, 2))
     assert norm.num_batches_tracked == 1
+
+
+def test_what_one_thread_switches_is_its_own():
+    def switches():
+        return torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
+
+    first, second = differentiable_kernels(), differentiable_kernels()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(first.__enter__).result()
+        other.submit(second.__enter__).result()
+        assert switches() == (True, True)
+        one.submit(first.__exit__, None, None, None).result()
+        other.submit(second.__exit__, None, None, None).result()
+    assert switches() == (True, True)

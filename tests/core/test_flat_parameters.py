@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch import nn
 
+from metarl.adaptation.config import AdaptationConfig
+from metarl.adaptation.test_time_adaptation import Adapter
 from metarl.core.errors import UsageError
 from metarl.core.flat_parameters import FlatParameters, flat_values
 from metarl.core.optimization import load_optimizer_tensors, optimizer_tensors
+from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 
 
 def test_the_vector_shares_its_memory_with_the_parameters_and_gradients():
@@ -77,3 +85,60 @@ def test_either_goes_on_from_the_state_of_the_other(kept):
         step(other, of_vector)
     for one, two in zip(plain.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(two, one)
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+COPIES = {"copied": copy.deepcopy, "pickled": lambda held: pickle.loads(pickle.dumps(held))}
+each_copy = pytest.mark.parametrize("duplicate", COPIES.values(), ids=COPIES)
+
+
+@each_copy
+@pytest.mark.parametrize("first", ["model", "flat", "optimizer"])
+def test_a_copy_learns_as_the_original_and_apart_from_it(duplicate, first):
+    _, model, flat, (_, optimizer) = make_pair()
+    for _ in range(2):
+        step(model, optimizer)
+    held = {"model": model, "flat": flat, "optimizer": optimizer}
+    twin = duplicate({first: held[first], **held})
+    before = flat.values.clone()
+    step(twin["model"], twin["optimizer"])
+    assert torch.equal(flat.values, before)
+    assert not torch.equal(twin["flat"].values, before)
+    assert torch.equal(flat_values(twin["model"], list(flat.shapes)), twin["flat"].values)
+    step(model, optimizer)
+    assert torch.equal(flat.values, twin["flat"].values)
+
+
+def test_a_copy_of_an_agent_learns_as_the_original():
+    box = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    agent = RL2Agent(box, box, RL2Config(update_steps=4))
+
+    def learn(agent):
+        draws, nobody = np.random.default_rng(0), np.zeros(3, dtype=bool)
+        agent.begin_trial(3)
+        for _ in range(4):
+            observation = draws.standard_normal((3, 2)).astype(np.float32)
+            agent.observe(observation, agent.act(observation), observation[:, 0], nobody, nobody, -observation)
+        agent.update()
+        return torch.cat([parameter.detach().flatten() for parameter in agent.policy.parameters()])
+
+    learn(agent)
+    twin = copy.deepcopy(agent)
+    before = learn(agent)
+    assert torch.equal(learn(twin), before)
+    assert not torch.equal(learn(agent), before)
+
+
+@each_copy
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_copy_of_an_adapter_adapts_as_the_original(duplicate, ema_decay):
+    adapter = Adapter(nn.Linear(2, 1), AdaptationConfig(learning_rate=0.1, optimizer="adam", ema_decay=ema_decay))
+    x, y = torch.ones(4, 2), torch.ones(4, 1)
+    adapter.update_step(x, y)
+    twin, before = duplicate(adapter), adapter.predict(x)
+    twin.update_step(x, y)
+    assert torch.equal(adapter.predict(x), before)
+    assert not torch.equal(twin.predict(x), before)
+    adapter.update_step(x, y)
+    assert torch.equal(adapter.predict(x), twin.predict(x))

@@ -62,6 +62,23 @@ def test_an_element_that_never_changes_becomes_zero():
     assert moments.normalize(np.array([0.1, 5.0], np.float32))[0] == 0
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_what_is_not_finite_is_left_out_and_nothing_else(bad, shape):
+    batch = np.random.default_rng(1).standard_normal((4, 5, *shape)).astype(np.float32)
+    whole = np.ones((4, 5), bool)
+    whole[1, 2] = whole[3, 4] = False
+    spoiled = batch.copy()
+    spoiled[1, 2], spoiled[(3, 4, *[0] * len(shape))] = bad, bad
+    moments, expected = RunningMoments(shape), RunningMoments(shape)
+    for each, given in ((moments, spoiled), (expected, batch[whole])):
+        each.update(np.full(shape, bad) if each is moments else np.zeros((0, *shape)))
+        each.update(given)
+    assert moments.count == 18
+    for name, tensor in expected.state_dict().items():
+        assert tensor.equal(moments.state_dict()[name]), name
+
+
 def test_normalize_gives_float32_and_leaves_its_input_alone():
     moments = filled()
     for dtype in (np.float32, np.float64, np.int64):

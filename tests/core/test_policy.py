@@ -13,6 +13,8 @@ from torch.distributions import Categorical, Independent, Normal, kl_divergence
 from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.policy import Actor, ActorCritic, CategoricalHead, GaussianHead, make_action_head
+from metarl.meta_rl.policy_step import policy_step
+from metarl.meta_rl.rl2_agent import RL2Agent
 
 OBSERVATION, STEPS, ROWS = 3, 7, 4
 BOX = spaces.Box(np.array([-1.0, -1.0], np.float32), np.array([1.0, 1.0], np.float32))
@@ -144,6 +146,56 @@ def test_the_unit_interval_is_mapped_onto_asymmetric_bounds_and_clipped():
     assert head.encode(action)[-1].tolist() == [1.0, -1.0]
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"),
+    [
+        (-1.0, 1.0, np.float32),
+        (0.1, 0.7, np.float64),
+        (-1 / 3, 1 / 7, np.float64),
+        (np.float32(0.1), np.float32(0.7), np.float32),
+        (np.float32(-1.1), np.float32(0.3), np.float32),
+        (np.float32(-1000.1), np.float32(0.7), np.float32),
+        (-0.1, 0.3, np.float16),
+        (-LARGEST, LARGEST, np.float32),
+        (0.9 * LARGEST, LARGEST, np.float32),
+    ],
+)
+def test_actions_are_of_the_space_and_reach_its_bounds(low, high, dtype):
+    space = spaces.Box(low, high, (1,), dtype)
+    sent = GaussianHead(space).to_environment(
+        torch.cat([torch.tensor([-9.0, 9.0]), torch.linspace(-1, 1, 999)])[:, None]
+    )
+    assert sent.dtype == dtype
+    assert all(space.contains(action) for action in sent)
+    np.testing.assert_allclose(sent[:2, 0], [low, high], rtol=1e-3)
+    assert (np.diff(sent[2:, 0]) >= 0).all()
+
+
+def test_bounds_between_which_rounding_leads_out_are_kept():
+    """Many of these would be passed by a last digit."""
+    draws = np.random.default_rng(0)
+    for low, high in np.sort(draws.uniform(-10, 10, (200, 2)).astype(np.float32)):
+        space = spaces.Box(low, high, (1,), np.float32)
+        ends = GaussianHead(space).to_environment(torch.tensor([[-1.0], [1.0]]))
+        assert space.contains(ends[0])
+        assert space.contains(ends[1])
+
+
+def test_a_policy_as_a_function_stays_in_float32_where_bounds_are_float64():
+    agent = RL2Agent(OBSERVATIONS, spaces.Box(np.array([-1.0, 0.0]), np.array([1.0, 3.0]), dtype=np.float64))
+    agent.training = agent.explore = False
+    agent.begin_trial(ROWS)
+    observation, first = observations()[0], torch.ones(ROWS, dtype=torch.bool)
+    step, wanted = policy_step(agent), agent.act(observation.numpy())
+    state = agent.policy.memory.init_state(ROWS)
+    action, _ = step(observation, torch.zeros(ROWS, 2), torch.zeros(ROWS), first, first, state)
+    assert (wanted.dtype, action.dtype) == (np.float64, torch.float32)
+    np.testing.assert_allclose(action.detach(), wanted, atol=1e-6)
+
+
 def test_discrete_actions_start_where_the_space_starts():
     space = spaces.Discrete(3, start=-1)
     head = CategoricalHead(space)
@@ -159,10 +211,11 @@ def test_discrete_actions_start_where_the_space_starts():
     [
         spaces.Box(-1.0, 1.0, (2, 2)),
         spaces.Box(-np.inf, np.inf, (2,)),
+        spaces.Box(0, 5, (2,), np.int64),
         spaces.MultiDiscrete([2, 3]),
         spaces.Dict({"a": spaces.Discrete(2)}),
     ],
-    ids=["matrix", "unbounded", "several", "dict"],
+    ids=["matrix", "unbounded", "integers", "several", "dict"],
 )
 def test_action_spaces_that_are_not_supported_are_one_line_errors(space):
     with pytest.raises(UsageError, match="wrap the environment") as error:
@@ -294,6 +347,11 @@ def test_the_body_of_an_actor_is_any_module(space):
     assert torch.equal(output, body(x))
     assert state.shape == actor.init_state(ROWS).shape == (ROWS, 0)
     assert {name for name, _ in actor.named_parameters()} == {f"body.{name}" for name, _ in body.named_parameters()}
+
+
+def test_an_actor_has_a_memory_or_a_body():
+    with pytest.raises(UsageError, match="a memory or a body, got both"):
+        Actor(OBSERVATIONS, BOX, MemoryConfig(), body=nn.Linear(OBSERVATION, 4))
 
 
 @EVERY_SPACE

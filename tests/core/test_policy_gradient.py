@@ -321,3 +321,16 @@ def test_shrinkage_keeps_a_short_round_from_being_explained_away():
     )
     expected = reward[:, 0].numpy() - features @ weights
     np.testing.assert_allclose(shrunk, (expected - expected.mean()) / expected.std(), rtol=1e-3, atol=1e-3)
+
+
+def test_advantages_below_the_least_deviation_stay_below_1():
+    collected = draw()
+    options = {"discount": DISCOUNT, "trace": TRACE}
+    whole = with_advantages(collected, TASK_ROWS, **options)["advantage"]
+    least = torch.zeros(len(whole))
+    assert torch.equal(with_advantages(collected, TASK_ROWS, **options, least=least)["advantage"], whole)
+    least[0] = 1e3
+    held = with_advantages(collected, TASK_ROWS, **options, least=least)["advantage"]
+    assert torch.equal(held[1:], whole[1:])
+    torch.testing.assert_close(held[0] / held[0].abs().max(), whole[0] / whole[0].abs().max())
+    assert held[0].abs().max() < 0.01

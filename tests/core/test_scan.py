@@ -6,10 +6,15 @@ import os
 import subprocess
 import sys
 
+import numba
+import numpy as np
 import pytest
 import torch
-from torch.func import grad, vmap
+from numba.core import caching
+from torch.autograd import forward_ad
+from torch.func import grad, jacrev, vmap
 
+from metarl.core import scan_numba
 from metarl.core.errors import UsageError
 from metarl.core.scan import linear_scan, linear_scan_reference
 from metarl.core.scan_derivatives import _composed_second, _run_second
@@ -107,6 +112,22 @@ def test_second_derivatives_in_one_pass_are_those_that_a_gpu_composes():
         torch.testing.assert_close(got, expected, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # by torch's own forward mode
+def test_torch_func_derives_in_reverse_mode_alone():
+    decay, inputs, starts, initial = make_case(5, 2, 3)
+
+    def length(inputs):
+        return torch.view_as_real(linear_scan(decay, torch.view_as_complex(inputs), starts, initial)).square().sum()
+
+    x = torch.view_as_real(inputs).clone()
+    hessian = jacrev(jacrev(length))(x).flatten(0, 3).flatten(1)
+    # The scan is linear in its inputs, so the square's second derivative is that at any other point.
+    torch.testing.assert_close(hessian, jacrev(jacrev(length))(2 * x).flatten(0, 3).flatten(1))
+    assert torch.linalg.eigvalsh(hessian).min() > 0
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward mode"):
+        length(forward_ad.make_dual(x, x))
+
+
 def test_conjugate_views_count_as_what_they_show():
     decay, inputs, starts, initial = make_case(6, 3, 2)
     expected = linear_scan(decay.conj().resolve_conj(), inputs.conj().resolve_conj(), starts, initial)
@@ -148,7 +169,7 @@ def test_vmap_over_a_decay_that_differs_by_task_at_any_batch_axis():
     [
         ({"decay": torch.ones(4, dtype=torch.complex128)}, "decay"),
         ({"inputs": torch.ones(0, 2, 3, dtype=torch.complex128)}, "T >= 1"),
-        ({"inputs": torch.ones(5, 2, 3, dtype=torch.float64)}, "complex dtype"),
+        ({"inputs": torch.ones(5, 2, 3, dtype=torch.float64)}, "complex64 or all of complex128, got .*float64"),
         ({"starts": torch.zeros(5, 3)}, "starts"),
         ({"initial": torch.ones(3, 3, dtype=torch.complex128)}, "initial"),
     ],
@@ -193,3 +214,26 @@ def test_the_number_of_torch_threads_is_left_as_it_was():
         torch.set_num_threads(threads)
         linear_scan(case[0].requires_grad_(), *case[1:]).real.sum().backward()
         assert torch.get_num_threads() == threads
+
+
+def test_code_that_can_be_kept_nowhere_is_compiled_all_the_same(monkeypatch):
+    """As with a package that is read-only and no home."""
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+
+    def double(values):  # pragma: no cover (compiled)
+        for index in numba.prange(len(values)):
+            values[index] *= 2
+
+    values = np.ones(3)
+    scan_numba.compiled(double)(values)
+    scan_numba.kernel(double)(values)
+    assert values.tolist() == [4.0, 4.0, 4.0]
+
+
+def test_only_a_place_that_is_missing_is_gone_around(monkeypatch):
+    def refuse(*args, **options):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(scan_numba.numba, "njit", refuse)
+    with pytest.raises(RuntimeError, match="something else"):
+        scan_numba.compiled(lambda: None)

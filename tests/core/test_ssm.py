@@ -189,6 +189,31 @@ def test_chunks_of_time_are_the_operations_one_after_the_other(steps, rows, used
         torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 3])
+@pytest.mark.parametrize("sizes", [(2, 3, 2), (2, 1, 1), (STATE, INPUTS, OUTPUTS)])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_single_pair_and_no_rows_are_a_case_like_any_other(structure, sizes, rows):
+    model, (state_dim, input_dim, output_dim) = make_model(structure, sizes=sizes), sizes
+    inputs = torch.randn(7, rows, input_dim, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(rows, state_dim, dtype=torch.float64, requires_grad=True)
+    outputs, last = model(inputs, state)
+    assert (outputs.shape, last.shape) == ((7, rows, output_dim), (rows, state_dim))
+    stepped, stepped_last = [], state
+    for step in inputs:
+        output, stepped_last = model.step(step, stepped_last)
+        stepped.append(output)
+    torch.testing.assert_close(outputs, torch.stack(stepped))
+    torch.testing.assert_close(last, stepped_last)
+    leaves = [inputs, state, *model.parameters()]
+    found, wanted = (
+        torch.autograd.grad(y.square().sum() + h.sin().sum(), leaves, create_graph=True)
+        for y, h in ((outputs, last), (torch.stack(stepped), stepped_last))
+    )
+    torch.testing.assert_close(found, wanted)
+    second, wanted = (torch.autograd.grad(sum(g.sin().sum() for g in each), leaves) for each in (found, wanted))
+    torch.testing.assert_close(second, wanted)
+
+
 def test_a_layer_by_chunks_has_exact_first_and_second_derivatives(monkeypatch):
     monkeypatch.setattr(ssm_chunks, "VECTORS", 4)
     *arguments, keep, state = make_arguments(5, 2)
@@ -312,6 +337,33 @@ def test_starts_of_another_shape_are_a_one_line_error(structure):
     model = make_model(structure, torch.float32)
     with pytest.raises(UsageError, match=r"^StateSpaceModel needs starts \[T, B\] = \(5, 2\), got \(5, 1\)$"):
         model(torch.zeros(5, 2, INPUTS), None, torch.zeros(5, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_diagonal_sequence_of_low_precision_is_a_one_line_error_on_a_cpu(dtype):
+    for model_dtype in (dtype, torch.float32):
+        model = make_model("diagonal", model_dtype)
+        with pytest.raises(UsageError, match=rf"float32 or float64 on a CPU, got {dtype} .*by \.float\(\)$") as error:
+            model(torch.zeros(5, 2, INPUTS, dtype=dtype))
+        assert "\n" not in str(error.value)
+    outputs, _ = make_model("dense", dtype)(torch.zeros(5, 2, INPUTS, dtype=dtype))
+    assert outputs.dtype == dtype
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_another_dtype_than_the_model_s_is_a_one_line_error(structure):
+    model = make_model(structure, torch.float32)
+    inputs, state = torch.zeros(5, 2, INPUTS), torch.zeros(2, STATE)
+    message = r"^a StateSpaceModel of torch.float32 takes inputs and states of that, got torch.float64"
+    for call in (
+        lambda: model(inputs.double()),
+        lambda: model.step(inputs[0].double(), state),
+        lambda: model.step(inputs[0].double(), state.double()),
+    ):
+        with pytest.raises(UsageError, match=message):
+            call()
+    with pytest.raises(UsageError, match=r"got torch.float32 and a state of torch.float64: convert them$"):
+        model(inputs, state.double())
 
 
 def test_a_step_takes_no_time_axis():

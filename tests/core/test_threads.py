@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from metarl.core import threads
 from metarl.core.threads import cores, side_by_side, torch_threads
 
 
@@ -29,6 +30,12 @@ def test_the_number_comes_back_after_an_error():
     assert torch.get_num_threads() == before
 
 
+@pytest.fixture(autouse=True)
+def no_quota(monkeypatch, tmp_path):
+    """Whatever holds where the tests run."""
+    monkeypatch.setattr(threads, "CGROUPS", tmp_path)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which cores are open to a process")
 @pytest.mark.parametrize(
     ("asked", "open_cores", "expected"),
@@ -39,6 +46,30 @@ def test_cores_are_those_open_to_the_process_and_asked_for(asked, open_cores, ex
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert cores() == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "max 100000\n"}, 4),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "900000 100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "250000\n"}, 4),
+        ({}, 4),
+    ],
+)
+def test_cores_are_no_more_than_the_quota_of_a_container(files, expected, monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2, 3}, raising=False)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     assert cores() == expected
 
 

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from metarl.adaptation.config import AdaptationConfig
+from metarl.adaptation.parameters import select_parameters
 from metarl.adaptation.streams import Streams
 from metarl.adaptation.test_time_adaptation import Adapter
 from metarl.core.agent import Agent, Array, Metrics
-from metarl.core.controller import Controller, Samples
+from metarl.core.controller import Controller, Samples, by_row, finite_rows
 from metarl.core.errors import UsageError
 from metarl.core.optimization import part_of
 from metarl.core.policy import Actor
@@ -41,11 +43,15 @@ class AdaptationAgent(Agent):
     have adapted to (Reptile, Nichol et al. 2018, arXiv 1803.02999), by `meta_rate`.
 
     Args:
-        adapter: its model is the controller's; the model itself, the configuration, and the names that adapt are used.
-        controller: how the model acts; None: the model is an `Actor`.
+        adapter: its model is the controller's; the model itself, the configuration and the seed are used.
+        controller: how the model acts, by what it learns, and which parameters matter to that; None: the model is an
+            `Actor`.
         trial_rows: rows of a stream.
         meta_rate: of `update`, in [0, 1]; 0: deployed agents share nothing.
-        seed: of draws from recent experience.
+        seed: of draws from recent experience, and of a policy's noise if no controller is given; None: the adapter's.
+
+    Raises:
+        UsageError: an adapter with a loss of its own, or `parameters` of which none acts.
     """
 
     def __init__(
@@ -55,8 +61,11 @@ class AdaptationAgent(Agent):
         *,
         trial_rows: int = 1,
         meta_rate: float = 0.0,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
+        if adapter.loss_fn is not functional.mse_loss:
+            raise UsageError("an AdaptationAgent learns by its controller's loss: give its Adapter no loss_fn")
+        seed = adapter.generator.initial_seed() if seed is None else seed
         if controller is None:
             if not isinstance(adapter.model, Actor):
                 raise UsageError(
@@ -72,6 +81,7 @@ class AdaptationAgent(Agent):
             raise UsageError(f"trial_rows is at least 1 and meta_rate in [0, 1], got {trial_rows} and {meta_rate}")
         super().__init__(controller.observation_space, controller.action_space)
         self.adapter, self.config, self._controller = adapter, adapter.config, controller
+        self.names = select_parameters(controller.model, self.config.parameters, controller.acting)
         self.explores_to_adapt = controller.explores_to_adapt
         self.trial_rows, self.meta_rate = trial_rows, meta_rate
         self.generator = torch.Generator().manual_seed(seed)
@@ -85,11 +95,12 @@ class AdaptationAgent(Agent):
     ) -> AdaptationAgent:
         """A copy of a trained agent that adapts online; the agent itself is left alone.
 
-        An agent with meta-learned inner rates takes steps of `learning_rate` times those.
+        An agent with meta-learned inner rates takes steps of `learning_rate` times those. `seed` is that of all draws.
         """
         controller = agent.controller()
-        adapter = Adapter(controller.model, config)
-        return cls(adapter, controller, trial_rows=agent.trial_rows, meta_rate=meta_rate, seed=seed)
+        controller.seed(seed)
+        adapter = Adapter(controller.model, config, seed=seed)
+        return cls(adapter, controller, trial_rows=agent.trial_rows, meta_rate=meta_rate)
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
@@ -101,7 +112,7 @@ class AdaptationAgent(Agent):
         if renew is None or bool(np.all(renew)):
             self._controller.begin(num_rows)
             self._rows, number = rows, num_rows // rows
-            self.streams = Streams(self._controller, self.adapter.names, self.config, number, self.generator)
+            self.streams = Streams(self._controller, self.names, self.config, number, self.generator)
             self._segment: Samples = {}
             self._before: Samples = {}
             self._filled = torch.zeros(number, dtype=torch.int64)  # steps in the segment of each stream
@@ -134,19 +145,26 @@ class AdaptationAgent(Agent):
             observation, action, reward, terminated, truncated, next_observation, active
         )
         self.expected = self._controller.expected
-        finite = _finite({**step, **before})
+        finite = finite_rows(step)
         step["active"] = step["active"] & finite
-        self._append(_zeroed(step, ~finite), _zeroed(before, ~finite))
-        went_on = torch.from_numpy(active).unflatten(0, (-1, self._rows)).any(1)
+        self._append({name: by_row(finite, given, torch.zeros_like(given)) for name, given in step.items()}, before)
+        went_on = self._any_row(torch.from_numpy(active))
         self._filled += went_on
         self._observed += went_on
         due = went_on & (self._observed % self.config.update_every == 0)
         to_reset = torch.zeros_like(due)
         if self.config.reset_every is not None:
             to_reset = went_on & (self._observed % self.config.reset_every == 0)
-        self._close(due | to_reset | (self._filled == self._segment_steps))
+        # A memory that a step left alone is not what the segment would bring it to: the segment ends there.
+        broken = self._any_row(torch.from_numpy(active) & ~finite.cpu())
+        self._close(due | to_reset | broken | (self._filled == self._segment_steps))
         self.streams.reset(to_reset)
         self._learn(due & ~to_reset)
+
+    def _any_row(self, rows: Tensor) -> Tensor:
+        """[S] streams with one of the rows marked [B]."""
+        streams: Tensor = rows.unflatten(0, (-1, self._rows)).any(1)
+        return streams
 
     def _append(self, step: Samples, before: Samples) -> None:
         """Put a step into the running segments, at the place that each has come to."""
@@ -232,29 +250,38 @@ class AdaptationAgent(Agent):
         self._controller.seed(seed)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """As in `Agent`, with the trial that runs: weights, guards, recent experience and segment of every stream, and
+        what the controller remembers."""
         parts = {
-            "model": {name: tensor.clone() for name, tensor in self.adapter.model.state_dict().items()},
+            "model": self.adapter.model.state_dict(),
             "moments": self._controller.moments.state_dict(),
             "random": {"draws": self.generator.get_state(), "noise": self._controller.generator.get_state()},
+            "trial": {"rows": torch.tensor(self._rows), "filled": self._filled, "observed": self._observed},
+            "remembered": self._controller.remembered(),
+            "streams": self.streams.state_dict(),
+            "segment": self._segment,
+            "before": self._before,
         }
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return {
+            f"{part}.{name}": tensor.clone(memory_format=torch.contiguous_format)
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """As in `Agent`; the trial that it was in is over."""
+        """As in `Agent`, into one of the same configuration; it goes on in the trial that the other was in."""
         self.adapter.model.load_state_dict(part_of(state, "model"))
         self._controller.moments.load_state_dict(part_of(state, "moments"))
         random = part_of(state, "random")
         self.generator.set_state(random["draws"])
         self._controller.generator.set_state(random["noise"])
-        self.begin_trial(len(self._filled) * self._rows)
-
-
-def _finite(step: Samples) -> Tensor:
-    """[B] rows that hold finite numbers only."""
-    flags = [torch.isfinite(tensor).reshape(len(tensor), -1).all(1) for tensor in step.values()]
-    return torch.stack(flags).all(0)
-
-
-def _zeroed(tensors: Samples, rows: Tensor) -> Samples:
-    """With zeros in the rows marked [B]."""
-    return {name: tensor.masked_fill(rows.view(-1, *[1] * (tensor.ndim - 1)), 0) for name, tensor in tensors.items()}
+        trial = part_of(state, "trial")
+        self.begin_trial(len(trial["filled"]) * int(trial["rows"]))
+        self._controller.remember(part_of(state, "remembered"))
+        self.streams.load_state_dict(part_of(state, "streams"))
+        device = self._controller.device
+        self._segment, self._before = (
+            {name: tensor.to(device, copy=True) for name, tensor in part_of(state, part).items()}
+            for part in ("segment", "before")
+        )
+        self._filled, self._observed = trial["filled"].clone(), trial["observed"].clone()

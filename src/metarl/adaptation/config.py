@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 
@@ -26,7 +27,8 @@ class AdaptationConfig:
     optimizer: str = "sgd"
     """sgd or adam; adam with its usual moments, which a rollback and a reset empty."""
     parameters: str | tuple[str, ...] = "all"
-    """What adapts: all, norm (scale and shift of normalisation layers), head (the last layer), or patterns of names."""
+    """What adapts: all, norm (scale and shift of normalisation layers), head (the last layer that acts), or patterns of
+    names; what is frozen (requires_grad False) by such a pattern only."""
     buffer_size: int = 256
     """Most recent rows that are kept; a row of a sequence model is a whole sequence."""
     batch_size: int = 64
@@ -56,16 +58,22 @@ class AdaptationConfig:
         check_limits(
             vars(self),
             ("learning_rate", "above 0", self.learning_rate > 0),
-            ("num_steps", "at least 0", self.num_steps >= 0),
-            ("update_every", "at least 1", self.update_every >= 1),
-            ("buffer_size", "at least 1", self.buffer_size >= 1),
-            ("batch_size", "between 1 and buffer_size", 1 <= self.batch_size <= self.buffer_size),
+            ("num_steps", "a whole number, at least 0", _whole(self.num_steps, 0)),
+            ("update_every", "a whole number, at least 1", _whole(self.update_every, 1)),
+            ("parameters", "all, norm, head, or patterns of names", bool(self.parameters)),
+            ("buffer_size", "a whole number, at least 1", _whole(self.buffer_size, 1)),
+            ("batch_size", "a whole number, at least 1", _whole(self.batch_size, 1)),
+            ("batch_size", f"at most buffer_size = {self.buffer_size}", self.batch_size <= self.buffer_size),
             ("grad_clip_norm", "above 0", self.grad_clip_norm > 0),
             ("trust_region", "above 0, or None", self.trust_region is None or self.trust_region > 0),
             ("ema_decay", "in [0, 1)", 0 <= self.ema_decay < 1),
             ("anchor_weight", "at least 0", self.anchor_weight >= 0),
             ("entropy_weight", "at least 0", self.entropy_weight >= 0),
-            ("reset_every", "at least 1, or None", self.reset_every is None or self.reset_every >= 1),
-            ("rollback_window", "at least 1", self.rollback_window >= 1),
+            ("reset_every", "a whole number above 0, or None", self.reset_every is None or _whole(self.reset_every, 1)),
+            ("rollback_window", "a whole number, at least 1", _whole(self.rollback_window, 1)),
             ("rollback_tolerance", "at least 0", self.rollback_tolerance >= 0),
         )
+
+
+def _whole(value: float, least: int) -> bool:
+    return isinstance(value, Integral) and value >= least

@@ -31,7 +31,7 @@ import math
 from collections import deque
 from statistics import median
 
-from torch import Tensor, tensor
+from torch import Tensor, float64, tensor
 
 
 class Guard:
@@ -93,7 +93,7 @@ class Guard:
         """The account, as two tensors."""
         account = [self.excess, float(self.waiting), float(self.rollbacks)]
         recent = [value for pair in self._recent for value in pair]
-        return {"account": tensor(account).double(), "recent": tensor(recent).double()}
+        return {"account": tensor(account, dtype=float64), "recent": tensor(recent, dtype=float64)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""

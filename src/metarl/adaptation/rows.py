@@ -17,14 +17,27 @@ Rows: TypeAlias = dict[str, Tensor]
 
 def as_rows(x: Tensor, y: Tensor | None, state: Tensor | None) -> Rows:
     """The arguments by name, rows first: with a state, [T, B, ...] becomes [B, T, ...]."""
+    axes = 1 if state is None else 2
+    check_tensor("x", x, axes)
+    if y is not None:
+        check_tensor("y", y, axes)
     if state is None:
         rows = {"x": x} if y is None else {"x": x, "y": y}
     else:
+        check_tensor("state", state)
         rows = {"x": x.transpose(0, 1), "state": state} | ({} if y is None else {"y": y.transpose(0, 1)})
     if len({len(tensor) for tensor in rows.values()}) != 1:
         given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in rows.items())
         raise UsageError(f"x, y and state need the same rows, got (rows first) {given}")
     return rows
+
+
+def check_tensor(name: str, given: Any, axes: int = 1) -> None:
+    """Refuse what is no tensor [B, ...], or with two axes no [T, B, ...]."""
+    if not isinstance(given, Tensor) or given.ndim < axes:
+        form = "[T, B, ...]" if axes == 2 else "[B, ...]"
+        got = f"the shape {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+        raise UsageError(f"{name} is a tensor {form}, got {got}: convert it by torch.as_tensor and give it that shape")
 
 
 def form_of(rows: Rows) -> dict[str, torch.Size]:
@@ -45,18 +58,14 @@ def output_of(module: nn.Module, rows: Rows) -> Tensor:
     output = module(rows["x"])
     if isinstance(output, tuple):
         raise UsageError("a model with memory learns from (x, y, state): give the state that x was predicted from")
+    if not isinstance(output, Tensor):
+        raise UsageError(f"a model returns a tensor, or (tensor, state), got {type(output).__name__}: wrap the model")
     return output
 
 
 def target_of(rows: Rows) -> Tensor:
     """y in the shape of `output_of`."""
     return rows["y"].transpose(0, 1) if "state" in rows else rows["y"]
-
-
-def finite_rows(rows: Rows) -> Tensor:
-    """[N] bool: the rows that hold finite numbers only."""
-    flags = [torch.isfinite(tensor).reshape(len(tensor), -1).all(1) for tensor in rows.values()]
-    return torch.stack(flags).all(0)
 
 
 def is_finite(result: Any) -> bool:

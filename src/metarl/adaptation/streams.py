@@ -4,6 +4,7 @@ streams is one vmapped call."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -15,9 +16,12 @@ from metarl.adaptation.guard import Guard
 from metarl.core.agent import Metrics
 from metarl.core.controller import Controller, Samples, Weights
 from metarl.core.flat_parameters import flat_values
+from metarl.core.optimization import part_of
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam (Kingma & Ba 2015, arXiv 1412.6980)."""
+_BY_STREAM = ("values", "_average", "_moments", "_steps", "moved", "seen", "losses", "steps")
+"""Tensors that hold a slice a stream."""
 
 
 class Streams:
@@ -242,6 +246,27 @@ class Streams:
             "steps": float(self.steps.sum()),
             "distance": float(distance.mean()),
         }
+
+    # --- keeping ------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that going on needs beside the source and the generator, flat."""
+        parts = {
+            **{f"guard.{index}": guard.state_dict() for index, guard in enumerate(self.guards)},
+            "recent": self._recent,
+            "stream": {name: getattr(self, name) for name in _BY_STREAM},
+        }
+        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned, into as many streams of the same model and configuration."""
+        for name, tensor in part_of(state, "stream").items():
+            getattr(self, name).copy_(tensor)
+        self._recent = {
+            name: tensor.to(self.values.device, copy=True) for name, tensor in part_of(state, "recent").items()
+        }
+        for index, guard in enumerate(self.guards):
+            guard.load_state_dict(part_of(state, f"guard.{index}"))
 
 
 def _objective(controller: Controller, entropy_weight: float, weights: Weights, samples: Samples) -> Tensor:

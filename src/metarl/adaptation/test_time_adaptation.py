@@ -22,8 +22,9 @@ from torch.nn import functional
 from metarl.adaptation.config import OPTIMIZERS, AdaptationConfig
 from metarl.adaptation.guard import Guard
 from metarl.adaptation.parameters import select_parameters
-from metarl.adaptation.rows import Rows, as_rows, finite_rows, form_of, is_finite, join, mended, output_of, target_of
+from metarl.adaptation.rows import Rows, as_rows, check_tensor, form_of, is_finite, join, mended, output_of, target_of
 from metarl.core.agent import Metrics
+from metarl.core.controller import finite_rows
 from metarl.core.errors import UsageError
 from metarl.core.flat_parameters import FlatParameters, flat_values
 
@@ -57,16 +58,21 @@ class Adapter:
     numbers, should be in evaluation mode, so that it is scored as it predicted. With memory both sides start each
     observation from the state given, which is the adapted model's.
 
+    Batch normalisation never writes its running statistics here. In training mode it normalises by the batch itself, as
+    TENT does; with `update_every` 1 that is the batch that was predicted.
+
     Rows with a number that is not finite in x, y or state are neither scored nor learnt from. Where the adapted model's
     output is not finite and the frozen one's is, `predict` returns the frozen one's.
 
     Args:
-        model: any differentiable model; copied, in the mode that it is in.
-        loss_fn: (output, y) -> mean over rows of a loss. The guard's bound holds for the sum over rows of this loss.
+        model: any differentiable model that returns a tensor, or (tensor, state); copied, in the mode that it is in.
+        loss_fn: (output, y) -> mean over rows of a loss, a scalar tensor. The guard's bound holds for the sum over rows
+            of this loss. The mean squared error needs y in the shape of the output.
         seed: of the draws from recent experience.
 
     Raises:
-        UsageError: parameters that stand for nothing in the model.
+        UsageError: parameters that stand for nothing in the model. Where a segment is scored or learned from: an output
+            or a loss of another form, or y in another shape than the output.
     """
 
     def __init__(
@@ -80,10 +86,10 @@ class Adapter:
         self.model, self.loss_fn = model, loss_fn
         self.config = AdaptationConfig() if config is None else config
         self.names = select_parameters(model, self.config.parameters)
-        self.frozen = copy.deepcopy(model).requires_grad_(False)
-        self._learner = copy.deepcopy(model)
+        self.frozen = _still_copy(model).requires_grad_(False)
+        self._learner = _still_copy(model)
         self._weights = FlatParameters(self._learner, self.names)
-        self.adapted = copy.deepcopy(model) if self.config.ema_decay else self._learner
+        self.adapted = _still_copy(model) if self.config.ema_decay else self._learner
         self._average = FlatParameters(self.adapted, self.names) if self.config.ema_decay else self._weights
         self._optimizer = OPTIMIZERS[self.config.optimizer]([self._weights.values], lr=self.config.learning_rate)  # type: ignore[call-arg]
         self.guard = Guard(self.config.rollback_window, self.config.rollback_tolerance)
@@ -101,6 +107,7 @@ class Adapter:
     @torch.no_grad()
     def predict(self, x: Tensor, state: Tensor | None = None) -> Any:
         """What the model returns, with the adapted weights. Changes nothing."""
+        check_tensor("x", x)
         arguments = (x,) if state is None else (x, state)
         if not self._moved:
             return self.frozen(*arguments)
@@ -196,17 +203,28 @@ class Adapter:
 
     def _compare(self, segment: Rows, count: int, observations: int) -> None:
         output = output_of(self.frozen, segment)
-        frozen = self.loss_fn(output, target_of(segment)).item() * count
+        frozen = self._loss(output, segment).item() * count
         adapted = frozen
         if self._moved:
             output = mended(output_of(self.adapted, segment), output)
-            adapted = self.loss_fn(output, target_of(segment)).item() * count
+            adapted = self._loss(output, segment).item() * count
         if math.isfinite(frozen):
             self.scored_rows += count
             self.loss_sum += adapted
             self.frozen_loss_sum += frozen
         if self.guard.score(adapted, frozen, observations):
             self._go_to_source()
+
+    def _loss(self, output: Tensor, rows: Rows) -> Tensor:
+        target = target_of(rows)
+        if self.loss_fn is functional.mse_loss and target.shape != output.shape:
+            got = f"{tuple(target.shape)} for an output {tuple(output.shape)}"
+            raise UsageError(f"the mean squared error needs y in the shape of the output, got {got}: reshape y")
+        loss = self.loss_fn(output, target)
+        if not isinstance(loss, Tensor) or loss.ndim:
+            got = f"the shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise UsageError(f"loss_fn returns a scalar tensor, the mean over rows, got {got}")
+        return loss
 
     def _read_source(self) -> None:
         self._source = flat_values(self.frozen, self.names)
@@ -250,7 +268,7 @@ class Adapter:
 
     def _objective(self, rows: Rows) -> Tensor:
         output = output_of(self._learner, rows)
-        losses = [self.loss_fn(output, target_of(rows))] if "y" in rows else []
+        losses = [self._loss(output, rows)] if "y" in rows else []
         if self.config.entropy_weight:
             log_probability = torch.log_softmax(output, -1)
             losses.append(-self.config.entropy_weight * (log_probability.exp() * log_probability).sum(-1).mean())
@@ -299,7 +317,11 @@ class Adapter:
             "counters": {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in _COUNTERS},
             "random": {"generator": self.generator.get_state()},
         }
-        return {f"{part}/{name}": tensor.clone() for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return {
+            f"{part}/{name}": tensor.clone(memory_format=torch.contiguous_format)
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        }
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned, into an adapter of the same model and configuration."""
@@ -323,3 +345,12 @@ class Adapter:
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"frozen": self.frozen, "learner": self._learner, "adapted": self.adapted}
+
+
+def _still_copy(model: nn.Module) -> nn.Module:
+    """A copy whose batch normalisations read running statistics in evaluation mode, and write none in training mode."""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.track_running_stats = False
+    return copied

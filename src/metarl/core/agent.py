@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import wraps
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import gymnasium
@@ -33,6 +34,9 @@ class Agent(ABC):
 
     `act` computes the next memory state and keeps it pending, `observe` commits it: calling `act` twice in a row
     changes nothing. Every argument may also come without the row axis; it is then a batch of one row.
+
+    Shapes, flags and the order of calls are checked here, so a subclass is given arrays with the row axis, and masks
+    that are bool.
     """
 
     explore: bool = True
@@ -59,21 +63,38 @@ class Agent(ABC):
     expected: Array | None = None
     """[B, obs] the observation that it had expected in place of the last `next_observation`; None: it expects none."""
 
+    _pending_rows: int | None = None
+    """Rows of the `act` that no `observe` has followed yet."""
+
     def __init__(self, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
         self.observation_space = observation_space
         self.action_space = action_space
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "begin_trial" in vars(cls):
+            cls.begin_trial = _checked(cls.begin_trial)  # type: ignore[method-assign]
+
     @abstractmethod
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
-        """Forget the last task in the rows marked in `renew` [B] (None: in all), keep what was meta-learned."""
+        """Forget the last task in the rows marked in `renew` [B] (None: in all), keep what was meta-learned.
+
+        Raises:
+            UsageError: `renew` does not have one flag a row.
+        """
 
     def act(self, observation: Array) -> Array:
-        """Actions [B, act] of the environment's action space for observations [B, obs]; changes no parameter."""
+        """Actions [B, act] of the environment's action space for observations [B, obs]; changes no parameter.
+
+        Raises:
+            UsageError: observations that are not of the agent's space, or not as many as the trial has rows.
+        """
         observation = np.asarray(observation)
-        if self._is_single(observation):
-            action: Array = self._act(observation[None])[0]
-            return action
-        return self._act(observation)
+        rows = rows_of(observation, self.observation_space)
+        single = self._is_single(observation)
+        action = self._act(observation[None] if single else observation)
+        self._pending_rows = rows
+        return action[0] if single else action
 
     def observe(
         self,
@@ -94,14 +115,39 @@ class Agent(ABC):
             next_observation: [B, obs] the true successor: the final observation where an episode ended, never the
                 first of the next.
             active: [B] rows that take part; the others are ignored and keep memory and experience. None: all.
+
+        Raises:
+            UsageError: another shape, or no `act` came before.
         """
-        given = (observation, action, reward, terminated, truncated, next_observation)
-        arrays = [np.asarray(array) for array in given]
-        if self._is_single(arrays[0]):
-            arrays = [array[None] for array in arrays]
-        mask = np.ones(len(arrays[0]), dtype=bool) if active is None else np.asarray(active, dtype=bool)
-        before, acted, rewards, terminal, cut, after = arrays
+        before, acted, rewards, after = map(np.asarray, (observation, action, reward, next_observation))
+        rows = rows_of(before, self.observation_space)
+        terminal, cut = np.asarray(terminated, dtype=bool), np.asarray(truncated, dtype=bool)
+        mask = np.ones(rows, dtype=bool) if active is None else np.asarray(active, dtype=bool)
+        if self._is_single(before):
+            before, acted, rewards, terminal, cut, after = (
+                array[None] for array in (before, acted, rewards, terminal, cut, after)
+            )
+            mask = np.atleast_1d(mask)
+        if self._pending_rows is None:
+            raise UsageError("observe follows act: call act(observation) before every observe")
+        if self._pending_rows != rows:
+            raise UsageError(f"act was given {self._pending_rows} rows, and observe {rows}: give both the same")
+        each, action_shape = (rows,), self.action_space.shape
+        for name, array, shape in (
+            ("action", acted, acted.shape if action_shape is None else (rows, *action_shape)),
+            ("reward", rewards, each),
+            ("terminated", terminal, each),
+            ("truncated", cut, each),
+            ("next_observation", after, before.shape),
+            ("active", mask, each),
+        ):
+            if array.shape != shape:
+                raise UsageError(
+                    f"observe: {name} is {list(shape)} here, got {list(array.shape)}; every argument has the row axis, "
+                    "or none has"
+                )
         self._observe(before, acted, rewards, terminal, cut, after, mask)
+        self._pending_rows = None
 
     def _is_single(self, observation: Array) -> bool:
         return observation.ndim == len(self.observation_space.shape or ())
@@ -164,3 +210,34 @@ class Agent(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
+
+
+def rows_of(observation: Array, space: gymnasium.Space[Any]) -> int:
+    """Rows of observations [B, obs]; 1 where they come without the row axis.
+
+    Raises:
+        UsageError: they are not of the space.
+    """
+    shape = space.shape or ()
+    if observation.shape == shape:
+        return 1
+    if observation.shape[1:] != shape:
+        raise UsageError(f"an observation is {list(shape)}, or rows of that, got {list(observation.shape)}")
+    return len(observation)
+
+
+def _checked(begin_trial: Any) -> Any:
+    """`begin_trial` of a subclass, whose mask is flags: numbers 0 and 1 would be taken for the indices of rows."""
+
+    @wraps(begin_trial)
+    def checked(agent: Agent, num_rows: int, renew: Array | None = None) -> None:
+        if renew is not None:
+            renew = np.asarray(renew, dtype=bool)
+            if renew.shape != (num_rows,):
+                raise UsageError(
+                    f"begin_trial({num_rows}): renew has one flag a row, [{num_rows}], got {list(renew.shape)}"
+                )
+        agent._pending_rows = None
+        begin_trial(agent, num_rows, renew)
+
+    return checked

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, TypeAlias, TypeVar
 
 import gymnasium
@@ -72,6 +73,11 @@ class Controller(ABC):
         other.begin(0)
         return other
 
+    @property
+    def acting(self) -> list[str]:
+        """Names of the parameters that actions depend on; to adapt another one would do nothing."""
+        return [name for name, _ in self.model.named_parameters()]
+
     @abstractmethod
     def begin(self, num_rows: int, renew: Array | None = None) -> None:
         """Forget the last task in the rows marked in `renew` [B] (None: in all)."""
@@ -97,6 +103,15 @@ class Controller(ABC):
             step: [B, ...] what can be learned from, with "active" [B]; the same names in every step.
             before: [B, ...] what was remembered as the step began.
         """
+
+    def remembered(self) -> dict[str, Tensor]:
+        """What it holds of the running trial, [B, ...] by name; {}: nothing that it would need to go on."""
+        return {}
+
+    def remember(self, held: Mapping[str, Tensor]) -> None:
+        """Go on from what `remembered` returned, in a trial that was begun with as many rows: act, then observe."""
+        if held:
+            raise UsageError(f"a {type(self).__name__} has nothing to remember, got {', '.join(held)}")
 
     @abstractmethod
     def samples(self, steps: Samples, before: Samples) -> Samples:
@@ -142,3 +157,14 @@ class Controller(ABC):
         array = np.asarray(array)
         given = array.astype(np.float32) if array.dtype.kind == "f" else np.array(array)
         return torch.from_numpy(given).to(self.device)
+
+
+def finite_rows(tensors: Mapping[str, Tensor]) -> Tensor:
+    """[B] bool: the rows in which all of some tensors [B, ...] hold finite numbers only."""
+    flags = [torch.isfinite(tensor).reshape(len(tensor), -1).all(1) for tensor in tensors.values()]
+    return torch.stack(flags).all(0)
+
+
+def by_row(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` [B, ...] in the rows marked [B], `old` in the others."""
+    return torch.where(rows.view(-1, *[1] * (new.ndim - 1)), new, old)

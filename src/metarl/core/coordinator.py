@@ -6,16 +6,17 @@ What it coordinates is who sees what and who acts where; the agents share no par
 from __future__ import annotations
 
 import math
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.agent import Agent, Array, Metrics, rows_of
 from metarl.core.errors import UsageError, unknown_name
 from metarl.core.population import AgentResult, AgentRun, OnEpisode, in_pool, in_turn, play
 from metarl.core.shared_worlds import share
@@ -50,12 +51,34 @@ class AgentCoordinator:
         self._rows: dict[str, int] = {}
 
     def register_agent(self, agent: Agent, agent_id: str) -> None:
-        """Add an agent under a name that no other has."""
+        """Add an agent under a name that no other has.
+
+        Raises:
+            UsageError: no `Agent`, or the name or the agent itself is registered already.
+        """
         if not isinstance(agent, Agent):
             raise UsageError(f"agent '{agent_id}' must be a metarl.core.agent.Agent, got {type(agent).__name__}")
         if agent_id in self.agents:
             raise UsageError(f"an agent '{agent_id}' is registered already; choose another id")
+        for other_id, other in self.agents.items():
+            if other is agent:
+                raise UsageError(
+                    f"agent '{agent_id}' is registered already as '{other_id}', and has one memory: register a "
+                    "copy.deepcopy of it"
+                )
         self.agents[agent_id] = agent
+
+    def unregister_agent(self, agent_id: str) -> Agent:
+        """Take an agent out of the population, and return it.
+
+        Raises:
+            UsageError: no agent has this name.
+        """
+        self._check_some_agents()
+        if agent_id not in self.agents:
+            raise unknown_name("agent", agent_id, self.agents)
+        self._rows.pop(agent_id, None)
+        return self.agents.pop(agent_id)
 
     # --- step by step -------------------------------------------------------------------------------------------------
 
@@ -71,17 +94,13 @@ class AgentCoordinator:
         parts = self._split(observations, "observations")
         actions: dict[str, Array] = {}
         for agent_id, part in parts.items():
-            agent, shape = self.agents[agent_id], self.agents[agent_id].observation_space.shape or ()
-            observation = np.asarray(part)
-            if observation.shape not in (shape, (*observation.shape[:1], *shape)):
-                raise UsageError(
-                    f"agent '{agent_id}' observes {list(shape)}, or rows of that, got {list(observation.shape)}"
-                )
-            num_rows = 1 if observation.shape == shape else len(observation)
-            if self._rows.get(agent_id) != num_rows:
-                agent.begin_trial(num_rows)
-                self._rows[agent_id] = num_rows
-            actions[agent_id] = agent.act(observation)
+            agent, observation = self.agents[agent_id], np.asarray(part)
+            with _named(agent_id):
+                num_rows = rows_of(observation, agent.observation_space)
+                if self._rows.get(agent_id) != num_rows:
+                    agent.begin_trial(num_rows)
+                    self._rows[agent_id] = num_rows
+                actions[agent_id] = agent.act(observation)
         if isinstance(observations, Mapping):
             return actions
         if isinstance(observations, list | tuple):
@@ -98,7 +117,11 @@ class AgentCoordinator:
         next_observations: Grouped,
     ) -> None:
         """Every agent takes in its part of one step: the arguments of `Agent.observe`, each in a form that
-        `run_step_all` takes."""
+        `run_step_all` takes.
+
+        Raises:
+            UsageError: something is missing for an agent that has observations, or is not what `Agent.observe` takes.
+        """
         given = {
             "observations": observations,
             "actions": actions,
@@ -107,9 +130,14 @@ class AgentCoordinator:
             "truncated": truncated,
             "next_observations": next_observations,
         }
-        parts = [self._split(values, name) for name, values in given.items()]
-        for agent_id in parts[0]:
-            self.agents[agent_id].observe(*(np.asarray(part[agent_id]) for part in parts))
+        parts = {name: self._split(values, name) for name, values in given.items()}
+        for agent_id in parts["observations"]:
+            for name, part in parts.items():
+                if agent_id not in part:
+                    raise UsageError(f"{name}: there are none for agent '{agent_id}', which has observations; add them")
+        for agent_id in parts["observations"]:
+            with _named(agent_id):
+                self.agents[agent_id].observe(*(part[agent_id] for part in parts.values()))
 
     def adapt_all(self, mode: Mode = "parallel") -> dict[str, Metrics]:
         """`adapt` of every agent. Where one raises, the others still finish, and `AgentFailed` names it."""
@@ -170,7 +198,8 @@ class AgentCoordinator:
 
         Returns:
             results by agent. One that raised has its `failure` there (and a warning says so); what it had finished
-            before, and the results of the others, are kept.
+            before, and the results of the others, are kept. What worlds or `on_episode` raise, and Ctrl-C, ends the run
+            of all: they stop at their next step, and then their worlds are closed.
         """
         self._check_some_agents()
         if min(num_episodes, max_steps) < 1:
@@ -181,6 +210,7 @@ class AgentCoordinator:
             "adapt": adapt,
             "seed": seed,
             "on_episode": on_episode,
+            "stop": threading.Event(),
         }
         with torch_threads(1), self._pool(mode) as pool:
             runs = self._run_shared(env, pool, how) if tasks is None else self._run_apart(env, tasks, pool, how)
@@ -194,7 +224,7 @@ class AgentCoordinator:
         worlds = share(env, list(self.agents))
         worlds.check(self.agents)
         runs = {agent_id: AgentRun(agent, worlds.rows[agent_id]) for agent_id, agent in self.agents.items()}
-        play(worlds, runs, partial(in_pool, pool, runs), **how)
+        play(worlds, runs, partial(in_pool, pool), **how)
         return runs
 
     def _run_apart(
@@ -206,7 +236,7 @@ class AgentCoordinator:
     ) -> dict[str, AgentRun]:
         if set(tasks) != set(self.agents):
             raise UsageError(f"tasks are given for {', '.join(tasks)}, the agents are {', '.join(self.agents)}")
-        runs, jobs = {}, {}
+        runs, jobs = {}, []
         with ExitStack() as to_close:
             for agent_id, agent in self.agents.items():
                 row_tasks = tuple(task for task in tasks[agent_id] for _ in range(agent.trial_rows))
@@ -215,8 +245,12 @@ class AgentCoordinator:
                 worlds = share(env, [agent_id])
                 worlds.check({agent_id: agent})
                 runs[agent_id] = AgentRun(agent, worlds.rows[agent_id], row_tasks)
-                jobs[agent_id] = partial(play, worlds, {agent_id: runs[agent_id]}, in_turn, **how)
-            in_pool(pool, runs, jobs)
+                jobs.append(partial(play, worlds, {agent_id: runs[agent_id]}, in_turn, **how))
+            # These run before the worlds are closed, in which no thread may step then.
+            to_close.callback(pool.shutdown, cancel_futures=True)
+            to_close.callback(how["stop"].set)
+            for future in wait([pool.submit(job) for job in jobs], return_when=FIRST_EXCEPTION).done:
+                future.result()
         return runs
 
     # --- the parts ----------------------------------------------------------------------------------------------------
@@ -257,6 +291,15 @@ class AgentCoordinator:
             shape = list(batch.shape)
             raise UsageError(f"{name}: a batch {shape} cannot be split between {count} agents: give a multiple of rows")
         return dict(zip(self.agents, np.split(batch, count), strict=True))
+
+
+@contextmanager
+def _named(agent_id: str) -> Iterator[None]:
+    """What is refused inside says which agent it is about."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"agent '{agent_id}': {error}") from error
 
 
 def results_table(results: Mapping[str, AgentResult]) -> str:

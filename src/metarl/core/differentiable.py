@@ -9,14 +9,14 @@ computes the same, by elementary operations.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from metarl.core.errors import UsageError
@@ -123,26 +123,55 @@ def differentiable_twin(model: nn.Module) -> tuple[nn.Module, list[str]]:
     return twin, replaced
 
 
-@contextmanager
-def differentiable_kernels() -> Iterator[None]:
-    """Inside, attention, normalisation and recurrent cells run by elementary operations, in torch's own layers too."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH), _PlainKernels():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+def differentiable_kernels() -> AbstractContextManager[Any]:
+    """Inside, attention, normalisation and recurrent cells run by elementary operations, in torch's own layers too.
+
+    It holds for the thread that enters it: torch's own switches are the process's, which other threads share. Layers of
+    torch that look for a fused path of their own find none, for in a mode every tensor may stand for another.
+    """
+    return _PlainKernels()
 
 
 class _PlainKernels(TorchFunctionMode):
-    """torch's normalisations have wrong second derivatives under vmap where they are affine, and wrong third ones
-    everywhere (pytorch issues 175754 and functorch 534), and its recurrent cells fail under vmap; elementary operations
-    do neither."""
+    """Fused attention has no second derivative. torch's normalisations have wrong second derivatives under vmap where
+    they are affine, and wrong third ones everywhere (pytorch issues 175754 and functorch 534), and its recurrent cells
+    fail under vmap. Elementary operations do none of that."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result: Any = _PLAIN.get(func, func)(*args, **(kwargs or {}))
         return result
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(Q Kᵀ · scale + mask) V, in the operations and the order of torch's reference (SDPBackend.MATH)."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    root = math.sqrt(abs(scale))  # half of it in each factor: the product would be large
+    scores = (query * math.copysign(root, scale)) @ (key.transpose(-2, -1) * root)
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
+    if attn_mask is not None:
+        scores = scores.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+    weights = torch._safe_softmax(scores, -1)  # 0 where a query may look at nothing
+    return (functional.dropout(weights, dropout_p) if dropout_p else weights) @ value
+
+
+def _multi_head_attention(*args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+    """Asked for its weights, torch computes them by elementary operations."""
+    output, weights = functional.multi_head_attention_forward(*args, **(options | {"need_weights": True}))
+    return output, weights if options.get("need_weights", True) else None
 
 
 def _standardize(x: Tensor, axes: Iterable[int], eps: float) -> Tensor:
@@ -227,6 +256,8 @@ def _plain_cell(mode: str) -> Callable[..., Any]:
 
 
 _PLAIN: dict[Any, Callable[..., Any]] = {
+    functional.scaled_dot_product_attention: _attention,
+    functional.multi_head_attention_forward: _multi_head_attention,
     functional.layer_norm: _layer_norm,
     functional.batch_norm: _batch_norm,
     functional.instance_norm: _instance_norm,

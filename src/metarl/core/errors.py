@@ -6,7 +6,6 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 
-
 CAPS = ("max_divergence", "grad_clip_norm", "trust_region", "rollback_tolerance")
 """Settings that only limit something: an infinite one is no limit."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ class FlatParameters:
 
     One update of the vector is an update of all of them, at the cost of one operation instead of one a parameter.
 
+    A copy, or what comes out of a pickle, shares its memory with the module that was copied or pickled along with it.
+
     Attributes:
         values: [P]; writing into it writes into the parameters.
         gradients: [P]; where `backward` accumulates.
@@ -25,15 +28,24 @@ class FlatParameters:
         parameters = [module.get_parameter(name) for name in names]
         if len({(parameter.dtype, parameter.device) for parameter in parameters}) != 1:
             raise UsageError("the parameters need one dtype and one device: choose some of them by name")
+        self.module = module
         self.shapes = {name: parameter.shape for name, parameter in zip(names, parameters, strict=True)}
         self.values = torch.cat([parameter.detach().flatten() for parameter in parameters])
         self.gradients = torch.zeros_like(self.values)
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._share()  # neither a copy nor a pickle of a tensor knows that another one views it
+
+    def _share(self) -> None:
         self.values.grad = self.gradients
-        values, gradients = (self._pieces(vector).values() for vector in (self.values, self.gradients))
-        for parameter, value, gradient in zip(parameters, values, gradients, strict=True):
+        values, gradients = self._pieces(self.values), self._pieces(self.gradients)
+        for name in self.shapes:
+            parameter = self.module.get_parameter(name)
             parameter.requires_grad_()
-            parameter.data = value
-            parameter.grad = gradient
+            parameter.data = values[name]
+            parameter.grad = gradients[name]
 
     def _pieces(self, vector: Tensor) -> dict[str, Tensor]:
         """Views of a vector [P], each in the shape of its parameter."""

@@ -30,8 +30,13 @@ class RunningMoments:
         self._refresh()
 
     def update(self, batch: NDArray[Any]) -> None:
-        """Merge a batch [..., *shape]."""
-        batch = np.asarray(batch, dtype=np.float64).reshape(-1, *self.mean.shape)
+        """Merge a batch [..., *shape]; elements of it with a number that is not finite are left out: one would stay for
+        good."""
+        batch = np.asarray(batch)
+        finite = np.isfinite(batch)
+        batch = batch.astype(np.float64, copy=False).reshape(-1, *self.mean.shape)
+        if not finite.all():
+            batch = batch[finite.reshape(len(batch), -1).all(1)]
         number = len(batch)
         if number == 0:
             return

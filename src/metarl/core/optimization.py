@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from metarl.core.errors import Failure
 
-
 FINAL_RATE = 0.05
 """A step size that decays ends at this fraction of its start."""
 

@@ -86,6 +86,9 @@ class GaussianHead(ActionHead):
 
     The interval [−1, 1] is mapped onto the bounds of the action space; what falls outside is clipped on its way to the
     environment (not in the density, as in Schulman et al. 2017).
+
+    Raises:
+        UsageError: a Box that is not flat, has an infinite bound, or holds integers.
     """
 
     def __init__(self, space: spaces.Box) -> None:
@@ -93,10 +96,16 @@ class GaussianHead(ActionHead):
             raise UsageError(
                 f"continuous actions need a flat Box with finite bounds, got {space}; wrap the environment"
             )
+        if space.dtype.kind != "f":
+            raise UsageError(f"continuous actions need a Box of floats, got {space}; wrap the environment")
         self.size = space.shape[0]
         self.output_size = 2 * self.size
-        self.middle = ((space.high + space.low) / 2).astype(np.float32)
-        self.half = ((space.high - space.low) / 2).astype(np.float32)
+        low, high = (bound.astype(np.result_type(bound, np.float32)) / 2 for bound in (space.low, space.high))
+        self.middle, self.half = high + low, high - low  # of halves: bounds may be as large as floats are
+        # Rounding keeps the order of numbers, so if neither end leads out of the bounds by a last digit, nothing does.
+        lowest, highest = ((self.middle + side * self.half).astype(space.dtype) for side in (-1, 1))
+        leads_out = (lowest < space.low).any() or (highest > space.high).any()
+        self._dtype, self._bounds = space.dtype, (space.low, space.high) if leads_out else None
 
     def make_layer(self, width: int) -> nn.Module:
         return MeanAndLogStd(width, self.size)
@@ -129,8 +138,9 @@ class GaussianHead(ActionHead):
         return action.clamp(-1, 1)
 
     def to_environment(self, action: Tensor) -> NDArray[Any]:
-        actions: NDArray[Any] = self.middle + self.half * action.clamp(-1, 1).cpu().numpy()
-        return actions
+        mapped = self.middle + self.half * action.clamp(-1, 1).cpu().numpy()
+        actions: NDArray[Any] = mapped.astype(self._dtype, copy=False)
+        return actions if self._bounds is None else np.clip(actions, *self._bounds)
 
 
 class CategoricalHead(ActionHead):
@@ -244,6 +254,9 @@ class Actor(nn.Module):
         observation_space, action_space: of one world.
         memory: the network; its default is feed-forward.
         body: any module from observations [..., obs] to `head.output_size` values [..., output], in place of all that.
+
+    Raises:
+        UsageError: both a memory and a body, or observations that are not vectors.
     """
 
     def __init__(
@@ -256,6 +269,8 @@ class Actor(nn.Module):
         super().__init__()
         if len(observation_space.shape or ()) != 1:
             raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
+        if memory is not None and body is not None:
+            raise UsageError("an Actor has a memory or a body, got both: leave memory out where the body is your own")
         memory = MemoryConfig(method="mlp") if memory is None else memory
         self.observation_space, self.action_space = observation_space, action_space
         self.head = make_action_head(action_space)

@@ -3,7 +3,8 @@
 **What the policy learns by.** A segment of experience by weights φ, cut where weights changed, gives advantages Â of
 mean 0 and deviation 1 (`policy_gradient.with_advantages`: the baseline is fitted to the segment itself, for a critic
 that was meta-learned for other worlds is wrong after a change). The loss is PPO's clipped surrogate (Schulman et al.
-2017, arXiv 1707.06347), with the probabilities that the actions were sampled with.
+2017, arXiv 1707.06347), with the probabilities that the actions were sampled with. Where rewards hardly differ the
+deviation stays below 1 (`QUIET`), lest the policy follows what the baseline could not fit.
 
 **What policies are compared by.** For a step by φ, the score of weights θ is
 
@@ -27,10 +28,10 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarl.core.agent import Array
-from metarl.core.controller import Controller, Samples, Weights
+from metarl.core.controller import Controller, Samples, Weights, by_row, finite_rows
 from metarl.core.normalization import RunningMoments
 from metarl.core.policy import Actor, ActorCritic
-from metarl.core.policy_gradient import masked_mean, with_advantages
+from metarl.core.policy_gradient import clipped_loss, masked_mean, with_advantages
 
 CLIP = 0.2
 """Largest relative change of an action's probability that still earns (Schulman et al. 2017)."""
@@ -38,6 +39,9 @@ LARGEST_RATIO = 10.0
 """c."""
 SHRINKAGE = 0.1
 """Of the baseline: a segment may have fewer steps than the baseline has features, and must not be explained away."""
+QUIET = 1e-3
+"""Deviation of advantages, in units of the root mean square of the rewards, from which on they are brought to 1. Of a
+constant reward rounding leaves 1e-7; where actions change a tenth of it there is 0.06, in segments of 4 steps 0.006."""
 
 
 class PolicyController(Controller):
@@ -47,7 +51,8 @@ class PolicyController(Controller):
     A sample is a row's segment. Nothing is learned from a step whose action was not sampled.
 
     Args:
-        moments: what observations are standardised by; for an `ActorCritic` [observation, reward].
+        moments: what observations are standardised by; for an `ActorCritic` [observation, reward]. None: they reach the
+            model as they are.
         discount, trace: γ and λ of advantages.
     """
 
@@ -67,8 +72,7 @@ class PolicyController(Controller):
     ) -> None:
         super().__init__(model, observation_space, action_space, seed)
         self._remembers_trial = isinstance(model, ActorCritic)
-        (size,) = observation_space.shape or (0,)
-        self.moments = RunningMoments(size + self._remembers_trial) if moments is None else moments
+        self.moments = RunningMoments(0) if moments is None else moments
         self.discount, self.trace = discount, trace
         self.begin(0)
 
@@ -93,8 +97,19 @@ class PolicyController(Controller):
     def _keep(self, new: Mapping[str, Tensor], rows: Tensor) -> None:
         """Take on a new state in the rows marked [B]."""
         for name, values in new.items():
-            mask = rows.view(-1, *[1] * (values.ndim - 1))
-            self._state[name] = torch.where(mask, values, self._state[name])
+            self._state[name] = by_row(rows, values, self._state[name])
+
+    def remembered(self) -> dict[str, Tensor]:
+        return self._state if self._noise is None else {**self._state, "noise": self._noise}
+
+    def remember(self, held: Mapping[str, Tensor]) -> None:
+        given = {name: tensor.to(self.device, copy=True) for name, tensor in held.items()}
+        self._noise = given.pop("noise", None)
+        self._state = given
+
+    @property
+    def acting(self) -> list[str]:
+        return [name for name in super().acting if not name.startswith("critic.")]
 
     @torch.no_grad()
     def act(self, observation: Array, weights: Weights | None, explore: bool) -> Array:
@@ -113,9 +128,11 @@ class PolicyController(Controller):
         return head.to_environment(self._action)
 
     def _seen(self, observation: Array, reward: Tensor) -> Tensor:
-        """The observation, with an `ActorCritic` also the reward before it, standardised."""
+        """The observation, with an `ActorCritic` also the reward before it, standardised if there are moments."""
         if self._remembers_trial:
             observation = np.concatenate([observation, reward.cpu().numpy()[:, None]], 1)
+        if not self.moments.mean.size:
+            return self.tensor(np.asarray(observation, dtype=np.float32))
         return self.tensor(self.moments.normalize(observation))
 
     def _joined(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
@@ -124,7 +141,8 @@ class PolicyController(Controller):
         return x
 
     def _policy(self, weights: Weights | None, inputs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
-        """Distribution parameters [B, output] and the next memory, each stream of rows by its own weights."""
+        """Distribution parameters [B, output] and the next memory, each stream of rows by its own weights; by the
+        model's own in rows where those give numbers that are not finite."""
         if weights is None:
             output, memory = self._with(None, inputs[None], memory, starts[None])
             return output[0], memory
@@ -135,8 +153,13 @@ class PolicyController(Controller):
 
         number = len(next(iter(weights.values())))
         blocks = (tensor.unflatten(0, (number, -1)) for tensor in (inputs, memory, starts))
-        output, memory = vmap(stream, randomness="different")(weights, *blocks)
-        return output.flatten(0, 2), memory.flatten(0, 1)
+        output, following = vmap(stream, randomness="different")(weights, *blocks)
+        found = {"output": output.flatten(0, 2), "memory": following.flatten(0, 1)}
+        whole = finite_rows(found)
+        if not bool(whole.all()):
+            own = zip(found, self._policy(None, inputs, memory, starts), strict=True)
+            found = {name: by_row(whole, found[name], instead) for name, instead in own}
+        return found["output"], found["memory"]
 
     def _with(self, weights: Weights | None, inputs: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Outputs [T, B, output] and the last memory for inputs [T, B, in], by the weights of one stream."""
@@ -177,10 +200,13 @@ class PolicyController(Controller):
             "memory": self._next_memory,
             "previous_action": self.model.head.encode(self._action),
             "previous_reward": earned,
-            "starts": over.float(),
-            "time": torch.where(over, 0.0, state["time"] + 1),
         }
-        self._keep(following, rows)
+        # A number that is not finite would stay in the memory for good. A row that has one keeps what it had before the
+        # step, and where an episode was to start there, it still is.
+        whole = finite_rows(following)
+        starts = torch.where(whole, 0.0, state["starts"]).masked_fill(over, 1.0)
+        self._keep({"starts": starts, "time": torch.where(over, 0.0, state["time"] + 1)}, rows)
+        self._keep(following, rows & whole)
         self._noise = None
         return step, before
 
@@ -193,18 +219,17 @@ class PolicyController(Controller):
         time = torch.arange(length, device=self.device)[:, None]
         last = (time == (flat["active"] * time).amax(0)) & flat["active"]  # past it the segment holds nothing
         flat["truncated"] = flat["truncated"] | (last & ~flat["terminated"])
-        whole = with_advantages(flat, rows, discount=self.discount, trace=self.trace, shrinkage=SHRINKAGE)
+        flat["reward"], size = _from_level(steps, self.discount)
+        estimates = {"discount": self.discount, "trace": self.trace, "shrinkage": SHRINKAGE}
+        whole = with_advantages(flat, rows, **estimates, least=QUIET * size)
         names = ("inputs", "starts", "action", "log_prob", "advantage", "active")
         return {**{name: whole[name].transpose(1, 2) for name in names}, **before}
 
     def loss(self, weights: Weights, samples: Samples) -> Tensor:
-        ratio = self._ratio(self._outputs(weights, samples), samples)
-        advantage = samples["advantage"]
-        gain = torch.min(ratio * advantage, ratio.clamp(1 - CLIP, 1 + CLIP) * advantage)
-        return masked_mean(-gain, samples["active"])
+        return clipped_loss(self._log_prob(weights, samples), samples, CLIP)
 
     def score(self, weights: Weights, samples: Samples) -> Tensor:
-        ratio = self._ratio(self._outputs(weights, samples), samples)
+        ratio = torch.exp(self._log_prob(weights, samples) - samples["log_prob"])
         return masked_mean(1 - ratio.clamp(max=LARGEST_RATIO) * samples["advantage"], samples["active"])
 
     def entropy(self, weights: Weights, samples: Samples) -> Tensor:
@@ -215,5 +240,22 @@ class PolicyController(Controller):
         inputs, starts = samples["inputs"].transpose(0, 1), samples["starts"].transpose(0, 1)
         return self._with(weights, inputs, samples["memory"], starts)[0].transpose(0, 1)
 
-    def _ratio(self, output: Tensor, samples: Samples) -> Tensor:
-        return torch.exp(self.model.head.log_prob(output, samples["action"]) - samples["log_prob"])
+    def _log_prob(self, weights: Weights, samples: Samples) -> Tensor:
+        return self.model.head.log_prob(self._outputs(weights, samples), samples["action"])
+
+
+def _from_level(steps: Samples, discount: float) -> tuple[Tensor, Tensor]:
+    """Rewards [T, B] as they differ from what keeps each stream's mean going, and the root mean square [S] of what they
+    were, from steps [T, S, E].
+
+    They are the errors r + γ v − v (r − v where the episode terminates) of the one value v whose mean error is 0. That
+    changes no advantage (a shaping, Ng, Harada & Russell 1999), but nothing of a constant reward is left to the
+    baseline, whose misfit at the cuts of a short segment would be followed as though it were a signal.
+    """
+    active, reward = steps["active"].float(), steps["reward"]
+    passes = 1 - discount * (~steps["terminated"]).float()
+    count, earned, passed, squared = (
+        each.sum((0, 2)) for each in (active, active * reward, active * passes, active * reward.square())
+    )
+    value = earned / passed.clamp(min=torch.finfo(passed.dtype).eps)
+    return (reward - value[:, None] * passes).flatten(1, 2), torch.sqrt(squared / count.clamp(min=1))

@@ -28,7 +28,15 @@ def by_task(values: Tensor, rows: int) -> Tensor:
     return blocks.transpose(0, 1)
 
 
-def with_advantages(collected: Round, rows: int, *, discount: float, trace: float, shrinkage: float = 0.0) -> Round:
+def with_advantages(
+    collected: Round,
+    rows: int,
+    *,
+    discount: float,
+    trace: float,
+    shrinkage: float = 0.0,
+    least: Tensor | None = None,
+) -> Round:
     """A round by task, with "advantage" [M, T, E]: of mean 0 and deviation 1 over what is active in each task.
 
     The baseline is linear in [x, x², τ, τ², τ³, 1], τ the episode's time, and fitted to each task's own returns (Duan
@@ -41,6 +49,8 @@ def with_advantages(collected: Round, rows: int, *, discount: float, trace: floa
         rows: E.
         discount, trace: γ and λ.
         shrinkage: of the weights of x and x², in units of each feature's own power, for rounds of few samples.
+        least: [M] deviation from which on advantages are brought to deviation 1; smaller ones are divided by it, and
+            stay below. None: all are.
     """
     reward, terminated, truncated = (collected[name] for name in ("reward", "terminated", "truncated"))
     active = collected["active"].to(reward.dtype)
@@ -74,6 +84,8 @@ def with_advantages(collected: Round, rows: int, *, discount: float, trace: floa
     count = mask.sum((1, 2), keepdim=True).clamp(min=1)
     centred = (advantage - (advantage * mask).sum((1, 2), keepdim=True) / count) * mask
     deviation = torch.sqrt(centred.square().sum((1, 2), keepdim=True) / count)
+    if least is not None:
+        deviation = torch.maximum(deviation, least[:, None, None])
     tasks = {name: by_task(values, rows) for name, values in collected.items()}
     return {**tasks, "active": mask, "advantage": centred / (deviation + 1e-8)}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from threading import Event
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,9 +22,10 @@ T = TypeVar("T")
 
 
 class Together(Protocol):
-    """Does one job for each of several agents; the results of those that succeed."""
+    """Does one job for each of several agents: the results of those that succeed; what another one raised is kept with
+    its run."""
 
-    def __call__(self, jobs: Mapping[str, Callable[[], T]]) -> dict[str, T]: ...
+    def __call__(self, runs: Mapping[str, AgentRun], jobs: Mapping[str, Callable[[], T]]) -> dict[str, T]: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class AgentResult:
         """
         chosen = [row if episode is None else row[episode : episode + 1] for row in self.returns]
         means = [float(np.mean(row)) if row else math.nan for row in chosen]
-        trials = np.reshape(means, (-1, self.trial_rows))
+        trials = [np.array(means[row : row + self.trial_rows]) for row in range(0, len(means), self.trial_rows)]
         played = [trial[~np.isnan(trial)] for trial in trials]
         return mean_interval([trial.mean() for trial in played if len(trial)])
 
@@ -62,15 +64,16 @@ OnEpisode: TypeAlias = Callable[[str, AgentResult], None]
 """(agent, its results so far)."""
 
 
-def mean_interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float, float]:
-    """Mean of independent values [n], and the limits of its Student's t interval; NaN for what n is too small for."""
+def mean_interval(values: ArrayLike) -> tuple[float, float, float]:
+    """Mean of independent values [n], and the limits of its 95 % interval by Student's t; NaN for what n is too small
+    for."""
     sample = np.asarray(values, dtype=np.float64)
     if not len(sample):
         return math.nan, math.nan, math.nan
     mean = float(sample.mean())
     if len(sample) < 2:
         return mean, math.nan, math.nan
-    half = float(t.ppf((1 + level) / 2, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
+    half = float(t.ppf(0.975, len(sample) - 1) * sample.std(ddof=1) / math.sqrt(len(sample)))
     return mean, mean - half, mean + half
 
 
@@ -98,13 +101,12 @@ class AgentRun:
         self._reward, self._length = np.zeros(self.num_rows), np.zeros(self.num_rows, dtype=np.int64)
         self._active = np.ones(self.num_rows, dtype=bool)
 
-    @property
-    def finished(self) -> bool:
-        """Whether every row has finished its episode, or none will."""
-        return self.error is not None or not self._active.any()
-
-    def act(self, observation: Array) -> Array:
-        return self.agent.act(observation)
+    def finishes(self, outcome: Outcome | None) -> bool:
+        """Whether with this step every row has finished its episode, or none will."""
+        if self.error is not None:
+            return True
+        going_on = self._active if outcome is None else self._active & ~(outcome.terminated | outcome.truncated)
+        return not going_on.any()
 
     def observe(self, observation: Array, action: Array, outcome: Outcome, last: bool) -> None:
         """Take in one step; `last`: the episode ends here for everyone, whatever the world says."""
@@ -147,11 +149,15 @@ def play(
     adapt: bool,
     seed: int | None,
     on_episode: OnEpisode | None,
+    stop: Event,
 ) -> None:
-    """Play episodes with all runs at once. A run that fails goes on without acting of its own."""
+    """Play episodes with all runs at once, until all have failed or `stop` is set.
+
+    A run that fails goes on without acting of its own.
+    """
 
     def jobs(which: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-        return together({agent_id: job for agent_id, job in which.items() if runs[agent_id].error is None})
+        return together(runs, {agent_id: job for agent_id, job in which.items() if runs[agent_id].error is None})
 
     jobs({agent_id: run.begin_trial for agent_id, run in runs.items()})
     for episode in range(num_episodes):
@@ -159,11 +165,14 @@ def play(
         for run in runs.values():
             run.begin_episode()
         for step in range(max_steps):
+            if stop.is_set() or all(run.error is not None for run in runs.values()):
+                return
             actions = jobs(
                 {agent_id: partial(runs[agent_id].agent.act, each) for agent_id, each in observations.items()}
             )
             outcomes = worlds.step(actions)
-            last = step + 1 == max_steps
+            # Known before anyone observes: what follows is a reset, also of rows that were to go on.
+            last = step + 1 == max_steps or all(run.finishes(outcomes.get(agent_id)) for agent_id, run in runs.items())
             jobs(
                 {
                     agent_id: partial(runs[agent_id].observe, observations[agent_id], actions[agent_id], outcome, last)
@@ -171,7 +180,7 @@ def play(
                     if agent_id in actions
                 }
             )
-            if all(run.finished for run in runs.values()):
+            if last:
                 break
             observations = {
                 agent_id: outcome.observation
@@ -185,15 +194,21 @@ def play(
             jobs({agent_id: run.adapt for agent_id, run in runs.items()})
 
 
-def in_turn(jobs: Mapping[str, Callable[[], T]]) -> dict[str, T]:
-    """One job after the other, in this thread; what one raises is raised."""
-    return {agent_id: job() for agent_id, job in jobs.items()}
+def in_turn(runs: Mapping[str, AgentRun], jobs: Mapping[str, Callable[[], T]]) -> dict[str, T]:
+    """`Together`, one job after the other, in this thread."""
+    results = {}
+    for agent_id, job in jobs.items():
+        try:
+            results[agent_id] = job()
+        except Exception as error:  # an agent may raise anything; it is reported with its result
+            runs[agent_id].fail(error)
+    return results
 
 
 def in_pool(
     pool: ThreadPoolExecutor, runs: Mapping[str, AgentRun], jobs: Mapping[str, Callable[[], T]]
 ) -> dict[str, T]:
-    """The results of the jobs that succeed; what another one raised is kept with its run."""
+    """`Together`, each job in a thread of the pool."""
     futures = {agent_id: pool.submit(job) for agent_id, job in jobs.items()}
     results = {}
     for agent_id, future in futures.items():

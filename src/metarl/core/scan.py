@@ -18,13 +18,19 @@ from metarl.core.scan_derivatives import scan_pairs
 
 
 def linear_scan(decay: Tensor, inputs: Tensor, starts: Tensor | None = None, initial: Tensor | None = None) -> Tensor:
-    """States h [T, B, S] of h_t = decay · (1 − start_t) · h_{t−1} + x_t. Twice differentiable; works under torch.func.
+    """States h [T, B, S] of h_t = decay · (1 − start_t) · h_{t−1} + x_t.
+
+    Differentiable in reverse mode, as often as one likes: by torch.autograd, and under torch.func's grad, vjp, jacrev
+    and vmap. Forward mode (jvp, jacfwd, and hessian, which uses it) is not supported.
 
     Args:
         decay: [S] per channel, or [B, S] per row; complex.
         inputs: x, [T, B, S], complex, T ≥ 1.
         starts: [T, B] bool or 0/1; where set, the state before step t is forgotten. None: nowhere.
         initial: h_{−1}, [B, S], complex. None: zeros.
+
+    Raises:
+        UsageError: shapes other than these, or dtypes that are not complex64 or complex128, all alike.
     """
     _check(decay, inputs, starts, initial)
     steps, rows, width = inputs.shape
@@ -50,13 +56,9 @@ def linear_scan_reference(
 
 
 def _check(decay: Tensor, inputs: Tensor, starts: Tensor | None, initial: Tensor | None) -> None:
-    if (
-        not inputs.is_complex()
-        or decay.dtype != inputs.dtype
-        or (initial is not None and initial.dtype != inputs.dtype)
-    ):
-        got = [None if t is None else t.dtype for t in (decay, inputs, initial)]
-        raise UsageError(f"linear_scan needs decay, inputs and initial of one complex dtype, got {got}")
+    dtypes = [tensor.dtype for tensor in (decay, inputs, initial) if tensor is not None]
+    if set(dtypes) not in ({torch.complex64}, {torch.complex128}):
+        raise UsageError(f"linear_scan needs decay, inputs and initial of complex64 or all of complex128, got {dtypes}")
     if inputs.ndim != 3 or inputs.shape[0] < 1:
         raise UsageError(f"linear_scan needs inputs [T, B, S] with T >= 1, got {tuple(inputs.shape)}")
     steps, rows, width = inputs.shape

@@ -28,7 +28,9 @@ from torch.func import vjp
 
 
 def scan_pairs(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor:
-    """States h [T, B, S, 2] of h_t = decay · k_t · h_{t−1} + x_t. Differentiable; works under torch.func.
+    """States h [T, B, S, 2] of h_t = decay · k_t · h_{t−1} + x_t.
+
+    Differentiable in reverse mode alone, as `linear_scan` says.
 
     Args:
         decay: [S, 2] per channel, or [B, S, 2] per row.

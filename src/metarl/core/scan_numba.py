@@ -14,14 +14,27 @@ from torch import Tensor
 _ALONE = threading.Lock()
 
 
+def compiled(function: Any, **options: Any) -> Any:
+    """A function of arrays as machine code, which runs without the interpreter's lock; kept for later processes.
+
+    options: of `numba.njit`.
+    """
+    try:
+        return numba.njit(nogil=True, cache=True, **options)(function)
+    except RuntimeError as error:
+        if "cannot cache function" not in str(error):
+            raise
+        # Neither beside the package nor in the user's home is there a place to write to, as in a locked-down container.
+        # A folder that others may write to would have them choose the code that runs: each process compiles anew.
+        return numba.njit(nogil=True, **options)(function)
+
+
 def kernel(function: Any) -> Callable[..., None]:
-    """A function of arrays as machine code, which runs without the interpreter's lock on as many threads as torch has.
+    """`compiled`, on as many threads as torch has.
 
     It may be called side by side, each call on one thread, say. Results do not depend on the number of threads.
     """
-    compiled = numba.njit(parallel=True, nogil=True, fastmath={"contract", "nsz", "arcp", "reassoc"}, cache=True)(
-        function
-    )
+    code = compiled(function, parallel=True, fastmath={"contract", "nsz", "arcp", "reassoc"})
 
     def run(*arrays: Any) -> None:
         threads = torch.get_num_threads()
@@ -29,7 +42,7 @@ def kernel(function: Any) -> Callable[..., None]:
         if torch.get_num_threads() != threads:  # both may share an OpenMP runtime
             torch.set_num_threads(threads)
         with nullcontext() if _pool_can_be_shared() else _ALONE:
-            compiled(*arrays)
+            code(*arrays)
 
     return run
 

@@ -19,6 +19,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from metarl.core.agent import Agent, Array
+from metarl.core.autoreset import successor
 from metarl.core.errors import UsageError
 
 
@@ -141,25 +142,15 @@ class RowsOfBatch(SharedWorlds):
         action = np.concatenate(parts)
         if isinstance(self.env, VectorEnv):
             observation, reward, terminated, truncated, infos = self.env.step(action)
-            successor = _successor(observation, infos)
+            following = successor(observation, infos)
         else:
             observation, reward, _, info = self.env.step(action)
-            terminated, truncated, successor = info["terminated"], info["truncated"], info["final_observation"]
-        split = [self._split(array) for array in (reward, terminated, truncated, successor, observation)]
+            terminated, truncated, following = info["terminated"], info["truncated"], info["final_observation"]
+        split = [self._split(array) for array in (reward, terminated, truncated, following, observation)]
         return {agent_id: Outcome(*(part[agent_id] for part in split)) for agent_id in self.rows}
 
     def _split(self, array: Array) -> dict[str, Array]:
         return dict(zip(self.rows, np.split(array, len(self.rows)), strict=True))
-
-
-def _successor(observation: Array, infos: Mapping[str, Any]) -> Array:
-    """The true next observation [B, obs]. Gymnasium's own vector environments hold the final ones as objects."""
-    if "_final_obs" not in infos:
-        return observation
-    successor: Array = observation.copy()
-    for row in np.flatnonzero(infos["_final_obs"]):
-        successor[row] = infos["final_obs"][row]
-    return successor
 
 
 class Players(SharedWorlds):

@@ -23,6 +23,8 @@ Coefficients: TypeAlias = tuple[Tensor, Tensor]
 MIN_MODULUS, MAX_MODULUS, MAX_PHASE = 0.8, 0.999, 0.3 * math.pi
 DENSE_MODULUS = 0.95
 SKIP_GAIN = 0.5
+SCANNED = {torch.float32, torch.float64}
+"""What the kernels of the scan compute in on a CPU."""
 
 
 class StateSpaceModel(nn.Module):
@@ -90,6 +92,10 @@ class StateSpaceModel(nn.Module):
         Args:
             state: x_0 [B, n]; None: zeros.
             starts: [T, B]; where set, the state is zero before that step.
+
+        Raises:
+            UsageError: another shape or another dtype than the model's; a diagonal one computes in float32 or float64
+                on a CPU.
         """
         self._check(inputs, 3, state)
         if starts is not None and starts.shape != inputs.shape[:2]:
@@ -134,12 +140,23 @@ class StateSpaceModel(nn.Module):
         return functional.linear(torch.stack(states), self.C) + functional.linear(inputs, self.D), state
 
     def _check(self, inputs: Tensor, ndim: int, state: Tensor | None) -> None:
-        if inputs.ndim != ndim or inputs.shape[-1] != self.input_dim or inputs.shape[0] < 1:
+        if inputs.ndim != ndim or inputs.shape[-1] != self.input_dim or (ndim == 3 and not len(inputs)):
             form = "[T, B, m] with T >= 1" if ndim == 3 else "[B, m]"
             raise UsageError(f"StateSpaceModel needs inputs {form}, m = {self.input_dim}; got {tuple(inputs.shape)}")
         wanted = (inputs.shape[-2], self.state_dim)
         if state is not None and tuple(state.shape) != wanted:
             raise UsageError(f"StateSpaceModel needs a state [B, n] = {wanted}, got {tuple(state.shape)}")
+        own, device = self.B.dtype, inputs.device.type
+        if ndim == 3 and self.structure == "diagonal" and device == "cpu" and not {own, inputs.dtype} <= SCANNED:
+            raise UsageError(
+                f"a diagonal StateSpaceModel takes sequences in float32 or float64 on a CPU, got {inputs.dtype} for a "
+                f"model of {own}: convert both, by .float()"
+            )
+        if inputs.dtype != own or (state is not None and state.dtype != own):
+            if torch.is_autocast_enabled(device):
+                return
+            given = inputs.dtype if state is None else f"{inputs.dtype} and a state of {state.dtype}"
+            raise UsageError(f"a StateSpaceModel of {own} takes inputs and states of that, got {given}: convert them")
 
     @torch.no_grad()
     def matrices(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -197,12 +214,12 @@ def _diagonal(
 ) -> tuple[Tensor, Tensor]:
     """Outputs [T, B, p] and the last state [B, n], one operation after the other."""
     decay, gain = _decay_and_gain(log_rate, log_phase, drive)
-    steps, rows, width = inputs.shape
+    (steps, rows, width), pairs = inputs.shape, len(log_rate)
     flat = inputs.reshape(steps * rows, width)
-    driven = functional.linear(flat, gain).view(steps, rows, -1, 2)
-    states = scan_pairs(decay, driven, keep, state.view(rows, -1, 2)).flatten(2)
+    driven = functional.linear(flat, gain).view(steps, rows, pairs, 2)
+    states = scan_pairs(decay, driven, keep, state.view(rows, pairs, 2)).flatten(2)
     outputs = torch.addmm(functional.linear(flat, skip), states.flatten(0, 1), read_out.T)
-    return outputs.view(steps, rows, -1), states[-1]
+    return outputs.view(steps, rows, len(read_out)), states[-1]
 
 
 def _uniform(rows: int, columns: int) -> Tensor:

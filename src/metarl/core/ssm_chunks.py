@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metarl.core.scan_numba import kernel
+from metarl.core.scan_numba import compiled, kernel
 
 VECTORS = 3200
 """Steps x rows of a chunk: few enough for the cache, and enough for the products to run well."""
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _factors(
     log_rate: Any, log_phase: Any, drive: Any, read_out: Any, skip: Any, decay: Any, into: Any, out_of: Any
 ) -> None:  # pragma: no cover (compiled)
@@ -49,7 +49,7 @@ def _factors(
     into[2 * size :] = skip
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _factors_gradient(
     log_rate: Any,
     log_phase: Any,
@@ -154,7 +154,7 @@ def _run(
     entering = _parted(state)
     for chunk in _chunks(steps, rows):
         length = chunk.stop - chunk.start
-        both = driven[:length].view(length * rows, -1)
+        both = _flat(driven[:length])
         torch.mm(_flat(inputs[chunk]), into.T, out=both)
         _scan(*_arrays(decay, driven[:length], keep[chunk], entering, states[chunk]))
         torch.addmm(both[:, size:], _flat(states[chunk]), out_of.T, out=_flat(outputs[chunk]))
@@ -260,7 +260,7 @@ def _through(
 
 
 def _chunk(rows: int) -> int:
-    return max(1, VECTORS // rows)
+    return max(1, VECTORS // max(1, rows))
 
 
 def _chunks(steps: int, rows: int) -> list[slice]:
@@ -282,6 +282,6 @@ def _parted(state: Tensor) -> Tensor:
 
 
 def _paired(state: Tensor) -> Tensor:
-    """The inverse of `_parted`."""
+    """The inverse of `_parted`; a copy of a single pair too, for operations of torch must not return views."""
     parts: Tensor = state.unflatten(1, (2, -1))
-    return parts.transpose(1, 2).flatten(1)
+    return parts.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(1)

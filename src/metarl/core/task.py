@@ -8,24 +8,31 @@ from typing import TypeAlias
 
 import numpy as np
 
+from metarl.core.errors import UsageError
+
 TaskValue: TypeAlias = float | int | str | bool | tuple[float, ...]
 
 
-def _freeze(value: object) -> TaskValue:
+def _freeze(value: object) -> TaskValue | None:
+    """The value as a task holds it; None where it can be none."""
     if isinstance(value, np.ndarray | np.generic):
         value = value.tolist()
     if isinstance(value, list | tuple):
-        return tuple(float(element) for element in np.ravel(value))
-    if isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a task parameter is a number, a string or a vector of numbers, got {type(value).__name__}")
+        try:
+            return tuple(float(element) for element in np.ravel(value))
+        except (TypeError, ValueError):
+            return None
+    return value if isinstance(value, bool | int | float | str) else None
 
 
 @dataclass(frozen=True, init=False)
 class Task(Mapping[str, TaskValue]):
     """A task: a stable integer id and named parameters, hashable and picklable.
 
-    `task["goal"]` reads a parameter: a number, a string, or a tuple of floats.
+    `task["goal"]` reads a parameter: a number, a string, or a tuple of floats, as which an array of any shape is held.
+
+    Raises:
+        UsageError: a parameter that is none of these.
     """
 
     id: int
@@ -34,6 +41,11 @@ class Task(Mapping[str, TaskValue]):
     def __init__(self, id: int, params: Mapping[str, object]) -> None:
         object.__setattr__(self, "id", int(id))
         object.__setattr__(self, "items_", tuple((name, _freeze(value)) for name, value in params.items()))
+        for name, value in self.items_:
+            if value is None:
+                raise UsageError(
+                    f"task {id}: '{name}' is a number, a string or a vector of numbers, got {params[name]!r}"
+                )
 
     @property
     def params(self) -> dict[str, TaskValue]:

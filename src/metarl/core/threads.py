@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux shows what a container may use."""
+
+
 def cores() -> int:
-    """Processor cores open to this process, and no more than OMP_NUM_THREADS says, where it is set to a number."""
+    """Processor cores open to this process, no more than a container's quota is worth, and no more than OMP_NUM_THREADS
+    says, where it is set to a number."""
     usable = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    usable = min(usable, _quota(CGROUPS) or usable)
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(usable, int(asked))) if asked.isdecimal() else usable
+
+
+def _quota(cgroups: Path) -> int | None:
+    """Cores whose time a container may use, rounded up; None: as many as there are.
+
+    A container is given a share of time rather than cores, so affinity shows all of those of its host: threads beyond
+    the share stop each other for the rest of every period.
+    """
+    limit = _read(cgroups / "cpu.max").split()  # version 2: "<quota> <period>", or "max <period>"
+    if not limit:
+        limit = [_read(cgroups / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]  # version 1: -1 is none
+    quota, period = (int(number) if number.isdecimal() else 0 for number in limit)
+    return math.ceil(quota / period) if quota and period else None
+
+
+def _read(path: Path) -> str:
+    """What a file holds, without the line's end; empty where there is none."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
 
 
 @contextmanager

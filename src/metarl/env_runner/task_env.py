@@ -6,11 +6,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import numpy as np
 from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
+from metarl.core.autoreset import successor
 from metarl.core.task import Task
+
+__all__ = ["Array", "Infos", "TaskVectorEnv", "successor"]
 
 Array: TypeAlias = NDArray[Any]
 Infos: TypeAlias = dict[str, Any]
@@ -40,11 +42,3 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
     @abstractmethod
     def set_tasks(self, tasks: Sequence[Task]) -> None:
         """Give row i the task tasks[i], from its next reset on."""
-
-
-def successor(observation: Array, infos: Infos) -> Array:
-    """The true next observation [B, obs]: the final one where the world reset itself."""
-    if "_final_obs" not in infos:
-        return observation
-    ended = infos["_final_obs"].reshape(-1, *([1] * (observation.ndim - 1)))
-    return np.where(ended, infos["final_obs"], observation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from metarl.core.agent import Array
-from metarl.core.controller import Controller, Samples, Weights
+from metarl.core.controller import Controller, Samples, Weights, by_row, finite_rows
 from metarl.core.errors import UsageError
 from metarl.core.normalization import RunningMoments
 from metarl.core.policy_gradient import masked_mean
@@ -50,6 +51,8 @@ class Planner(Controller):
 
     explores_to_adapt = False
     model: DynamicsModel
+
+    _drawn: Tensor | None
 
     def __init__(
         self,
@@ -91,9 +94,18 @@ class Planner(Controller):
             self.window.forget(self.tensor(renew))
         self.draw_again()
 
+    def remembered(self) -> dict[str, Tensor]:
+        drawn = {} if self._drawn is None else {"noise": self._drawn}
+        return {"plan": self.plan, **{name: getattr(self.window, name) for name in ("x", "change", "seen")}, **drawn}
+
+    def remember(self, held: Mapping[str, Tensor]) -> None:
+        given = {name: tensor.to(self.device, copy=True) for name, tensor in held.items()}
+        self.plan, self._drawn = given["plan"], given.get("noise")
+        self.window.x, self.window.change, self.window.seen = (given[name] for name in ("x", "change", "seen"))
+
     def draw_again(self) -> None:
         """The noise of this step is drawn anew."""
-        self._drawn: Tensor | None = None
+        self._drawn = None
 
     @property
     def _noise(self) -> Tensor:
@@ -191,13 +203,15 @@ class Planner(Controller):
     ) -> tuple[Samples, Samples]:
         before, acted, after = (self.tensor(array) for array in (observation, action, next_observation))
         rows, over = self.tensor(active), self.tensor(terminated | truncated)
-        following = torch.where(over[:, None, None], self._rest, next_plan(self.planned, self._rest))
-        self.plan = torch.where(rows[:, None, None], following, self.plan)
-        self.draw_again()
         acted = acted.float()
         self.expected = self._expected(before, acted) if self._planned else None
         step = {"x": torch.cat([before, acted], 1), "memory": self._memory, "change": after - before, "active": rows}
-        self.window.append(step["x"], step["change"], rows)
+        # What is not finite would stay for good, in plans and in what is looked back on.
+        broken = ~finite_rows({"x": step["x"], "change": step["change"], "plan": self.planned})
+        following = by_row(over | broken, self._rest.expand_as(self.plan), next_plan(self.planned, self._rest))
+        self.plan = by_row(rows, following, self.plan)
+        self.draw_again()
+        self.window.append(step["x"], step["change"], rows & ~broken)
         if self.model.remembers:
             self.window.forget(rows & over)
         return step, {}

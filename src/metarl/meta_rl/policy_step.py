@@ -29,8 +29,8 @@ class BoxActions(nn.Module):
     def __init__(self, head: GaussianHead) -> None:
         super().__init__()
         self.head = head
-        self.register_buffer("middle", torch.from_numpy(head.middle))
-        self.register_buffer("half_range", torch.from_numpy(head.half))
+        self.register_buffer("middle", torch.from_numpy(head.middle).float())
+        self.register_buffer("half_range", torch.from_numpy(head.half).float())
 
     def forward(self, output: Tensor) -> Tensor:
         """The mode [B, act] of the distribution with parameters [B, output], clipped to the bounds."""
