@@ -9,14 +9,15 @@ __version__ = "0.1.0"
 
 # Public names and where they live. They are imported at first use: `import metarl` stays instant.
 _HOMES = {
-    "Choice": "metarl.tasks.distribution",
-    "LogUniform": "metarl.tasks.distribution",
+    "Choice": "metarl.tasks.samplers",
+    "LogUniform": "metarl.tasks.samplers",
     "Drift": "metarl.tasks.distribution",
     "TaskDistribution": "metarl.tasks.distribution",
-    "Uniform": "metarl.tasks.distribution",
+    "Uniform": "metarl.tasks.samplers",
     "RewardModel": "metarl.tasks.reward_model",
     "MorphologyDistribution": "metarl.tasks.morphology",
     "Task": "metarl.core.task",
+    "UsageError": "metarl.core.errors",
     "AgentCoordinator": "metarl.core.coordinator",
     "AdaptationAgent": "metarl.adaptation.adaptation_agent",
     "AdaptationConfig": "metarl.adaptation.test_time_adaptation",
@@ -33,6 +34,7 @@ _HOMES = {
     "load_pretrained": "metarl.experiments.pretrained",
     "make_tasks": "metarl.tasks",
     "register_tasks": "metarl.tasks",
+    "split_tasks": "metarl.tasks.samplers",
 }
 __all__ = list(_HOMES)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -11,10 +12,9 @@ import pytest
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
-from metarl.env_runner.array_worlds import ArrayWorlds
 from metarl.env_runner.classic_worlds import CartPoleWorlds, PendulumWorlds
 from metarl.env_runner.gym_workers import GymWorkers
-from metarl.env_runner.rows import WorldError
+from metarl.env_runner.rows import ActionError
 from metarl.env_runner.toy_worlds import BanditWorlds, PointWorlds, go_to_goal, pull_best_arm
 
 ROWS = 12
@@ -193,12 +193,70 @@ def test_what_was_returned_is_never_written_into() -> None:
     assert all(np.array_equal(array, copy) for array, copy in zip(kept, copies, strict=True))
 
 
-def test_wrong_actions_are_named() -> None:
-    env: ArrayWorlds = points((1.0, 0.0), (0.0, 1.0))
+@pytest.mark.parametrize(
+    ("actions", "message"),
+    [
+        ([0.0, 2.0], r"row 1, Task\(1: .*\): the action 2.0 is not a whole number from 0 to 1; mend the policy"),
+        ([0.5, 1.0], r"row 0, Task\(0: .*\): the action 0.5 is not a whole number from 0 to 1"),
+        ([0, -1], r"row 1, Task\(1: .*\): the action -1 is not a whole number from 0 to 1"),
+        ([np.nan, 0.0], r"row 0, Task\(0: .*\): the action nan is not a whole number from 0 to 1"),
+    ],
+)
+def test_discrete_actions_that_are_none_are_named(actions: list[float], message: str) -> None:
+    for env in (bandits((0.5, 0.5), (0.5, 0.5)), CartPoleWorlds(POLES[:2])):
+        env.reset()
+        with pytest.raises(ActionError, match=message):
+            env.step(np.array(actions))
+
+
+def test_whole_numbers_may_come_as_floats() -> None:
+    for make in (lambda: bandits((0.5, 0.5), (0.5, 0.5)), lambda: CartPoleWorlds(POLES[:2])):
+        env, other = make(), make()
+        env.reset()
+        other.reset()
+        for here, there in zip(env.step(np.array([1.0, 0.0]))[:4], other.step(np.array([1, 0]))[:4], strict=True):
+            assert np.array_equal(here, there)
+
+
+@pytest.mark.parametrize(
+    ("make", "params", "message"),
+    [
+        (CartPoleWorlds, {"lenght": 0.5}, r"unknown parameter of Task\(3: .*'lenght': choose .*did you mean 'length'"),
+        (CartPoleWorlds, {"length": "long"}, r"Task\(3: length=long\): length is a number, got 'long'"),
+        (
+            PendulumWorlds,
+            {"goal": (1.0, 0.0)},
+            r"unknown parameter of Task\(3: .*'goal': choose from gravity, length, m",
+        ),
+        (
+            partial(PointWorlds, sparse=False),
+            {"mass": 1.0},
+            r"Task\(3: mass=1.0\) needs the parameter 'goal', 2 numbers",
+        ),
+        (partial(PointWorlds, sparse=False), {"goal": 1.0}, "needs the parameter 'goal', 2 numbers"),
+        (partial(BanditWorlds, arms=3), {"means": (0.5, 0.5)}, "needs the parameter 'means', 3 numbers"),
+    ],
+)
+def test_tasks_of_other_families_are_refused(make: Any, params: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        make([Task(3, params)], max_episode_steps=5)
+    assert "\n" not in str(caught.value)
+
+
+def test_worlds_that_are_given_a_task_of_another_family_keep_their_own() -> None:
+    env = points((1.0, 0.0))
+    with pytest.raises(UsageError, match="needs the parameter 'goal'"):
+        env.set_tasks([Task(3, {})])
+    assert env.tasks == (Task(0, {"goal": (1.0, 0.0)}),)
+
+
+def test_actions_that_are_not_finite_are_named() -> None:
+    env = points((1.0, 0.0), (0.0, 1.0))
     env.reset()
-    with pytest.raises(WorldError, match=r"row 1, Task\(1: goal=\(0.0, 1.0\)\): the reward is not finite"):
-        env.step(np.array([[0.0, 0.0], [0.0, np.nan]]))
-    env = bandits((0.5, 0.5))
-    env.reset()
-    with pytest.raises(UsageError, match="whole numbers from 0 to 1, got \\[2\\]"):
-        env.step(np.array([2]))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(
+            ActionError, match=r"row 1, Task\(1: goal=\(0.0, 1.0\)\): the action \[0.0, (nan|inf)\] is not"
+        ):
+            env.step(np.array([[0.0, 0.0], [0.0, bad]]))
+    with pytest.raises(UsageError, match="actions are numbers, got an array of object"):
+        env.step(np.array([[None, 0.0]] * 2))

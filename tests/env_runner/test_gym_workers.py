@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from gymnasium import spaces
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.gym_workers import GymWorkers
-from metarl.env_runner.rows import WorldError, row_seed
+from metarl.env_runner.rows import ActionError, WorldError, row_seed
 
 # Workers cannot import a test module by name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -294,7 +295,11 @@ class Fails(Counter):
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("raise", r"row 1, Task\(1: value=20.0\): step raised KeyError: 'spring'"),
+        (
+            "raise",
+            r"row 1, Task\(1: value=20.0\): step raised KeyError: 'spring'"
+            r" \(test_gym_workers.py:\d+ in the_broken_part\)(\n|$)",
+        ),
         ("nan", r"row 1, Task\(1: value=20.0\): the observation is not finite"),
         ("huge", r"row 1, Task\(1: value=20.0\): the observation is not finite in float32"),
         ("reward", r"row 1, Task\(1: value=20.0\): the reward is not finite in float32: inf"),
@@ -331,8 +336,12 @@ def test_a_task_that_cannot_be_applied_is_named() -> None:
     def refuse(env: gymnasium.Env[Any, Any], task: Task) -> None:
         raise ValueError(f"no {task['value']}")
 
-    with pytest.raises(WorldError, match=r"row 0, Task\(0: value=10.0\): apply or reset raised ValueError: no 10.0"):
+    message = (
+        r"row 0, Task\(0: value=10.0\): apply or reset raised ValueError: no 10.0 \(test_gym_workers.py:\d+ in ref"
+    )
+    with pytest.raises(WorldError, match=message) as failure:
         workers(apply=refuse).reset()
+    assert isinstance(failure.value.__cause__, ValueError)
 
 
 @pytest.mark.parametrize(("how", "message"), [("die", "killed by SIGKILL"), ("exit", "exit code 3")])
@@ -379,12 +388,13 @@ def test_closing_and_forgetting_leave_no_process() -> None:
 
 
 SCRIPT = """
-import gymnasium, os, signal
+import gymnasium, numpy, os, signal, threading, time
 from metarl.core.task import Task
 from metarl.env_runner.gym_workers import GymWorkers
 
 class Wrapped(gymnasium.Wrapper):
-    pass
+    def step(self, action):
+        time.sleep(300)
 
 env = GymWorkers(
     lambda: Wrapped(gymnasium.make("CartPole-v1")), [Task(0, {})] * 2,
@@ -392,19 +402,37 @@ env = GymWorkers(
 )
 env.reset()
 print(*env.worker_pids, flush=True)
-if DIES:
-    os.kill(os.getpid(), signal.SIGKILL)
+END
+"""
+
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+KILL_IN_STEP = """
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+env.step(numpy.zeros(2, dtype=int))
 """
 
 
-@pytest.mark.parametrize("kill", [False, True])
-def test_workers_end_with_a_script_that_ends_or_is_killed(kill: bool) -> None:
-    script = SCRIPT.replace("DIES", str(kill))
+@pytest.mark.parametrize("end", ["", KILL, KILL_IN_STEP])
+def test_workers_end_with_a_script_that_ends_or_is_killed(end: str) -> None:
+    """Also where an environment has minutes to go in its step."""
+    if end == KILL_IN_STEP and sys.platform != "linux":
+        pytest.skip("elsewhere a worker ends after its step")
+    script = SCRIPT.replace("END", end)
     done = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == (-signal.SIGKILL if kill else 0), done.stderr
+    assert done.returncode == (-signal.SIGKILL if end else 0), done.stderr
     ids = [int(pid) for pid in done.stdout.split()]
     assert len(ids) == 2
     wait_for_end(ids)
+
+
+def test_a_worker_outlives_the_thread_that_made_it() -> None:
+    made: list[GymWorkers] = []
+    thread = threading.Thread(target=lambda: made.append(workers(num_workers=1)))
+    thread.start()
+    thread.join()
+    time.sleep(0.2)  # what ends a worker with its maker would have
+    assert made[0].reset()[0].shape == (2, 4)
+    made[0].close()
 
 
 def test_wrong_use_is_one_line() -> None:
@@ -444,7 +472,33 @@ def test_rows_share_their_spaces() -> None:
 
 
 def test_actions_have_to_be_arrays() -> None:
-    env = Counter()
-    env.action_space = spaces.Dict({"move": spaces.Discrete(2)})  # type: ignore[assignment]
+    class Moves(Counter):
+        action_space = spaces.Dict({"move": spaces.Discrete(2)})  # type: ignore[assignment]
+
     with pytest.raises(UsageError, match="actions have to be Box, Discrete"):
-        workers(lambda: env)
+        workers(Moves)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_rows_have_environments_of_their_own(num_workers: int) -> None:
+    one = Counter()
+    for make_env in (lambda: one, lambda: gymnasium.wrappers.TimeLimit(one, 5)):
+        with pytest.raises(UsageError, match="make_env gave the same environment twice: every row needs its own"):
+            workers(make_env, num_workers=num_workers)
+    with pytest.raises(UsageError, match=r"make_env returns a gymnasium\.Env, got 3"):
+        workers(lambda: 3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_actions_that_no_world_can_take_are_named(num_workers: int) -> None:
+    env = workers(num_workers=num_workers)
+    env.reset()
+    with pytest.raises(ActionError, match=r"row 1, Task\(1: value=20.0\): the action \[nan\] is not finite"):
+        env.step(np.array([[0.0], [np.nan]]))
+    assert not env.closed
+    env.close()
+    poles = workers(pole, apply=set_gravity, num_workers=num_workers)
+    poles.reset()
+    with pytest.raises(ActionError, match=r"row 0, Task\(0: .*\): the action 0.5 is not a whole number from 0 to 1"):
+        poles.step(np.array([0.5, 1.0]))
+    poles.close()

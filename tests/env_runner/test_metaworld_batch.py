@@ -12,6 +12,7 @@ from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_batch import MetaworldBatch
 from metarl.env_runner.metaworld_official import draw_goals, reference, start
+from metarl.env_runner.rows import ActionError
 from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
 
 pytest.importorskip("metaworld")
@@ -133,6 +134,28 @@ def test_a_row_that_blows_up_is_terminated(tasks):
     assert "unstable" not in env.step(np.zeros((6, 4), dtype=np.float32))[4]
 
 
+@pytest.mark.parametrize("name", ["door-close-v3", "plate-slide-back-v3", "box-close-v3"])
+def test_a_row_that_blows_up_has_not_succeeded_and_is_paid_nothing(name):
+    goals = draw_goals((name,), seed=0)[name]
+    env = worlds([Task(row, {"env": name, "rand_vec": goals[row]}) for row in (0, 1)])
+    twin = worlds(env.tasks)
+    env.reset()
+    twin.reset()
+    for action in actions(3, 2):
+        shown, *_ = env.step(action)
+        twin.step(action)
+    env._rooms[name]._batch.bind("qvel")[0] = 1e12
+    still = np.zeros((2, 4), dtype=np.float32)
+    observation, reward, terminated, _, infos = env.step(still)
+    expected, expected_reward, *_ = twin.step(still)
+    assert infos["unstable"].tolist() == terminated.tolist() == [True, False]
+    assert not infos["success"][0]
+    assert reward[0] == 0.0
+    np.testing.assert_array_equal(infos["final_obs"][0], shown[0])
+    np.testing.assert_array_equal(observation[1], expected[1])
+    assert reward[1] == expected_reward[1]
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
@@ -152,3 +175,5 @@ def test_actions_are_checked(tasks):
     env.reset()
     with pytest.raises(UsageError, match=re.escape("shape (2, 4)")):
         env.step(np.zeros((2, 3), dtype=np.float32))
+    with pytest.raises(ActionError, match=r"row 1, Task\(1: .*\): the action \[nan, 0.0, 0.0, 0.0\] is not finite"):
+        env.step(np.array([[0.0] * 4, [np.nan, 0.0, 0.0, 0.0]]))

@@ -16,7 +16,7 @@ from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.mujoco_family import MujocoFamily
-from metarl.env_runner.rows import row_seed
+from metarl.env_runner.rows import ActionError, row_seed
 from metarl.env_runner.task_env import successor
 from metarl.tasks.locomotion import ANT, FAMILIES
 from metarl.tasks.registry import make_tasks
@@ -399,5 +399,28 @@ def test_bad_input_is_refused_in_one_line():
         env.reset(options={"reset_mask": np.array([1, 0])})
     with pytest.raises(UsageError, match=r"actions have shape \(2, 6\), one a row, got \(6,\)"):
         env.step(np.zeros(6))
-    with pytest.raises(UsageError, match="row 1 got"):
+    with pytest.raises(UsageError, match="num_threads is a whole number of at least 0, got -1"):
+        MujocoBatch(env.family, env.tasks, max_episode_steps=10, num_threads=-1)
+    with pytest.raises(ActionError, match=r"row 1, Task\(1: velocity=3.0\): the action \[nan, .*\] is not finite"):
         env.step(np.array([[0.0] * 6, [np.nan] * 6]))
+
+
+def test_an_action_that_is_too_large_for_a_reward_gives_a_finite_one():
+    for size in (1e25, 1e200):
+        env, twin = _cheetah(), _cheetah()
+        action = np.zeros((3, 6))
+        expected, expected_reward, *_ = twin.step(action)
+        action[1] = size
+        observation, reward, terminated, _, infos = env.step(action)
+        assert infos["unstable"].tolist() == terminated.tolist() == [False, True, False]
+        assert np.isfinite(reward).all()
+        assert np.array_equal(reward[[0, 2]], expected_reward[[0, 2]])
+        assert np.array_equal(observation[[0, 2]], expected[[0, 2]])
+
+
+@pytest.mark.parametrize("step", [-1, np.nan, "soon"])
+def test_a_change_comes_at_a_step_of_the_episode(step):
+    distribution = make_tasks("halfcheetah-drift")
+    env = distribution.make_env(distribution.train[:1])
+    with pytest.raises(UsageError, match=r"'change_at' is a step of the episode, 0 or later"):
+        env.set_tasks([Task(0, {**distribution.train[0].params, "change_at": step})])

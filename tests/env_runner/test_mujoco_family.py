@@ -82,9 +82,60 @@ def _empty_a_limb(spec, task):
 
 @pytest.mark.parametrize(
     ("reshape", "message"),
-    [(_add_a_tail, "cannot differ between rows"), (_empty_a_limb, r"Task\(0: .* cannot compile: .*size 0 must be pos")],
+    [
+        (_add_a_tail, r"adds or removes parts \(ngeom 10, not 9\)"),
+        (_empty_a_limb, r"Task\(0: .* cannot compile: .*size 0 must be pos"),
+    ],
 )
 def test_a_description_that_rows_cannot_hold_is_refused(reshape, message):
     family = replace(HALF_CHEETAH, reshape=reshape)
     with pytest.raises(UsageError, match=message):
         MujocoBatch(family, [Task(0, {"length": 1.0})], max_episode_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frame_skip": 0}, "frame_skip is a whole number of at least 1, got 0"),
+        ({"frame_skip": 2.5}, "frame_skip is a whole number of at least 1, got 2.5"),
+        ({"hidden_positions": -1}, "hidden_positions is a whole number of at least 0, got -1"),
+        ({"reset_noise": -0.1}, "reset_noise is 0 or more, got -0.1"),
+        ({"reset_noise": None}, "reset_noise is 0 or more, got None"),
+        ({"control_cost": float("nan")}, "control_cost is .*, got nan"),
+        ({"alive_bonus": float("inf")}, "alive_bonus is finite, got inf"),
+        ({"torso_axes": 3}, r"torso_axes is 1 \(x\) or 2 \(x and y\), got 3"),
+    ],
+)
+def test_numbers_of_a_family_are_checked(options, message):
+    with pytest.raises(UsageError, match=message):
+        replace(HALF_CHEETAH, **options)
+
+
+def test_no_more_positions_are_hidden_than_there_are():
+    with pytest.raises(UsageError, match=r"at most 9, the positions that half_cheetah.xml has, got 10 and 1"):
+        template_model(replace(HALF_CHEETAH, hidden_positions=10))
+
+
+def test_the_fields_of_every_task_are_kept_however_many_there_are():
+    asked = []
+
+    def edit(model, task):
+        asked.append(task.id)
+        model.opt.gravity[2] *= task["scale"]
+
+    family = replace(HALF_CHEETAH, edit=edit)
+    tasks = [Task(id, {"scale": 2.0 + id}) for id in range(1500)]
+    for _ in range(2):
+        for task in tasks:
+            assert task_fields(family, task)["gravity"][2] == -9.81 * (2.0 + task.id)
+    assert asked == list(range(1500)), "each was worked out once"
+
+
+@pytest.mark.parametrize(
+    "text", ["<mujoco><worldbody>", "<mujoco>\n<worldbody><geom size='-1'/>\n</worldbody></mujoco>"]
+)
+def test_a_file_that_mujoco_cannot_take_is_refused_in_one_line(tmp_path, text):
+    (tmp_path / "broken.xml").write_text(text)
+    with pytest.raises(UsageError, match=r"broken\.xml.*") as caught:
+        replace(HALF_CHEETAH, xml=str(tmp_path / "broken.xml")).load_model()
+    assert "\n" not in str(caught.value)

@@ -7,6 +7,7 @@ import pytest
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.env_runner.recording import Recorder
 from metarl.env_runner.shown_task import ShownTask
 from metarl.tasks import make_tasks
 from metarl.tasks.single import single_environment
@@ -47,3 +48,25 @@ def test_tasks_without_numbers_are_refused():
     env = make_tasks("point-goal").make_env(make_tasks("point-goal").train[:1])
     with pytest.raises(UsageError, match="numeric"):
         ShownTask(env, [Task(0, {"name": "a word"})])
+
+
+def test_tasks_with_more_numbers_than_others_are_refused():
+    plain = make_tasks("point-goal")
+    short, long = Task(0, {"goal": (1.0, 0.0)}), Task(1, {"goal": (1.0, 0.0), "wind": 2.0})
+    env = plain.make_env([short, short])
+    with pytest.raises(
+        UsageError, match=r"as many numbers in every task, unlike Task\(0: goal=.*\) and Task\(1: .*wind"
+    ):
+        ShownTask(env, [short, long])
+    shown = ShownTask(env, [short, short])
+    with pytest.raises(
+        UsageError, match=r"as many numbers in every task, unlike Task\(0: goal=.*\) and Task\(1: .*wind"
+    ):
+        shown.set_tasks([long, long])
+    assert shown.tasks == (short, short)
+
+
+def test_worlds_have_tasks_before_they_are_given_others():
+    plain = make_tasks("point-goal")
+    assert plain.showing_tasks().make_env(plain.train[:2]).tasks == plain.train[:2]
+    assert Recorder((0,)).wrap(plain.make_env(plain.train[:2]), {plain.train[0]: 0}).tasks == plain.train[:2]

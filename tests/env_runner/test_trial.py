@@ -209,3 +209,36 @@ def test_wrong_use() -> None:
         run_trial(Recorder(), env, TASKS, steps=3, query_episodes=1)
     with pytest.raises(UsageError, match="got 1 tasks for 2 rows"):
         run_trial(Recorder(), env, TASKS[:1], episodes=1)
+    for options, message in (
+        ({"steps": 0}, "steps is a whole number of at least 1, got 0"),
+        ({"episodes": 0}, "episodes is a whole number of at least 1, got 0"),
+        ({"episodes": 1, "query_episodes": 0}, "query_episodes is a whole number of at least 1, got 0"),
+        ({"episodes": 1, "shots": -1}, "shots is a whole number of at least 0, got -1"),
+        ({"steps": 1, "renew": np.ones(3, dtype=bool)}, r"renew is a bool array of shape \(2,\), got bool \(3,\)"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            run_trial(Recorder(), env, TASKS, **options)
+
+
+def test_a_row_that_continues_a_trial_keeps_its_task() -> None:
+    agent, env = Recorder(), ladders()
+    first = run_trial(agent, env, TASKS, steps=1)
+    with pytest.raises(
+        UsageError, match=r"row 1 continues the trial of Task\(1: .*\), and so cannot have Task\(0: .*renew"
+    ):
+        run_trial(agent, env, TASKS[:1] * 2, steps=1, renew=np.array([True, False]), previous=first)
+    assert env.tasks == tuple(TASKS)
+    run_trial(agent, env, [Task(1, TASKS[1].params)] * 2, steps=1, renew=np.array([True, False]), previous=first)
+
+
+def test_worlds_that_are_given_up_count_where_the_agent_sees_them() -> None:
+    class Unstable(GymWorkers):
+        """Both rows blow up with every episode of theirs."""
+
+        def step(self, actions: Any) -> Any:
+            *step, infos = super().step(actions)
+            return *step, {**infos, "unstable": step[2]}
+
+    env = Unstable(Ladder, TASKS, apply=apply, max_episode_steps=10)
+    # Row 0 ends at steps 2, 4 and 6, row 1 at 3 and 6; row 0 waits from step 4 on.
+    assert run_trial(Recorder(), env, TASKS, episodes=2).unstable_rows == 4

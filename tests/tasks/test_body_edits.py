@@ -138,6 +138,61 @@ def test_the_friction_of_one_foot_on_the_floor_is_scaled_and_no_other(family, fo
     assert (seen[foot], seen[other]) == pytest.approx(expected)
 
 
+def on_the_floor(spec: mujoco.MjSpec) -> dict[str, float]:
+    """Sliding friction of each ball with the floor."""
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    floor = model.geom("floor").id
+    touching = [contact for contact in data.contact if floor in contact.geom]
+    return {model.geom(max(c.geom, key=lambda g: g != floor)).name: c.friction[0] for c in touching}
+
+
+def balls(floor: str, **frictions: str) -> mujoco.MjSpec:
+    """Balls that lie on a floor, with these attributes."""
+    bodies = "".join(
+        f"<body pos='{place} 0 .05'><freejoint/><geom name='{name}' size='.1' {attributes}/></body>"
+        for place, (name, attributes) in enumerate(frictions.items())
+    )
+    return mujoco.MjSpec.from_string(f"<mujoco><worldbody>{floor}{bodies}</worldbody></mujoco>")
+
+
+FLOORS = (
+    "<geom name='floor' type='plane' size='9 9 1'/>",  # MuJoCo's default friction, 1
+    "<body name='slab'><body><geom name='floor' type='plane' size='9 9 1'/></body></body>",
+)
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+@pytest.mark.parametrize(("factor", "expected"), [(0.5, 0.5), (0.8, 0.8), (1.0, 1.0), (1.5, 1.5)])
+def test_friction_is_scaled_on_a_floor_that_has_more(floor, factor, expected):
+    spec = balls(floor, foot="friction='.6'", other="friction='.4'", rough="friction='2'")
+    assert on_the_floor(spec) == {"foot": 1.0, "other": 1.0, "rough": 2.0}
+    scale_friction(spec, "foot", factor)
+    assert on_the_floor(spec) == pytest.approx({"foot": expected, "other": 1.0, "rough": 2.0})
+
+
+def test_the_friction_of_two_parts_is_scaled_one_after_the_other():
+    spec = balls(FLOORS[0], foot="friction='.6'", other="friction='.4'", rough="friction='2'")
+    for part, factor in (("foot", 0.5), ("other", 0.25), ("foot", 0.5), ("rough", 0.1)):
+        scale_friction(spec, part, factor)
+    assert on_the_floor(spec) == pytest.approx({"foot": 0.25, "other": 0.25, "rough": 0.2})
+
+
+def test_the_friction_of_the_floor_is_its_own():
+    spec = balls(FLOORS[0], foot="friction='.6'", other="friction='.4'")
+    scale_friction(spec, "floor", 0.5)
+    assert on_the_floor(spec) == pytest.approx({"foot": 0.6, "other": 0.5})
+
+
+def test_friction_follows_the_priority_of_geoms():
+    spec = balls(FLOORS[0], foot="friction='.6' priority='1'", other="friction='.4'")
+    scale_friction(spec, "foot", 0.5)
+    assert on_the_floor(spec) == pytest.approx({"foot": 0.3, "other": 1.0})
+    with pytest.raises(UsageError, match="the floor's priority is above that of geom 'foot'"):
+        scale_friction(balls("<geom name='floor' type='plane' size='9 9 1' priority='1'/>", foot=""), "foot", 0.5)
+
+
 GIVEN_INERTIA = """<mujoco><worldbody><body name="arm"><joint name="free" axis="0 1 0"/>
 <inertial pos="0 0 0" mass="1" diaginertia="1 1 1"/><geom name="box" type="box" size="1 1 1"/></body>
 <body><joint axis="0 1 0"/><geom name="cube" type="box" size="1 1 1"/></body></worldbody></mujoco>"""

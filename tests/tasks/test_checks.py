@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import metarl
+from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.rows import WorldError
@@ -21,6 +24,7 @@ NAMES = [
     "train/test disjoint",
     "task stable across resets",
     "same seed, same trajectory",
+    "rows independent",
     "tasks differ under identical actions",
     "time limit present",
     "spaces valid",
@@ -128,6 +132,89 @@ def test_randomness_beside_the_seed() -> None:
             return self.look(), {}
 
     assert failed(check_tasks(slides(Loose))) == ["task stable across resets", "same seed, same trajectory"]
+
+
+def test_tasks_that_are_others_every_time(tmp_path: Path) -> None:
+    class Ignores:
+        def sample(self, generator: np.random.Generator) -> float:
+            return float(np.random.default_rng().uniform(0.5, 2.0))
+
+    def loose() -> TaskDistribution:
+        return slides(train={"speed": Ignores()})
+
+    report = check_tasks(loose)
+    assert failed(report) == ["tasks the same every time"]
+    assert re.search(r"Task\(0: speed=.*\), then Task\(0: speed=", detail(report, "tasks the same every time"))
+    assert check_tasks(loose()).ok, "a finished distribution does not show it"
+    assert [check.name for check in check_tasks(slides).checks] == ["tasks the same every time", *NAMES]
+    assert detail(check_tasks("bandit"), "tasks the same every time") == (
+        f"fingerprint {metarl.make_tasks('bandit').fingerprint}"
+    )
+    (tmp_path / "own.py").write_text(
+        "import metarl, numpy\n"
+        "def tasks():\n"
+        "    means = [{'means': numpy.random.default_rng().uniform(size=2)} for _ in range(6)]\n"
+        "    made = metarl.make_tasks('bandit', arms=2)\n"
+        "    made.train, made.test = (tuple(side) for side in metarl.tasks.distribution.split_tasks(means, 0))\n"
+        "    return made\n"
+    )
+    assert "tasks the same every time" in failed(check_tasks(f"{tmp_path}/own.py:tasks"))
+    for wrong in (3, lambda: 3):
+        with pytest.raises(UsageError, match=r"check_tasks .*TaskDistribution, .*got"):
+            check_tasks(wrong)  # type: ignore[arg-type]
+
+
+def test_rows_that_share_a_global() -> None:
+    common: dict[str, Any] = {}
+
+    class Shared(Slide):
+        def step(self, action: Any) -> Any:
+            self.speed = common["speed"]
+            return super().step(action)
+
+    def set_common(env: Any, task: Task) -> None:
+        common["speed"] = task["speed"]
+
+    report = check_tasks(slides(Shared, apply=set_common))
+    assert failed(report) == ["rows independent"]
+    assert "differs beside Task(99: " in detail(report, "rows independent")
+
+
+def test_rows_that_share_an_environment_are_refused_at_once() -> None:
+    one = Slide()
+    for make_env in (lambda: one, lambda: gymnasium.wrappers.TimeLimit(one, 10)):
+        with pytest.raises(UsageError, match="make_env gave the same environment twice: every row needs its own"):
+            check_tasks(slides(make_env))
+
+
+def test_where_the_environment_cuts_episodes_itself() -> None:
+    report = check_tasks(slides(lambda: gymnasium.wrappers.TimeLimit(Slide(), 6)))
+    assert report.ok
+    seen = detail(report, "time limit present")
+    assert seen == "15 steps, the longest episode had 6; note: the environment itself cuts episodes, one after 6 steps"
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.MultiBinary(1),
+        gymnasium.spaces.MultiDiscrete([3]),
+        gymnasium.spaces.Box(-np.inf, np.inf, shape=(1,)),
+        gymnasium.spaces.Box(-1.0, np.inf, shape=(1,)),
+        gymnasium.spaces.Box(-1.0, 1.0, shape=(1, 1)),
+        gymnasium.spaces.Box(-3, 3, shape=(1,), dtype=np.int64),
+    ],
+)
+def test_actions_that_no_algorithm_trains_on(space: gymnasium.Space[Any]) -> None:
+    class Acts(Slide):
+        action_space = space  # type: ignore[assignment]
+
+        def step(self, action: Any) -> Any:
+            return super().step(np.ravel(action))
+
+    report = check_tasks(slides(Acts))
+    assert failed(report) == ["spaces valid"]
+    assert detail(report, "spaces valid").startswith(f"no algorithm trains on actions of {space}: wrap them")
 
 
 def test_train_tasks_among_the_test_tasks() -> None:

@@ -100,9 +100,10 @@ def test_the_oracle_of_a_bandit_earns_the_best_mean() -> None:
 def test_wrong_options() -> None:
     with pytest.raises(UsageError, match=r"unknown reward of point-goal 'spars'.*did you mean 'sparse'"):
         make_tasks("point-goal", reward="spars")
-    with pytest.raises(UsageError, match="at least 2 arms, got 1"):
-        make_tasks("bandit", arms=1)
-    with pytest.raises(UsageError, match="max_episode_steps is at least 1, got 0"):
+    for arms in (1, 2.5):
+        with pytest.raises(UsageError, match=f"arms is a whole number of at least 2, got {arms}"):
+            make_tasks("bandit", arms=arms)
+    with pytest.raises(UsageError, match="max_episode_steps is a whole number of at least 1, got 0"):
         make_tasks("bandit", horizon=0)
 
 

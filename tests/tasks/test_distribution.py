@@ -1,4 +1,4 @@
-"""Tasks, where they come from, and the names they go by."""
+"""Tasks and where they come from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+import metarl
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.gym_workers import GymWorkers
@@ -51,8 +52,10 @@ def test_a_task_is_a_frozen_value() -> None:
         task.id = 5  # type: ignore[misc]
     task.params["mass"] = 9.0
     assert task["mass"] == 0.5, "params is a copy"
-    with pytest.raises(TypeError, match="got dict"):
-        Task(0, {"nested": {}})
+    assert Task(0, {"grid": np.array([[1, 2], [3, 4]])})["grid"] == (1.0, 2.0, 3.0, 4.0), "arrays are held flat"
+    for value in ({}, None, ["left", "right"], [1.0, [2.0, 3.0]], np.array(["left"])):
+        with pytest.raises(UsageError, match="task 7: 'size' is a number, a string or a vector of numbers, got"):
+            Task(7, {"size": value})
 
 
 def test_samplers() -> None:
@@ -101,8 +104,9 @@ def test_a_fixed_list_is_split_by_seed_and_ids_are_places_in_it() -> None:
     assert [[task["gravity"] for task in side] for side in chosen] == [[1.0, 2.0, 3.0], [4.0, 5.0]]
     with pytest.raises(UsageError, match=r"ids \[0\] more than once"):
         poles(train=[Task(0, params[0])], test=[Task(0, params[1])])
+    assert metarl.split_tasks is split_tasks
     for wrong in (params[:1], params):
-        with pytest.raises(UsageError, match="at least 2 tasks and a test_fraction within"):
+        with pytest.raises(metarl.UsageError, match="at least 2 tasks and a test_fraction within"):
             split_tasks(wrong, 0, test_fraction=1.0)
 
 
@@ -155,104 +159,112 @@ def test_wrong_distributions() -> None:
         poles(make_worlds=lambda tasks, seed: None)
     with pytest.raises(UsageError, match="at least one train task and one test task"):
         poles(test=[])
-    with pytest.raises(UsageError, match="max_episode_steps is at least 1"):
-        poles(max_episode_steps=0)
     with pytest.raises(UsageError, match="at least one task"):
         poles().make_env([])
 
 
-def test_families_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_FACTORIES", {})
-
-    def heavy(seed: int = 0) -> TaskDistribution:
-        """Poles under heavy gravity.
-
-        More words.
-        """
-        return poles(seed=seed, name="heavy")
-
-    registry.register_tasks("heavy", heavy)
-    registry.register_tasks("also", lambda: poles(seed=1))
-    assert registry.list_tasks() == ["also", "heavy"]
-    assert registry.describe_tasks() == {"also": "", "heavy": "Poles under heavy gravity."}
-    assert registry.make_tasks("heavy", seed=3).seed == 3
-    with pytest.raises(UsageError, match="unknown task family 'heavi': choose from also, heavy; did you mean 'heavy'"):
-        registry.make_tasks("heavi")
-    with pytest.raises(UsageError, match="'heavy' is registered already"):
-        registry.register_tasks("heavy", heavy)
+BOX = {"gravity": Uniform(5.0, 15.0)}
 
 
-def test_a_name_in_capitals_stands_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_FACTORIES", {})
-    registry.register_tasks("poles-WEIGHT", lambda weight, seed=0: poles(name=f"poles-{weight}", seed=seed))
-    registry.register_tasks("poles", poles)
-    assert registry.list_tasks() == ["poles", "poles-WEIGHT"]
-    assert registry.make_tasks("poles-very-heavy", seed=3).name == "poles-very-heavy"
-    assert registry.make_tasks("poles-light", seed=3).seed == 3
-    with pytest.raises(UsageError, match="unknown task family 'pole-light': choose from poles, poles-WEIGHT"):
-        registry.make_tasks("pole-light")
-    with pytest.raises(UsageError, match="poles-WEIGHT stands for a family for every WEIGHT: put the name of one"):
-        registry.make_tasks("poles-WEIGHT")
-    with pytest.raises(UsageError, match="option of 'poles-light' 'sed'"):
-        registry.make_tasks("poles-light", sed=3)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"train": {"gravity": 3.0}},
+            r"train: 'gravity' is drawn from a sampler, .*, got 3.0; .* train=\[{\"gravity\"",
+        ),
+        ({"test": {"gravity": (3, 12)}}, r"test: 'gravity' is drawn from a sampler, .* got \(3, 12\)"),
+        ({"train": {"gravity": Uniform}}, "'gravity' is drawn from a sampler"),
+        ({"train": [3.7, 9.8]}, "train lists the parameters of each task by name, as .*, got 3.7"),
+        ({"train": Uniform(3, 12)}, "train is a dictionary of samplers or a list of parameters"),
+        ({"train": "gravity"}, "train is a dictionary of samplers or a list of parameters, got 'gravity'"),
+        ({"train": [{"gravity": None}]}, "task 0: 'gravity' is a number, a string or a vector of numbers, got None"),
+        ({"num_train": 0}, "num_train is a whole number of at least 1, got 0"),
+        ({"num_test": 2.5}, "num_test is a whole number of at least 1, got 2.5"),
+        ({"seed": -1}, "a seed is an integer from 0 on, got -1"),
+        ({"seed": None}, "a seed is an integer from 0 on, got None"),
+        ({"max_episode_steps": 0}, "max_episode_steps is a whole number of at least 1, got 0"),
+        ({"max_episode_steps": None}, "max_episode_steps is a whole number of at least 1, got None"),
+        ({"max_episode_steps": 10.5}, "max_episode_steps is a whole number of at least 1, got 10.5"),
+        ({"num_workers": -1}, "num_workers is a whole number of at least 0, got -1"),
+        ({"environment": "nope"}, r"environment='nope' names a parameter of every task, which Task\(0: .* lacks"),
+        ({"reward_scale": 0}, "reward_scale is a finite number above 0, got 0"),
+        ({"reward_scale": float("nan")}, "reward_scale is a finite number above 0, got nan"),
+        ({"episodes": (0, 0)}, "each of episodes is a whole number of at least 1, got 0"),
+        ({"episodes": 3}, "episodes is a pair"),
+    ],
+)
+def test_beginners_mistakes_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        poles(**options)
+    assert "\n" not in str(caught.value)
 
 
-def test_an_own_family_is_named_by_file_and_function(tmp_path):
-    path = tmp_path / "own.py"
-    path.write_text(
-        "import metarl\n"
-        "def tasks(num_train=3):\n"
-        "    base = metarl.make_tasks('bandit', num_train=num_train, num_test=2)\n"
-        "    return base\n"
-    )
-    assert len(registry.make_tasks(f"{path}:tasks").train) == 3
-    assert len(registry.make_tasks(f"{path}:tasks", num_train=5).train) == 5
-    with pytest.raises(UsageError, match=r"function .*'nothing': choose from .*tasks"):
-        registry.make_tasks(f"{path}:nothing")
-    with pytest.raises(UsageError, match=r"function .*'': choose from .*tasks"):
-        registry.make_tasks(str(path))
-    path.write_text("def tasks():\n    return 3\n")
-    with pytest.raises(UsageError, match="must return a metarl"):
-        registry.make_tasks(f"{path}:tasks")
-    with pytest.raises(UsageError, match="no file"):
-        registry.make_tasks(f"{tmp_path}/absent.py:tasks")
+@pytest.mark.parametrize("extra", [{"apply": set_gravity}, {"num_workers": 2}])
+def test_make_worlds_takes_nothing_that_goes_with_make_env(extra: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="apply and num_workers go with make_env"):
+        TaskDistribution(train=BOX, test=BOX, max_episode_steps=5, make_worlds=lambda tasks, seed: None, **extra)
 
 
-def test_an_own_file_is_ordinary_python(tmp_path):
-    """It has dataclasses, which look their module up, and imports the file beside it."""
-    (tmp_path / "beside_own_tasks.py").write_text("NUMBER = 4\n")
-    path = tmp_path / "own.py"
-    path.write_text(
-        "from __future__ import annotations\n"
-        "from dataclasses import dataclass\n"
-        "import metarl\n"
-        "from beside_own_tasks import NUMBER\n"
-        "@dataclass\n"
-        "class Size:\n"
-        "    number: int = NUMBER\n"
-        "def tasks():\n"
-        "    return metarl.make_tasks('bandit', num_train=Size().number, num_test=2)\n"
-        "def sized(number, *, scale, **rest):\n"
-        "    return tasks()\n"
-    )
-    assert len(registry.make_tasks(f"{path}:tasks").train) == 4
-    with pytest.raises(UsageError, match=r"own\.py:sized needs number, scale: give them as options, or defaults"):
-        registry.make_tasks(f"{path}:sized")
-    with pytest.raises(UsageError, match=r"own\.py:sized needs scale: "):
-        registry.make_tasks(f"{path}:sized", number=3)
-    assert len(registry.make_tasks(f"{path}:sized", number=3, scale=1.0).train) == 4
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Uniform(12, 3), "Uniform has finite bounds, low not above high; got low=12 and high=3"),
+        (lambda: Uniform(0, float("inf")), "Uniform has finite bounds"),
+        (lambda: Uniform("0", 1), "Uniform has finite bounds"),
+        (lambda: LogUniform(1.5, 3, -3), "LogUniform has finite bounds, low not above high"),
+        (lambda: LogUniform(0, -3, 3), r"LogUniform\(base, low, high\) has a base above 0, got 0"),
+        (lambda: Choice([]), r"Choice takes a list of values, at least one; got \[\]"),
+        (lambda: Choice({1, 2}), "Choice takes a list of values"),
+    ],
+)
+def test_samplers_refuse_what_they_cannot_draw_from(make: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make()
 
 
-def test_the_sum_of_an_own_file_follows_what_is_in_it(tmp_path):
-    path = tmp_path / "own.py"
-    sums = []
-    for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
-        path.write_text(text)
-        sums.append(registry.source_sum(f"{path}:tasks"))
-    assert sums[0] == sums[2] != sums[1]
-    assert registry.source_sum("halfcheetah-vel") is None
+@pytest.mark.parametrize(
+    "name",
+    ["bandit", "halfcheetah-vel", "halfcheetah-drift", "imujoco-hopper", "metaworld-ml10", "metaworld-ml1-reach"],
+)
+def test_every_family_refuses_a_negative_seed(name: str) -> None:
+    with pytest.raises(UsageError, match="a seed is an integer from 0 on, got -1"):
+        registry.make_tasks(name, seed=-1)
 
 
-def test_an_unknown_option_of_a_family_names_the_known_ones():
-    with pytest.raises(UsageError, match=r"option of 'bandit' 'num_trian': .*did you mean 'num_train'"):
-        registry.make_tasks("bandit", num_trian=3)
+def test_options_of_meta_world_are_checked() -> None:
+    with pytest.raises(UsageError, match="num_workers is a whole number of at least 0, got -1"):
+        registry.make_tasks("metaworld-ml10", backend="official", num_workers=-1)
+    with pytest.raises(UsageError, match=r"1 to 50 goals, got 500 and 2\.5"):
+        registry.make_tasks("metaworld-ml10", goals=2.5)
+
+
+@pytest.mark.parametrize("name", ["halfcheetah-vel", "halfcheetah-drift"])
+def test_options_of_the_mujoco_families_are_checked(name: str) -> None:
+    with pytest.raises(UsageError, match=r"control_cost is .*, got nan"):
+        registry.make_tasks(name, control_cost=float("nan"))
+    with pytest.raises(UsageError, match="num_train is a whole number of at least 1, got 0"):
+        registry.make_tasks(name, num_train=0)
+    family = registry.make_tasks(name, num_threads=-1)
+    with pytest.raises(UsageError, match="num_threads is a whole number of at least 0, got -1"):
+        family.make_env(family.train[:1])
+
+
+def test_a_fingerprint_is_that_of_ids_and_parameters_in_their_order() -> None:
+    listed = {"train": [{"gravity": 5.0, "name": "a"}, {"gravity": 6.0, "name": "b"}], "test": [{"gravity": 7.0}]}
+    distribution = poles(**listed)
+    assert distribution.fingerprint == "3bc24f2b8b6d3716", "the same in every process and on every platform"
+    assert poles(**listed, seed=3, name="other").fingerprint == distribution.fingerprint
+    assert distribution.showing_tasks().fingerprint == distribution.fingerprint
+    nearly = poles(train=listed["train"], test=[{"gravity": 7.000000000000001}])
+    assert nearly.fingerprint == distribution.fingerprint, "what another maths library makes of it"
+    train, test = listed["train"], listed["test"]
+    others = [
+        poles(train=train[::-1], test=test),
+        poles(train=test, test=train),
+        poles(train=train[:1], test=test),
+        poles(train=train, test=[{"gravity": 7.0000001}]),
+        poles(train=train, test=[Task(200, test[0])]),
+    ]
+    assert len({each.fingerprint for each in (distribution, *others)}) == 6
+    assert poles(seed=1).fingerprint == poles(seed=1).fingerprint != poles(seed=2).fingerprint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from dataclasses import replace
+from functools import partial
 
 import gymnasium
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import metarl
 from metarl.core.errors import UsageError
+from metarl.env_runner.mujoco_family import task_fields, template_model
 from metarl.env_runner.rows import row_seed
 from metarl.tasks.body_edits import scale_length, scale_mass
 from metarl.tasks.locomotion import HALF_CHEETAH
@@ -123,6 +125,23 @@ def test_variants_are_named_after_their_edits(edit, name):
 GOOD = {"geom": "bfoot", "mass": 1.25}
 
 
+def add_a_tail(spec):
+    spec.body("torso").add_geom(name="tail", size=[0.1, 0.1, 0.1])
+
+
+def lose_a_head(spec):
+    spec.delete(spec.geom("head"))
+
+
+def empty_a_foot(spec):
+    spec.geom("bfoot").size = [-1.0, 0.0, 0.0]
+
+
+def lengthen_an_empty_foot(spec):
+    empty_a_foot(spec)
+    scale_length(spec, "torso", 2.0)
+
+
 @pytest.mark.parametrize(
     ("body", "edits", "options", "message"),
     [
@@ -136,7 +155,46 @@ GOOD = {"geom": "bfoot", "mass": 1.25}
         ("HalfCheetah-v5", [unchanged, {"mass": 2}], {}, 'names a "geom" or a "joint"'),
         ("HalfCheetah-v5", [unchanged, {"geom": "bfoot"}], {}, "and what to scale"),
         ("HalfCheetah-v5", [unchanged, {"geom": "bfoot", "mass": -1}], {}, "'mass' is a factor above 0"),
-        ("HalfCheetah-v5", [unchanged, "bfoot"], {}, "a dictionary or a function"),
+        ("HalfCheetah-v5", [unchanged, "bfoot"], {}, "an edit is a dictionary, a function"),
+        (
+            "HalfCheetah-v5",
+            [unchanged, partial(scale_mass, geom="bfoot")],
+            {},
+            'or a pair \\("name", function\\); got',
+        ),
+        ("HalfCheetah-v5", [unchanged, ("tail",)], {}, "an edit is a dictionary, a function"),
+        ("HalfCheetah-v5", [unchanged, ("tail", 3)], {}, "an edit is a dictionary, a function"),
+        ("HalfCheetah-v5", [GOOD, ("massinc_25_bfoot", unchanged)], {}, "two edits are named 'massinc_25_bfoot'"),
+        (
+            "HalfCheetah-v5",
+            [unchanged, {"geom": [], "mass": 2}],
+            {},
+            '"geom" is a name or a list of names, got an',
+        ),
+        ("HalfCheetah-v5", [unchanged, add_a_tail], {}, r"add_a_tail\) adds or removes parts \(ngeom 10, not 9\)"),
+        ("HalfCheetah-v5", [unchanged, lose_a_head], {}, r"lose_a_head\) adds or removes parts \(ngeom 8, not 9\)"),
+        ("HalfCheetah-v5", [unchanged, empty_a_foot], {}, r"empty_a_foot\) has a model that MuJoCo cannot compile: "),
+        (
+            "HalfCheetah-v5",
+            [unchanged, lengthen_an_empty_foot],
+            {},
+            "the edited body has a model that MuJoCo cannot",
+        ),
+        ("HalfCheetah-v5", [GOOD, unchanged], {"frame_skip": 0}, "frame_skip is a whole number of at least 1, got 0"),
+        ("HalfCheetah-v5", [GOOD, unchanged], {"reset_noise": -1.0}, "reset_noise is 0 or more, got -1.0"),
+        (
+            "HalfCheetah-v5",
+            [GOOD, unchanged],
+            {"hidden_positions": 99},
+            "hidden_positions and torso_axes are at most",
+        ),
+        ("HalfCheetah-v5", [GOOD, unchanged], {"seed": -1}, "a seed is an integer from 0 on, got -1"),
+        (
+            "HalfCheetah-v5",
+            [GOOD, unchanged],
+            {"horizon": 0},
+            "max_episode_steps is a whole number of at least 1, got 0",
+        ),
         ("HalfCheetah-v5", [GOOD, unchanged], {"healty": None}, "option of .*'healty': .*did you mean 'healthy'"),
         (replace(HALF_CHEETAH, reshape=print), [GOOD, unchanged], {}, "a reshape of its own"),
     ],
@@ -144,6 +202,27 @@ GOOD = {"geom": "bfoot", "mass": 1.25}
 def test_bad_input_is_refused_in_one_line(body, edits, options, message):
     with pytest.raises(UsageError, match=message) as caught:
         MorphologyDistribution(body, edits, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_callable_without_a_name_comes_with_one():
+    twice = partial(scale_mass, geom="bfoot", factor=2.0)
+    distribution = MorphologyDistribution("HalfCheetah-v5", [unchanged, ("twice", twice)])
+    tasks = {task["variant"]: task for task in (*distribution.train, *distribution.test)}
+    assert set(tasks) == {"unchanged", "twice"}
+    masses = task_fields(distribution.family, tasks["twice"])["body_mass"]
+    before = template_model(distribution.family)
+    foot = before.body("bfoot").id
+    assert masses[foot] == pytest.approx(2.0 * before.body_mass[foot])
+    assert variant_name(("twice", twice)) == "twice"
+
+
+@pytest.mark.parametrize("broken", ["<mujoco>\n<worldbody>", SWIMMER.replace('size=".1"', 'size="0"')])
+def test_a_file_that_does_not_compile_is_refused_in_one_line(tmp_path, broken):
+    path = tmp_path / "broken.xml"
+    path.write_text(broken)
+    with pytest.raises(UsageError, match=r"broken\.xml.*") as caught:
+        MorphologyDistribution(path, [unchanged, {"geom": "tail", "mass": 2.0}])
     assert "\n" not in str(caught.value)
 
 

@@ -13,7 +13,6 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.rows import (
     check_actions,
@@ -37,6 +36,9 @@ class ArrayWorlds(TaskVectorEnv):
         observation_space, action_space: of one row.
         max_episode_steps: episodes are truncated after so many steps.
         seed: row i starts from an independent stream of this seed.
+
+    Raises:
+        UsageError: a task of another family.
     """
 
     def __init__(
@@ -49,15 +51,13 @@ class ArrayWorlds(TaskVectorEnv):
         seed: int = 0,
     ) -> None:
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        self.tasks = tuple(tasks)
-        self.num_envs = len(self.tasks)
+        self.num_envs = len(tasks)
         self.max_episode_steps = max_episode_steps
         self.single_observation_space = observation_space
         self.single_action_space = action_space
+        self.set_tasks(tasks)
         self.observation_space = batch_space(observation_space, self.num_envs)
         self.action_space = batch_space(action_space, self.num_envs)
-        self._action_shape = (self.num_envs, *(action_space.shape or ()))
-        self._num_actions = int(action_space.n) if isinstance(action_space, spaces.Discrete) else None
         self._elapsed = np.zeros(self.num_envs, dtype=np.int64)
         self._started = np.zeros(self.num_envs, dtype=bool)
         self._running = list(self.tasks)
@@ -80,12 +80,20 @@ class ArrayWorlds(TaskVectorEnv):
     def _observe(self) -> NDArray[np.float32]:
         """Observations [B, obs] of the present states, in a new array."""
 
+    def _check(self, task: Task) -> None:
+        """Raise `UsageError` for a task that a row cannot take; called before `_load` can be, and before `__init__` is
+        through."""
+        return
+
     def _success(self) -> NDArray[np.bool_] | None:
         """Whether each row succeeds in its present state [B]; None where the tasks define no success."""
         return None
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
-        self.tasks = check_row_tasks(tasks, self.num_envs)
+        tasks = check_row_tasks(tasks, self.num_envs)
+        for task in tasks:
+            self._check(task)
+        self.tasks = tasks
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
         """Reset all rows, or those marked in `options["reset_mask"]`; returns observations [B, obs] and no infos.
@@ -102,9 +110,7 @@ class ArrayWorlds(TaskVectorEnv):
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         """Observations [B, obs], rewards [B], terminated [B], truncated [B] and infos, as `TaskVectorEnv` says."""
-        actions = check_actions(actions, self._action_shape, self._started)
-        if self._num_actions is not None and ((actions < 0) | (actions >= self._num_actions)).any():
-            raise UsageError(f"actions are whole numbers from 0 to {self._num_actions - 1}, got {actions.tolist()}")
+        actions = check_actions(actions, self.single_action_space, self._running, self._started)
         reward, terminated = self._advance(actions)
         reward = reward.astype(np.float32)
         self._elapsed += 1

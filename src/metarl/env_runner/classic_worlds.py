@@ -13,6 +13,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from metarl.core.errors import UsageError, unknown_name
 from metarl.core.task import Task
 from metarl.env_runner.array_worlds import ArrayWorlds
 from metarl.env_runner.task_env import Array
@@ -34,11 +35,12 @@ FIRST_ANGLE, FIRST_SPEED = np.pi, 1.0  # bounds of the first state
 PENDULUM_DEFAULTS = {"gravity": 10.0, "mass": 1.0, "length": 1.0}
 
 
-def _number(task: Task, name: str, defaults: dict[str, float]) -> float:
-    value = task.params.get(name, defaults[name])
-    if not isinstance(value, float | int):
-        raise TypeError(f"{task}: {name} is a number")
-    return float(value)
+def _check_numbers(task: Task, defaults: dict[str, float]) -> None:
+    for name, value in task.params.items():
+        if name not in defaults:
+            raise unknown_name(f"parameter of {task!r}:", name, defaults)
+        if not isinstance(value, float | int):
+            raise UsageError(f"{task!r}: {name} is a number, got {value!r}")
 
 
 class CartPoleWorlds(ArrayWorlds):
@@ -61,10 +63,12 @@ class CartPoleWorlds(ArrayWorlds):
         self._state = np.zeros((4, self.num_envs))
         self._length, self._gravity, self._force = np.ones((3, self.num_envs))
 
+    def _check(self, task: Task) -> None:
+        _check_numbers(task, CARTPOLE_DEFAULTS)
+
     def _load(self, row: int, task: Task) -> None:
-        self._length[row] = _number(task, "length", CARTPOLE_DEFAULTS)
-        self._gravity[row] = _number(task, "gravity", CARTPOLE_DEFAULTS)
-        self._force[row] = _number(task, "force", CARTPOLE_DEFAULTS)
+        numbers: dict[str, Any] = {**CARTPOLE_DEFAULTS, **task.params}
+        self._length[row], self._gravity[row], self._force[row] = (numbers[name] for name in CARTPOLE_DEFAULTS)
 
     def _begin(self, row: int, generator: np.random.Generator) -> None:
         self._state[:, row] = generator.uniform(-FIRST_STATE, FIRST_STATE, size=4)
@@ -110,8 +114,12 @@ class PendulumWorlds(ArrayWorlds):
         # float32, because Gymnasium multiplies it by the float32 action
         self._drive = np.zeros(self.num_envs, dtype=np.float32)
 
+    def _check(self, task: Task) -> None:
+        _check_numbers(task, PENDULUM_DEFAULTS)
+
     def _load(self, row: int, task: Task) -> None:
-        gravity, mass, length = (_number(task, name, PENDULUM_DEFAULTS) for name in ("gravity", "mass", "length"))
+        numbers: dict[str, Any] = {**PENDULUM_DEFAULTS, **task.params}
+        gravity, mass, length = (float(numbers[name]) for name in PENDULUM_DEFAULTS)
         self._fall[row] = 3 * gravity / (2 * length)
         self._drive[row] = 3.0 / (mass * length**2)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.env_runner.gym_values import raised, read_observation, read_reset, read_step
 from metarl.env_runner.rows import WorldError, check_finite, row_seed
 
 Env: TypeAlias = gymnasium.Env[Any, Any]
@@ -22,9 +23,6 @@ ApplyTask: TypeAlias = Callable[[Env, Task], None]
 
 ALIGNMENT = 64
 """Bytes; a cache line, so that no two arrays share one."""
-
-SUCCESS_KEYS = ("success", "is_success")
-"""Where an environment's step info says whether it succeeded: Meta-World's key, and that of goal environments."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,12 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
 
 
 def make_envs(make_env: MakeEnv, tasks: Sequence[Task], first: int) -> list[Env]:
-    """One environment a task, for the rows from `first` on."""
+    """One environment a task, for the rows from `first` on.
+
+    Raises:
+        WorldError: `make_env` raised.
+        UsageError: it gave what is no environment, or one environment twice.
+    """
     envs: list[Env] = []
     for task in tasks:
         try:
@@ -111,7 +114,11 @@ def make_envs(make_env: MakeEnv, tasks: Sequence[Task], first: int) -> list[Env]
             raise
         except Exception as error:
             row = first + len(envs)
-            raise WorldError(f"row {row}, {task}: make_env raised {type(error).__name__}: {error}") from error
+            raise WorldError(f"row {row}, {task}: make_env raised {raised(error)}") from error
+        if not isinstance(envs[-1], gymnasium.Env):
+            raise UsageError(f"make_env returns a gymnasium.Env, got {envs[-1]!r}")
+    if len({id(env.unwrapped) for env in envs}) < len(envs):
+        raise UsageError("make_env gave the same environment twice: every row needs its own, so make it in make_env")
     return envs
 
 
@@ -177,15 +184,17 @@ class GymRows:
             for index, env in enumerate(self.envs):
                 action = arrays.action[index].copy()  # the environment may keep it
                 try:
-                    observation, reward, terminated, truncated, info = env.step(action)
-                    self._write(index, observation)
-                    key = next((key for key in SUCCESS_KEYS if key in info), None)
-                    arrays.reports_success[index] = key is not None
-                    arrays.success[index] = key is not None and bool(info[key])
-                    arrays.reward[index] = reward
-                    arrays.terminated[index], arrays.truncated[index] = terminated, truncated
+                    returned = env.step(action)
                 except Exception as error:
-                    self._fail(index, "step", error)
+                    self._fail(index, f"step raised {raised(error)}", error)
+                try:
+                    observation, reward, terminated, truncated, success = read_step(returned)
+                    self._write(index, observation)
+                except UsageError as error:
+                    self._fail(index, str(error), error)
+                arrays.reports_success[index], arrays.success[index] = success is not None, bool(success)
+                arrays.reward[index] = reward
+                arrays.terminated[index], arrays.truncated[index] = terminated, truncated
         self._elapsed += 1
         arrays.truncated[:] |= self._elapsed >= self.max_episode_steps
         check_finite("reward", arrays.reward, self._running, self.first)
@@ -211,25 +220,21 @@ class GymRows:
             self._running[index] = self._tasks[index]
             try:
                 self._apply(self.envs[index], self._tasks[index])
-                observation, _ = self.envs[index].reset(seed=self._seeds[index])
-                with np.errstate(over="ignore"):
-                    self._write(index, observation)
+                returned = self.envs[index].reset(seed=self._seeds[index])
             except Exception as error:
-                self._fail(index, "apply or reset", error)
+                self._fail(index, f"apply or reset raised {raised(error)}", error)
+            try:
+                with np.errstate(over="ignore"):
+                    self._write(index, read_reset(returned))
+            except UsageError as error:
+                self._fail(index, str(error), error)
             self._seeds[index] = None
         self._elapsed[rows] = 0
         check_finite("first observation", self._arrays.observation, self._running, self.first)
 
     def _write(self, index: int, observation: Any) -> None:
-        if isinstance(self._space, spaces.Box):
-            flat = np.ravel(observation)
-        else:
-            flat = np.asarray(spaces.flatten(self._space, observation))
         target = self._arrays.observation[index]
-        if flat.shape != target.shape:
-            raise UsageError(f"got an observation of {flat.size} numbers from a space of {target.size}: {self._space}")
-        target[:] = flat
+        target[:] = read_observation(self._space, observation, target.size)
 
-    def _fail(self, index: int, during: str, error: Exception) -> NoReturn:
-        where = f"row {self.first + index}, {self._running[index]}"
-        raise WorldError(f"{where}: {during} raised {type(error).__name__}: {error}") from error
+    def _fail(self, index: int, what: str, error: Exception) -> NoReturn:
+        raise WorldError(f"row {self.first + index}, {self._running[index]}: {what}") from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,9 +30,12 @@ SHUTDOWN_SECONDS = 5.0
 THREAD_LIMITS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The workers are the parallelism already; numerical libraries inside them must not fight over the cores."""
 
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h."""
+
 BOOTSTRAP = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
-    "from metarl.env_runner.gym_worker import serve; serve(int(sys.argv[1]), int(sys.argv[2]))"
+    "import sys; sys.path[:] = sys.argv[4:]; "
+    "from metarl.env_runner.gym_worker import serve; serve(*map(int, sys.argv[1:4]))"
 )
 
 
@@ -76,7 +81,8 @@ class LocalRows:
 
 
 class Worker:
-    """A process with the rows [first, last). It ends when its pipe does, and so also when this process is killed.
+    """A process with the rows [first, last). It ends when its pipe does, and so also when this process is killed: on
+    Linux in the middle of a step, elsewhere after it.
 
     The process is a fresh interpreter, not a fork (safe beside threads) and not a re-run of the main script (a script
     needs no `if __name__ == "__main__"`). The arrays are memory without a name, so nothing outlives the processes.
@@ -88,7 +94,7 @@ class Worker:
         self._pipe, theirs = Pipe()
         handles = theirs.fileno(), memory.fileno()
         self._process = subprocess.Popen(
-            [sys.executable, "-c", BOOTSTRAP, *map(str, handles), *sys.path],
+            [sys.executable, "-c", BOOTSTRAP, *map(str, (*handles, _lifeline())), *sys.path],
             pass_fds=handles,
             stdin=subprocess.DEVNULL,
             env={**THREAD_LIMITS, **os.environ},
@@ -148,8 +154,26 @@ def shared_memory(size: int) -> BinaryIO:
     return os.fdopen(handle, "r+b")
 
 
-def serve(pipe_handle: int, memory_handle: int) -> None:
-    """The life of a worker process: run what comes over the pipe, until it closes."""
+def _lifeline() -> int:
+    """The process whose death ends a worker; 0: none. Linux means the death of the thread that started it, and of those
+    only the main thread lasts as long as its process."""
+    lasts = threading.current_thread() is threading.main_thread()
+    return os.getpid() if sys.platform == "linux" and lasts else 0
+
+
+def _end_with(parent: int) -> None:
+    """End with `parent`, also in the middle of a step; an exception, so that the environments are closed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it died before it was asked for
+        sys.exit(1)
+
+
+def serve(pipe_handle: int, memory_handle: int, parent: int) -> None:
+    """The life of a worker process: run what comes over the pipe, until it closes or the process `parent` is gone."""
+    if parent:
+        _end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the rows; it then hangs up
     pipe: Connection[bytes, bytes] = Connection(pipe_handle)
     memory = mmap.mmap(memory_handle, 0)
@@ -174,6 +198,7 @@ def serve(pipe_handle: int, memory_handle: int) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the owner hung up, or is dead
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it would cut the closing short
         if rows is not None:
             rows.close()
 

@@ -125,7 +125,7 @@ class GymWorkers(TaskVectorEnv):
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         """Observations [B, obs], rewards [B], terminated [B], truncated [B] and infos, as `TaskVectorEnv` says."""
         arrays = self._arrays
-        arrays.action[:] = check_actions(actions, arrays.action.shape, self._started)
+        arrays.action[:] = check_actions(actions, self.single_action_space, self.tasks, self._started)
         self._run("step")
         infos: Infos = {}
         ended = arrays.terminated | arrays.truncated

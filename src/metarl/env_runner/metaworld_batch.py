@@ -14,12 +14,18 @@ from numpy.typing import NDArray
 
 from metarl.core.errors import UsageError, unknown_name
 from metarl.core.task import Task
-from metarl.core.threads import cores
 from metarl.env_runner.metaworld_official import action_space, observation_space
 from metarl.env_runner.metaworld_room import Outcome, Room
 from metarl.env_runner.metaworld_scene import Description
 from metarl.env_runner.mujoco_batch import configure_mujoco_log
-from metarl.env_runner.rows import check_actions, check_finite, check_row_tasks, check_seed, read_reset_mask
+from metarl.env_runner.rows import (
+    check_actions,
+    check_finite,
+    check_row_tasks,
+    check_seed,
+    check_threads,
+    read_reset_mask,
+)
 from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
 
 REACH = np.float32(0.01)
@@ -39,7 +45,8 @@ class MetaworldBatch(TaskVectorEnv):
     thread's simulator runs, another reads out its class. Otherwise one class after the other has all threads.
 
     A row in which MuJoCo meets a bad position, velocity or acceleration (it then resets that simulation itself) ends
-    its episode as terminated and is marked in `infos["unstable"]`; the official environment would go on.
+    its episode as terminated and is marked in `infos["unstable"]`. Its final observation is the last one before, its
+    reward 0, and it has not succeeded. The official environment would go on, and pay for the pose that is left.
 
     Args:
         descriptions: what each environment class shows and pays for.
@@ -63,7 +70,7 @@ class MetaworldBatch(TaskVectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs = len(tasks)
         self.max_episode_steps = max_episode_steps
-        self.num_threads = num_threads or cores()
+        self.num_threads = check_threads(num_threads)
         space = observation_space()
         self._low, self._high = space.low[:36], space.high[:36]
         self.single_observation_space = spaces.Box(
@@ -140,8 +147,7 @@ class MetaworldBatch(TaskVectorEnv):
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         """Advance all rows by one step; a row whose episode ends starts its next one."""
-        actions = check_actions(actions, (self.num_envs, 4), self._started).astype(np.float32)
-        check_finite("action", actions, self._running)
+        actions = check_actions(actions, self.single_action_space, self._running, self._started).astype(np.float32)
         # In float32, as the official environments do it.
         displacement = np.clip(actions[:, :3], -1.0, 1.0) * REACH
         self._pull = np.clip(self._pull + displacement, *self._bounds)
@@ -156,6 +162,8 @@ class MetaworldBatch(TaskVectorEnv):
         terminated = outcome.unstable
         if terminated.any():
             infos["unstable"] = terminated.copy()
+            observation[terminated] = self._observation[terminated]
+            reward[terminated], outcome.success[terminated] = 0.0, False
         check_finite("reward", reward, self._running)
         check_finite("observation", observation, self._running)
         truncated = self._steps >= self.max_episode_steps

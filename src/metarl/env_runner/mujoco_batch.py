@@ -16,10 +16,16 @@ from mjbatch import Batch
 from numpy.typing import NDArray
 
 from metarl.core.errors import UsageError
-from metarl.core.task import Task
-from metarl.core.threads import cores
+from metarl.core.task import Task, TaskValue
 from metarl.env_runner.mujoco_family import ModelFields, MujocoFamily, task_fields, template_model
-from metarl.env_runner.rows import check_actions, check_row_tasks, check_seed, read_reset_mask, row_seed
+from metarl.env_runner.rows import (
+    check_actions,
+    check_row_tasks,
+    check_seed,
+    check_threads,
+    read_reset_mask,
+    row_seed,
+)
 from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
 
 UNSTABLE_WARNINGS = slice(int(mujoco.mjtWarning.mjWARN_BADQPOS), int(mujoco.mjtWarning.mjWARN_BADQACC) + 1)
@@ -39,6 +45,10 @@ def configure_mujoco_log(**settings: bool) -> None:
 configure_mujoco_log(logto_file=False)
 
 
+def _is_step(value: TaskValue) -> bool:
+    return isinstance(value, int | float) and 0 <= value < math.inf
+
+
 class MujocoBatch(TaskVectorEnv):
     """All rows in one mjbatch `Batch`; observations and rewards are computed for all rows at once.
 
@@ -51,7 +61,8 @@ class MujocoBatch(TaskVectorEnv):
 
     A row in which MuJoCo meets a bad position, velocity or acceleration (it then resets that simulation itself) or
     which shows a non-finite number ends its episode as terminated and is marked in `infos["unstable"]`. Its final
-    observation is the last finite one, its reward that of a torso that stood still; `unstable_count` counts such rows.
+    observation is the last finite one, its reward that of a torso that stood still (0, or the largest float32, where
+    that is no finite number either); `unstable_count` counts such rows.
 
     Args:
         tasks: one task a row.
@@ -104,7 +115,7 @@ class MujocoBatch(TaskVectorEnv):
 
     def _bind(self, num_threads: int) -> None:
         """Make the simulations, and the arrays through which they are read and written."""
-        self._batch = Batch(self._template, self.num_envs, num_threads or cores())
+        self._batch = Batch(self._template, self.num_envs, check_threads(num_threads))
         self._batch.reset()
         self._state = self._batch.bind("state")
         self._start_state = self._state[0].copy()
@@ -127,6 +138,8 @@ class MujocoBatch(TaskVectorEnv):
             for name in needed:
                 if name not in task:
                     raise UsageError(f"{task!r} has no parameter '{name}': give a task of this environment's family")
+            if self._later is not None and not _is_step(task[CHANGE_AT]):
+                raise UsageError(f"{task!r}: '{CHANGE_AT}' is a step of the episode, 0 or later")
         self._next_columns = {
             name: np.array([task[name] for task in tasks], dtype=np.float64) for name in self.family.reward_params
         }
@@ -228,7 +241,8 @@ class MujocoBatch(TaskVectorEnv):
         if unstable is not None:
             observation[unstable] = self._observation[unstable]
             position[unstable] = self._position[unstable]
-            reward = self._reward(position, effort)
+            with np.errstate(over="ignore"):
+                reward = np.nan_to_num(self._reward(position, effort))
             terminated |= unstable
             infos["unstable"] = unstable
         self._position = position
@@ -242,12 +256,9 @@ class MujocoBatch(TaskVectorEnv):
 
     def _take_action(self, actions: Array) -> NDArray[np.float64]:
         """Hand the actions to the simulator; their squared norms [B]."""
-        actions = check_actions(actions, self._ctrl.shape, self._started).astype(np.float64)
-        effort: NDArray[np.float64] = np.einsum("ba,ba->b", actions, actions)
-        if not math.isfinite(np.vdot(actions, actions)):
-            row = int(np.argmin(np.isfinite(effort)))
-            raise UsageError(f"actions must be finite: row {row} got {actions[row].tolist()}; mend the policy")
+        actions = check_actions(actions, self.single_action_space, self._running, self._started).astype(np.float64)
         self._ctrl[:] = actions
+        effort: NDArray[np.float64] = np.einsum("ba,ba->b", actions, actions)
         return effort
 
     def _observe(self) -> NDArray[np.float32]:

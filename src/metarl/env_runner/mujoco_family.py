@@ -14,8 +14,9 @@ import mujoco  # type: ignore[import-untyped]
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.core.errors import UsageError
+from metarl.core.errors import UsageError, check_limits
 from metarl.core.task import Task
+from metarl.env_runner.rows import check_whole
 from metarl.env_runner.task_env import Array
 
 TaskColumns: TypeAlias = Mapping[str, NDArray[np.float64]]
@@ -26,6 +27,8 @@ ModelFields: TypeAlias = dict[str, Array]
 
 _ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 _SHARED_FIELDS = frozenset({"timestep"})
+_PARTS = ("nbody", "njnt", "ngeom", "nsite", "nu", "ntendon", "neq", "nsensor", "nmesh")
+"""Sizes of MjModel that count what a description has."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class MujocoFamily:
     The reward of a step is progress(task, position, velocity) + alive_bonus - control_cost * ||action||^2, where
     position is the torso's qpos after the step and velocity its displacement over the step's duration, which is
     frame_skip * timestep.
+
+    Raises:
+        UsageError: a number that is out of bounds or not finite.
     """
 
     xml: str
@@ -85,6 +91,18 @@ class MujocoFamily:
     """In place of `edit`, from step `task["change_at"]` of every episode on (0: from its first): for a world that
     changes while the agent is in it. Nothing tells the agent. None: a task's model stays as it is."""
 
+    def __post_init__(self) -> None:
+        check_whole("frame_skip", self.frame_skip, least=1)
+        check_whole("hidden_positions", self.hidden_positions, least=0)
+        names = ("control_cost", "alive_bonus", "reset_noise", "torso_axes")
+        check_limits(
+            {name: getattr(self, name) for name in names},
+            ("control_cost", "a number", isinstance(self.control_cost, int | float)),
+            ("alive_bonus", "a number", isinstance(self.alive_bonus, int | float)),
+            ("reset_noise", "0 or more", isinstance(self.reset_noise, int | float) and not self.reset_noise < 0),
+            ("torso_axes", "1 (x) or 2 (x and y)", self.torso_axes in (1, 2)),
+        )
+
     @property
     def shares_model(self) -> bool:
         """Whether all tasks have the same model, and keep it."""
@@ -97,7 +115,10 @@ class MujocoFamily:
 
     def load_spec(self) -> mujoco.MjSpec:
         """The description that `load_model` compiles."""
-        spec = mujoco.MjSpec.from_file(str(_ASSETS / self.xml))
+        try:
+            spec = mujoco.MjSpec.from_file(str(_ASSETS / self.xml))
+        except ValueError as error:
+            raise UsageError(f"MuJoCo cannot read {self.xml}: {_one_line(error)}") from error
         if self.reshape is not None:
             # The bounding boxes that speed up collisions follow the shapes, but cannot differ between rows.
             spec.option.disableflags |= mujoco.mjtDisableBit.mjDSBL_MIDPHASE
@@ -105,7 +126,13 @@ class MujocoFamily:
 
     def load_model(self) -> mujoco.MjModel:
         """The compiled model that all tasks start from."""
-        return self.load_spec().compile()
+        model = compile_spec(self.load_spec(), self.xml)
+        if max(self.hidden_positions, self.torso_axes) > model.nq:
+            raise UsageError(
+                f"hidden_positions and torso_axes are at most {model.nq}, the positions that {self.xml} has, "
+                f"got {self.hidden_positions} and {self.torso_axes}"
+            )
+        return model
 
     def task_model(self, template: mujoco.MjModel, task: Task) -> mujoco.MjModel:
         """The compiled model of one task."""
@@ -114,15 +141,23 @@ class MujocoFamily:
         else:
             spec = self.load_spec()
             self.reshape(spec, task)
-            try:
-                model = spec.compile()
-            except ValueError as error:
-                reason = " ".join(str(error).split())
-                raise UsageError(f"{task!r} has a model that MuJoCo cannot compile: {reason}") from error
+            model = compile_spec(spec, repr(task))
         if self.edit is not None:
             self.edit(model, task)
             mujoco.mj_setConst(model, mujoco.MjData(model))
         return model
+
+
+def compile_spec(spec: mujoco.MjSpec, what: str) -> mujoco.MjModel:
+    """The compiled description; `what` names it in the `UsageError` where MuJoCo cannot compile it."""
+    try:
+        return spec.compile()
+    except ValueError as error:
+        raise UsageError(f"{what} has a model that MuJoCo cannot compile: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def changed_fields(template: mujoco.MjModel, variant: mujoco.MjModel) -> ModelFields:
@@ -142,11 +177,31 @@ def template_model(family: MujocoFamily) -> mujoco.MjModel:
     return family.load_model()
 
 
-@lru_cache(maxsize=1024)
 def task_fields(family: MujocoFamily, task: Task) -> ModelFields:
     """What the task changes in the family's model; kept, because many environments are made for the same tasks."""
+    known = _known_fields(family)
+    fields = known.get(task)
+    if fields is None:
+        fields = known[task] = _find_fields(family, task)
+    return fields
+
+
+@lru_cache(maxsize=32)
+def _known_fields(family: MujocoFamily) -> dict[Task, ModelFields]:
+    """Of all tasks that the family has met: a limit below their number would find each anew in every round."""
+    return {}
+
+
+def _find_fields(family: MujocoFamily, task: Task) -> ModelFields:
     template = template_model(family)
-    fields = changed_fields(template, family.task_model(template, task))
+    variant = family.task_model(template, task)
+    for name in _PARTS:
+        before, after = getattr(template, name), getattr(variant, name)
+        if before != after:
+            raise UsageError(
+                f"{task!r} adds or removes parts ({name} {after}, not {before}): change those that are there"
+            )
+    fields = changed_fields(template, variant)
     if template.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_MIDPHASE:
         fields = {name: values for name, values in fields.items() if not name.startswith("bvh_")}  # no step reads them
     for name in _SHARED_FIELDS & fields.keys():

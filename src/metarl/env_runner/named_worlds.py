@@ -41,7 +41,7 @@ def find_spec(env_name: str) -> EnvSpec:
 def make_named_worlds(
     env_name: str, tasks: Sequence[Task], *, max_episode_steps: int, seed: int = 0, num_workers: int = 0
 ) -> TaskVectorEnv:
-    """Rows of a Gymnasium environment as it is; the tasks change nothing in it.
+    """Rows of a Gymnasium environment as it is, but with this time limit; the tasks change nothing in it.
 
     CartPole-v1 in this process is simulated all rows at once, bit-identical to Gymnasium's own. (Gymnasium's vectorised
     CartPole would not do: it resets a step later, withholds the final observation and shares one random stream.)
@@ -52,7 +52,8 @@ def make_named_worlds(
 
     def make_env() -> gymnasium.Env[Any, Any]:
         try:
-            return gymnasium.make(spec, disable_env_checker=True)
+            # The limit takes the place of the registered one, which would truncate before a longer one.
+            return gymnasium.make(spec, max_episode_steps=max_episode_steps, disable_env_checker=True)
         except (gymnasium.error.Error, ImportError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"Gymnasium cannot make '{env_name}': {reason}") from error

@@ -94,6 +94,7 @@ class _Watched(TaskVectorEnv):
 
     def __init__(self, env: TaskVectorEnv, recorder: Recorder, ids: Mapping[int, int]) -> None:
         self.env = env
+        self.tasks = env.tasks
         self.num_envs = env.num_envs
         self.metadata = env.metadata
         self.max_episode_steps = env.max_episode_steps

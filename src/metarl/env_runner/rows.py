@@ -1,4 +1,4 @@
-"""What every kind of world with rows needs: seeds by row, the reset mask, and the error that names a row."""
+"""What every kind of world with rows needs: seeds by row, checks of what it is given, and errors that name a row."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from metarl.core.errors import Failure, UsageError
 from metarl.core.task import Task
+from metarl.core.threads import cores
 
 RESET_MASK = "reset_mask"
 
@@ -18,16 +20,32 @@ class WorldError(Failure):
     """A world failed: it raised, or returned something that is not a number. The message names its row and its task."""
 
 
+class ActionError(Failure):
+    """A policy gave an action that no world can take. The message names its row and its task."""
+
+
 def row_seed(seed: int, row: int) -> int:
     """The seed of one row: independent between rows and between seeds, whatever the number of rows and workers."""
     return int(np.random.SeedSequence(seed, spawn_key=(row,)).generate_state(1, np.uint32)[0])
 
 
 def check_seed(seed: int) -> int:
-    """`seed`, unless it is negative, which no random stream takes."""
-    if seed < 0:
-        raise UsageError(f"a seed is an integer from 0 on, got {seed}")
+    """`seed`, unless it is no integer or a negative one, which no random stream takes."""
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise UsageError(f"a seed is an integer from 0 on, got {seed!r}")
     return int(seed)
+
+
+def check_whole(name: str, value: Any, least: int) -> int:
+    """`value`, unless it is no integer or one below `least`."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise UsageError(f"{name} is a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
+def check_threads(num_threads: int) -> int:
+    """How many threads `num_threads` asks for; 0: every core that is open to this process (`core/threads.py`)."""
+    return check_whole("num_threads", num_threads, least=0) or cores()
 
 
 def check_row_tasks(tasks: Sequence[Task], num_rows: int) -> tuple[Task, ...]:
@@ -57,14 +75,41 @@ def read_reset_mask(options: Mapping[str, Any] | None, started: NDArray[np.bool_
     return mask
 
 
-def check_actions(actions: Any, shape: tuple[int, ...], started: NDArray[np.bool_]) -> NDArray[Any]:
-    """`actions` as an array, unless their shape is not the action space's or a row is still to be reset."""
+def check_actions(
+    actions: Any, space: spaces.Space[Any], tasks: Sequence[Task], started: NDArray[np.bool_]
+) -> NDArray[Any]:
+    """`actions` as an array [B, ...], in the type of `space` where that is one of whole numbers.
+
+    Args:
+        space: the action space of one row.
+        tasks: one a row, for the message.
+        started: [B] rows that have been reset before.
+
+    Raises:
+        UsageError: another shape, no numbers, or a row that is still to be reset.
+        ActionError: an action that is not finite, or not a whole number where the space has no others, or not one of a
+            Discrete space.
+    """
     if not started.all():
         raise UsageError("these worlds have not been reset: call reset() before step()")
     array: NDArray[Any] = np.asarray(actions)
-    if array.shape != shape:
-        raise UsageError(f"actions have shape {shape}, one a row, got {array.shape}")
-    return array
+    if array.shape != (len(tasks), *(space.shape or ())):
+        raise UsageError(f"actions have shape {(len(tasks), *(space.shape or ()))}, one a row, got {array.shape}")
+    if array.dtype.kind not in "fiub":
+        raise UsageError(f"actions are numbers, got an array of {array.dtype}")
+    fits, allowed = np.isfinite(array), "finite"
+    whole = space.dtype is not None and space.dtype.kind in "iu"
+    if whole:
+        fits, allowed = fits & (array == np.floor(array)), "a whole number"
+    if isinstance(space, spaces.Discrete):
+        last = space.start + space.n - 1
+        fits, allowed = fits & (array >= space.start) & (array <= last), f"a whole number from {space.start} to {last}"
+    if not fits.all():
+        row = int(np.flatnonzero(~fits.reshape(len(tasks), -1).all(axis=1))[0])
+        raise ActionError(
+            f"row {row}, {tasks[row]}: the action {array[row].tolist()} is not {allowed}; mend the policy"
+        )
+    return array.astype(space.dtype) if whole else array
 
 
 def check_finite(what: str, values: NDArray[Any], tasks: Sequence[Task], first_row: int = 0) -> None:

@@ -15,10 +15,15 @@ from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
 
 
 class ShownTask(TaskVectorEnv):
-    """The same worlds, with the numbers of a row's task appended to its observation: [B, obs + task]."""
+    """The same worlds, with the numbers of a row's task appended to its observation: [B, obs + task].
+
+    Raises:
+        UsageError: observations that are not flat, or tasks whose parameters are not numbers, as many in every task.
+    """
 
     def __init__(self, env: TaskVectorEnv, tasks: Sequence[Task]) -> None:
         self.env = env
+        self.tasks = env.tasks
         self.num_envs = env.num_envs
         self.metadata = env.metadata
         self.max_episode_steps = env.max_episode_steps
@@ -33,9 +38,12 @@ class ShownTask(TaskVectorEnv):
         self.action_space = env.action_space
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
+        numbers = _numbers(tasks)
+        if numbers.shape[1] != self._next.shape[1]:
+            raise _uneven(self.tasks[0], tasks[0])
         self.env.set_tasks(tasks)
         self.tasks = self.env.tasks
-        self._next = _numbers(tasks)
+        self._next = numbers
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
         observation, infos = self.env.reset(seed=seed, options=options)
@@ -60,9 +68,16 @@ class ShownTask(TaskVectorEnv):
 def _numbers(tasks: Sequence[Task]) -> Array:
     """The parameters of each task as one row of numbers [B, k]; those that are not numbers are refused."""
     rows: list[Any] = [
-        np.concatenate([np.ravel(value) for value in task.params.values()]) if len(task) else [] for task in tasks
+        np.concatenate([np.ravel(value) for value in task.params.values()]) if len(task) else np.zeros(0)
+        for task in tasks
     ]
-    numbers = np.array(rows)
-    if numbers.size == 0 or numbers.dtype.kind not in "fiub":
-        raise UsageError(f"--show-task needs tasks with numeric parameters, got {tasks[0]!r}")
-    return numbers.astype(np.float32)
+    for task, row in zip(tasks, rows, strict=True):
+        if row.size == 0 or row.dtype.kind not in "fiub":
+            raise UsageError(f"--show-task needs tasks with numeric parameters, got {task!r}")
+        if row.size != rows[0].size:
+            raise _uneven(tasks[0], task)
+    return np.array(rows, dtype=np.float32)
+
+
+def _uneven(one: Task, other: Task) -> UsageError:
+    return UsageError(f"--show-task needs as many numbers in every task, unlike {one!r} and {other!r}")

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.array_worlds import ArrayWorlds
 from metarl.env_runner.task_env import Array
@@ -18,6 +19,12 @@ STEP_SIZE = 0.1
 
 GOAL_RADIUS = 0.2
 """The point has reached its goal where it is no further from it."""
+
+
+def _check_vector(task: Task, name: str, size: int) -> None:
+    value = task.params.get(name)
+    if not isinstance(value, tuple) or len(value) != size:
+        raise UsageError(f"{task!r} needs the parameter '{name}', {size} numbers: give a task of this world's family")
 
 
 class PointWorlds(ArrayWorlds):
@@ -39,6 +46,9 @@ class PointWorlds(ArrayWorlds):
         self._sparse = sparse
         self._position = np.zeros((self.num_envs, 2))
         self._goal = np.zeros((self.num_envs, 2))
+
+    def _check(self, task: Task) -> None:
+        _check_vector(task, "goal", 2)
 
     def _load(self, row: int, task: Task) -> None:
         self._goal[row] = task["goal"]
@@ -79,6 +89,7 @@ class BanditWorlds(ArrayWorlds):
     """How often each arm [B, K] was pulled in the running episode."""
 
     def __init__(self, tasks: Sequence[Task], *, arms: int, max_episode_steps: int, seed: int = 0) -> None:
+        self._arms = arms
         super().__init__(
             tasks,
             observation_space=spaces.Box(0.0, 0.0, shape=(1,), dtype=np.float32),
@@ -89,6 +100,9 @@ class BanditWorlds(ArrayWorlds):
         self._means = np.zeros((self.num_envs, arms))
         self._luck = np.zeros((self.num_envs, max_episode_steps))
         self.pulls = np.zeros((self.num_envs, arms), dtype=np.int64)
+
+    def _check(self, task: Task) -> None:
+        _check_vector(task, "means", self._arms)
 
     def _load(self, row: int, task: Task) -> None:
         self._means[row] = task["means"]

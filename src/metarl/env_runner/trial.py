@@ -13,6 +13,7 @@ from metarl.core.agent import Agent, Metrics
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.core.threads import torch_threads
+from metarl.env_runner.rows import check_whole
 from metarl.env_runner.task_env import Infos, TaskVectorEnv, successor
 
 
@@ -84,7 +85,7 @@ class _EpisodeLog:
         self, shot: int, reward: NDArray[Any], done: NDArray[np.bool_], active: NDArray[np.bool_], infos: Infos
     ) -> None:
         self.env_steps += int(active.sum())
-        self.unstable_rows += int(infos["unstable"].sum()) if "unstable" in infos else 0
+        self.unstable_rows += int((infos["unstable"] & active).sum()) if "unstable" in infos else 0
         running = self.running
         running.reward += reward
         running.length += 1
@@ -145,15 +146,30 @@ def run_trial(
         seed: seeds the worlds at the first reset; None: their random streams go on.
         on_round: called with the shot as its round begins.
         on_step: called after each step with the arguments of `agent.observe`.
+
+    Raises:
+        UsageError: rounds without a step or an episode, fewer shots than none, tasks or `renew` that are not one a row,
+            or another task for a row that continues a trial.
     """
     if (episodes is None) == (steps is None):
         raise UsageError(f"a round lasts for either episodes or steps: got episodes={episodes}, steps={steps}")
     if query_episodes is not None and episodes is None:
         raise UsageError("query_episodes goes with episodes; rounds of a number of steps are all of one length")
+    check_whole("shots", shots, least=0)
+    for name, number in (("episodes", episodes), ("query_episodes", query_episodes), ("steps", steps)):
+        if number is not None:
+            check_whole(name, number, least=1)
     if len(tasks) != env.num_envs:
         raise UsageError(f"run_trial needs one task a row: got {len(tasks)} tasks for {env.num_envs} rows")
     num_rows = env.num_envs
-    renew = np.ones(num_rows, dtype=bool) if renew is None else renew
+    renew = np.ones(num_rows, dtype=bool) if renew is None else np.asarray(renew)
+    if renew.shape != (num_rows,) or renew.dtype != np.bool_:
+        raise UsageError(f"renew is a bool array of shape {(num_rows,)}, got {renew.dtype} {renew.shape}")
+    for row in np.flatnonzero(~renew).tolist():
+        if tasks[row] != env.tasks[row]:
+            raise UsageError(
+                f"row {row} continues the trial of {env.tasks[row]!r}, and so cannot have {tasks[row]!r}: renew it"
+            )
     running = RunningEpisodes.none(num_rows) if previous is None else previous.running.copy()
     log = _EpisodeLog(running, shots + 1)
     adapt_metrics: list[Metrics] = []

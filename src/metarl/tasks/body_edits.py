@@ -13,6 +13,7 @@ import mujoco  # type: ignore[import-untyped]
 import numpy as np
 
 from metarl.core.errors import UsageError, unknown_name
+from metarl.env_runner.mujoco_family import compile_spec
 from metarl.env_runner.task_env import Array
 
 SpecEdit: TypeAlias = Callable[[mujoco.MjSpec, str, float], None]
@@ -39,7 +40,7 @@ def scale_length(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
     limb = _find("geom", geom, spec.geoms)
     _check_inertia(spec, limb)
     _release_total_mass(spec)
-    model = spec.compile()
+    model = _compile(spec)
     if model.geom_type[limb.id] not in _LONG:
         raise UsageError(f"'length' is for capsules and cylinders, geom '{geom}' is neither: edit it in a function")
     axis = _rotate(model.geom_quat[limb.id], np.array([0.0, 0.0, 1.0]))
@@ -65,23 +66,39 @@ def scale_length(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
     else:
         start, end = limb.fromto[:3], limb.fromto[3:]
         limb.fromto = np.concatenate([start + shift(start), end + shift(end)])
-    _lift(spec, lowest_point(model) - lowest_point(spec.compile()))
+    _lift(spec, lowest_point(model) - lowest_point(_compile(spec)))
 
 
 def scale_friction(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
-    """Scale the friction of a geom. Where that falls below the floor's, the floor's falls with it: MuJoCo takes the
-    larger of the two, and other parts of the body keep theirs."""
+    """Scale the friction of a part on the floor, which is all that the world holds without a joint; that of the other
+    parts on the floor stays. Of a geom of the floor, scale its own.
+
+    MuJoCo takes the larger friction of two geoms. So the part starts from the larger of its own and the floor's; where
+    it falls below the floor's, the floor falls with it, and the other parts are given what the floor had. Between two
+    parts of a body the larger still counts.
+    """
     limb = _find("geom", geom, spec.geoms)
-    limb.friction = limb.friction * factor
-    for floor in spec.worldbody.geoms:
-        floor.friction = np.minimum(floor.friction, limb.friction)
+    rivals = [each for each in spec.geoms if each.priority == limb.priority and each.name != geom]
+    if _is_fixed(limb.parent):
+        limb.friction = factor * limb.friction
+        return
+    if any(_is_fixed(each.parent) and each.priority > limb.priority for each in spec.geoms):
+        raise UsageError(f"the floor's priority is above that of geom '{geom}', whose friction then counts for nothing")
+    highest = np.max([each.friction for each in rivals if _is_fixed(each.parent)], axis=0, initial=0.0)
+    limb.friction = factor * np.maximum(limb.friction, highest)
+    lowered = limb.friction < highest
+    for each in rivals:
+        if _is_fixed(each.parent):
+            each.friction = np.minimum(each.friction, limb.friction)
+        else:
+            each.friction = np.where(lowered, np.maximum(each.friction, highest), each.friction)
 
 
 def scale_range(spec: mujoco.MjSpec, joint: str, factor: float) -> None:
     """Scale the range of a limited hinge or slide, towards the point of it that is nearest to where the joint starts:
     a body that starts within its limits still does."""
     limited = _find("joint", joint, spec.joints)
-    if not spec.compile().jnt_limited[limited.id]:
+    if not _compile(spec).jnt_limited[limited.id]:
         raise UsageError(f"joint '{joint}' has no range to scale: choose one that is limited")
     rest = np.clip(limited.ref, *limited.range)
     limited.range = rest + factor * (limited.range - rest)
@@ -111,6 +128,10 @@ def _reach_down(model: mujoco.MjModel, geom: int, up: Array) -> float:
     return float(np.abs(up) @ half - up @ centre)
 
 
+def _compile(spec: mujoco.MjSpec) -> mujoco.MjModel:
+    return compile_spec(spec, "the edited body")
+
+
 def _find(kind: str, name: str, parts: Any) -> Any:
     named = {part.name: part for part in parts if part.name}
     if name not in named:
@@ -138,7 +159,7 @@ def _release_total_mass(spec: mujoco.MjSpec) -> None:
     if total <= 0.0:
         return
     spec.compiler.settotalmass = -1.0
-    factor = total / spec.compile().body_mass.sum()
+    factor = total / _compile(spec).body_mass.sum()
     for geom in spec.geoms:
         _scale_density(geom, factor)
     for body in spec.bodies:
@@ -156,6 +177,11 @@ def _anchor(model: mujoco.MjModel, body: int) -> Array:
     joints = np.arange(model.body_jntnum[body]) + model.body_jntadr[body]
     turning = np.isin(model.jnt_type[joints], _TURNING)
     return np.array(model.jnt_pos[joints[turning][0]]) if turning.any() else np.zeros(3)
+
+
+def _is_fixed(body: Any) -> bool:
+    """Whether a body is the world, or stands in it without a joint."""
+    return body.name == "world" or (not body.joints and _is_fixed(body.parent))
 
 
 def _rotate(quaternion: Array, vector: Array) -> Array:

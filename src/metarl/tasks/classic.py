@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from metarl.core.errors import UsageError, unknown_name
+from metarl.core.errors import unknown_name
 from metarl.core.task import Task
 from metarl.env_runner.classic_worlds import MAX_TORQUE, CartPoleWorlds, PendulumWorlds
+from metarl.env_runner.rows import check_whole
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.toy_worlds import BanditWorlds, PointWorlds, go_to_goal, pull_best_arm
 from metarl.tasks.distribution import TaskDistribution, Uniform
@@ -144,8 +145,7 @@ def bandit(
         seed: draws the tasks; part of the distribution's identity.
         num_train, num_test: how many tasks are drawn.
     """
-    if arms < 2:
-        raise UsageError(f"a bandit has at least 2 arms, got {arms}")
+    check_whole("arms", arms, least=2)
 
     def make_worlds(tasks: Sequence[Task], seed: int) -> TaskVectorEnv:
         return BanditWorlds(tasks, arms=arms, max_episode_steps=horizon, seed=seed)

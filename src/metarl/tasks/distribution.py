@@ -3,71 +3,42 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import gymnasium
 import numpy as np
 
 from metarl.core.errors import UsageError
-from metarl.core.task import Task
+from metarl.core.task import Task, TaskValue
 from metarl.env_runner.gym_workers import GymWorkers
+from metarl.env_runner.rows import check_seed, check_whole
 from metarl.env_runner.shown_task import ShownTask
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.tasks.reward_model import RewardModel
+from metarl.tasks.samplers import Choice, LogUniform, Params, Sampler, TaskSource, Uniform, draw, split_tasks
+
+__all__ = [
+    "Choice",
+    "Drift",
+    "LogUniform",
+    "MakeWorlds",
+    "Params",
+    "Sampler",
+    "TaskDistribution",
+    "TaskSource",
+    "Uniform",
+    "id_ranges",
+    "split_tasks",
+]
 
 TEST_ID_START = 100
 """Ids of test tasks start here, or after the last train task where there are more."""
 
 
-class Sampler(Protocol):
-    """A distribution of one task parameter."""
-
-    def sample(self, generator: np.random.Generator) -> Any:
-        """One draw: a number or an array."""
-        ...
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """U[low, high), a scalar or an array of `shape`."""
-
-    low: float
-    high: float
-    shape: int | tuple[int, ...] = ()
-
-    def sample(self, generator: np.random.Generator) -> Any:
-        return generator.uniform(self.low, self.high, size=self.shape)
-
-
-@dataclass(frozen=True)
-class LogUniform:
-    """base^U[low, high), a scalar or an array of `shape`: a factor that is as often below as above 1 when low =
-    -high."""
-
-    base: float
-    low: float
-    high: float
-    shape: int | tuple[int, ...] = ()
-
-    def sample(self, generator: np.random.Generator) -> Any:
-        return self.base ** generator.uniform(self.low, self.high, size=self.shape)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of the given values, each as likely as the others."""
-
-    values: Sequence[Any]
-
-    def sample(self, generator: np.random.Generator) -> Any:
-        return self.values[int(generator.integers(len(self.values)))]
-
-
-Params: TypeAlias = Mapping[str, Any]
-TaskSource: TypeAlias = Mapping[str, Sampler] | Sequence[Params]
 MakeWorlds: TypeAlias = Callable[[Sequence[Task], int], TaskVectorEnv]
 
 
@@ -123,6 +94,10 @@ class TaskDistribution:
         reward_model: the reward as a function of observations, where it is the same in all tasks: agents that plan
             with a learned model of the dynamics need it.
         drift: what breaks or changes, where that is what tasks differ by: `--drift` measures it.
+
+    Raises:
+        UsageError: an argument that is out of bounds or does not go with the others, tasks that cannot be drawn or
+            held, none on one side, or an id that two tasks have.
     """
 
     def __init__(
@@ -151,8 +126,17 @@ class TaskDistribution:
             raise UsageError(f"task distribution '{name}' needs either make_env or make_worlds")
         if make_env is not None and apply is None:
             raise UsageError(f"task distribution '{name}' needs apply(env, task), which puts a task into a world")
-        if max_episode_steps < 1:
-            raise UsageError(f"max_episode_steps is at least 1, got {max_episode_steps}")
+        if make_worlds is not None and (apply is not None or num_workers):
+            raise UsageError(f"apply and num_workers go with make_env: the make_worlds of '{name}' sees to both itself")
+        check_seed(seed)
+        check_whole("max_episode_steps", max_episode_steps, least=1)
+        check_whole("num_workers", num_workers, least=0)
+        if not isinstance(episodes, tuple) or len(episodes) != 2:
+            raise UsageError(f"episodes is a pair (before an adaptation, in the query), got {episodes!r}")
+        for number in episodes:
+            check_whole("each of episodes", number, least=1)
+        if not isinstance(reward_scale, int | float) or not 0.0 < reward_scale < math.inf:
+            raise UsageError(f"reward_scale is a finite number above 0, got {reward_scale!r}")
         self.name = name
         self.seed = seed
         self.max_episode_steps = max_episode_steps
@@ -168,14 +152,31 @@ class TaskDistribution:
         self._make_worlds = make_worlds
         self.num_workers = num_workers
         train_rng, test_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
-        self.train = _draw(train, num_train, 0, train_rng)
-        self.test = _draw(test, num_test, max(TEST_ID_START, len(self.train)), test_rng)
+        self.train = draw("train", train, num_train, 0, train_rng)
+        self.test = draw("test", test, num_test, max(TEST_ID_START, len(self.train)), test_rng)
         if not self.train or not self.test:
             raise UsageError(f"task distribution '{name}' needs at least one train task and one test task")
         ids = [task.id for task in (*self.train, *self.test)]
         if len(set(ids)) < len(ids):
             twice = sorted({id for id in ids if ids.count(id) > 1})
             raise UsageError(f"task distribution '{name}' has ids {twice} more than once: every task needs its own")
+        for task in (*self.train, *self.test):
+            if environment is not None and environment not in task:
+                raise UsageError(f"environment='{environment}' names a parameter of every task, which {task!r} lacks")
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of the SHA-256 of ids and parameters of all train and test tasks, in their order.
+
+        It is the same in every process, so that tasks that went into a run are known again later, and with numbers to
+        nine digits on other machines too, whose mathematics differ in the last ones.
+        """
+        digest = hashlib.sha256()
+        for side, tasks in (("train", self.train), ("test", self.test)):
+            for task in tasks:
+                values = [f"{name}={_to_nine_digits(value)}" for name, value in task.items_]
+                digest.update(repr((side, task.id, values)).encode())
+        return digest.hexdigest()[:16]
 
     def make_env(self, tasks: Sequence[Task], seed: int = 0) -> TaskVectorEnv:
         """Worlds with one row a task, in the order of `tasks`."""
@@ -223,37 +224,6 @@ class TaskDistribution:
         return chosen[0], chosen[1]
 
 
-def _draw(source: TaskSource, count: int, first_id: int, generator: np.random.Generator) -> tuple[Task, ...]:
-    if isinstance(source, Mapping):
-        params: Sequence[Params] = [
-            {name: sampler.sample(generator) for name, sampler in source.items()} for _ in range(count)
-        ]
-    else:
-        params = source
-    return tuple(each if isinstance(each, Task) else Task(first_id + index, each) for index, each in enumerate(params))
-
-
-def split_tasks(params: Sequence[Params], seed: int, test_fraction: float = 0.2) -> tuple[list[Task], list[Task]]:
-    """Train and test tasks of a fixed list, in its order: a task's id is its position in the list, whatever the split.
-
-    Args:
-        params: of all tasks.
-        seed: draws which of them are held out.
-        test_fraction: how many, rounded, but at least one; at least one stays for training.
-
-    Raises:
-        UsageError: fewer than two tasks, or a fraction outside (0, 1).
-    """
-    if len(params) < 2 or not 0.0 < test_fraction < 1.0:
-        raise UsageError(
-            f"a split needs at least 2 tasks and a test_fraction within (0, 1), got {len(params)} and {test_fraction}"
-        )
-    num_test = min(max(round(test_fraction * len(params)), 1), len(params) - 1)
-    held_out = set(np.random.default_rng(seed).permutation(len(params))[:num_test].tolist())
-    tasks = [Task(id, each) for id, each in enumerate(params)]
-    return [task for task in tasks if task.id not in held_out], [task for task in tasks if task.id in held_out]
-
-
 def id_ranges(ids: Sequence[int]) -> str:
     """Ids as text: 0, 1, 2, 100 -> '0..2, 100'."""
     ordered, parts, start = sorted(ids), [], math.inf
@@ -263,3 +233,8 @@ def id_ranges(ids: Sequence[int]) -> str:
             parts.append(f"{start}" if start == id else f"{start}..{id}")
             start = math.inf
     return ", ".join(parts)
+
+
+def _to_nine_digits(value: TaskValue) -> str:
+    values = value if isinstance(value, tuple) else (value,)
+    return ", ".join(f"{each:.9g}" if isinstance(each, float) else repr(each) for each in values)

@@ -15,6 +15,7 @@ import numpy as np
 from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import CHANGE_AT
 from metarl.env_runner.mujoco_family import MujocoFamily
+from metarl.env_runner.rows import check_seed, check_whole
 from metarl.tasks.distribution import Drift, Params, TaskDistribution, Uniform
 from metarl.tasks.locomotion import (
     ANT,
@@ -37,7 +38,7 @@ DrawTask = Callable[[np.random.Generator, Sequence[int]], Params]
 """(generator, actuators that may die) -> parameters of one task."""
 
 
-def _kill_actuator(model: mujoco.MjModel, task: Task) -> None:
+def kill_actuator(model: mujoco.MjModel, task: Task) -> None:
     """The actuator's torque is 0 whatever it is told; its joint swings freely, and the action still costs."""
     dead = int(task.params["dead_actuator"])  # type: ignore[arg-type]
     if dead != NONE:
@@ -46,7 +47,7 @@ def _kill_actuator(model: mujoco.MjModel, task: Task) -> None:
 
 def _cripple(model: mujoco.MjModel, task: Task) -> None:
     scale_mass(model, task)
-    _kill_actuator(model, task)
+    kill_actuator(model, task)
 
 
 def _change(model: mujoco.MjModel, task: Task) -> None:
@@ -130,7 +131,9 @@ def _factory(name: str) -> Callable[..., TaskDistribution]:
         control_cost: float = drifting.family.control_cost,
     ) -> TaskDistribution:
         family = replace(drifting.family, control_cost=control_cost)
-        streams = np.random.SeedSequence(seed).spawn(2)
+        for option, number in (("num_train", num_train), ("num_test", num_test)):
+            check_whole(option, number, least=1)
+        streams = np.random.SeedSequence(check_seed(seed)).spawn(2)
         train, test = (
             [drifting.draw(generator, may_die) for _ in range(number)]
             for generator, number, may_die in zip(

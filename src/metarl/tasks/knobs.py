@@ -16,7 +16,7 @@ import mujoco  # type: ignore[import-untyped]
 
 from metarl.core.task import Task, TaskValue
 from metarl.env_runner.mujoco_family import MujocoFamily
-from metarl.tasks.drift import NONE
+from metarl.tasks.drift import NONE, kill_actuator
 from metarl.tasks.locomotion import GOAL_RADIUS, HORIZON, scale_gravity
 
 Params: TypeAlias = Mapping[str, TaskValue]
@@ -35,15 +35,10 @@ def _scale_limb(model: mujoco.MjModel, task: Task) -> None:
     model.body_inertia[limb] *= task["limb_mass_scale"]
 
 
-def _kill_actuator(model: mujoco.MjModel, task: Task) -> None:
-    if task["dead_actuator"] != NONE:
-        model.actuator_gear[task.params["dead_actuator"]] = 0.0
-
-
 CHANGES: tuple[tuple[Params, Edit], ...] = (
     ({"gravity_scale": 1.0}, scale_gravity),
     ({"limb": TORSO, "limb_mass_scale": 1.0}, _scale_limb),
-    ({"dead_actuator": NONE}, _kill_actuator),
+    ({"dead_actuator": NONE}, kill_actuator),
 )
 """Parameters as they are in a world that is left alone, and the edit that reads them."""
 

@@ -25,6 +25,7 @@ from metarl.env_runner.metaworld_official import (
     environment_classes,
     package,
 )
+from metarl.env_runner.rows import check_seed, check_whole
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.tasks.distribution import Params, TaskDistribution
 from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
@@ -81,13 +82,15 @@ def _distribution(
     num_threads: int,
 ) -> TaskDistribution:
     """The benchmark whose train and test tasks are of these environments, drawn with these seeds."""
+    check_seed(seed)
+    check_whole("num_workers", num_workers, least=0)
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
     if reward_version not in REWARD_VERSIONS:
         raise unknown_name("reward version", reward_version, REWARD_VERSIONS)
     if backend == "batched" and reward_version != "v2":
         raise UsageError(f"the batched worlds have reward v2 only: give backend official for reward {reward_version}")
-    if not 1 <= horizon <= MAX_HORIZON or not 1 <= goals <= GOALS:
+    if horizon not in range(1, MAX_HORIZON + 1) or goals not in range(1, GOALS + 1):
         raise UsageError(
             f"Meta-World has a horizon of 1 to {MAX_HORIZON} and 1 to {GOALS} goals, got {horizon} and {goals}"
         )

@@ -39,7 +39,8 @@ CHANGES: dict[tuple[str, str], SpecEdit] = {
 }
 """What a declarative edit may scale, by the kind of part."""
 
-Edit: TypeAlias = Mapping[str, Any] | Callable[[mujoco.MjSpec], None]
+SpecFunction: TypeAlias = Callable[[mujoco.MjSpec], None]
+Edit: TypeAlias = Mapping[str, Any] | SpecFunction | tuple[str, SpecFunction]
 
 
 class MorphologyDistribution(TaskDistribution):
@@ -53,13 +54,14 @@ class MorphologyDistribution(TaskDistribution):
                 {"geom": "torso", "length": 1.5, "name": "long"},
                 {"joint": "bfoot", "range": 0.75},
                 bend,                                            # an own function of the mujoco.MjSpec
+                ("bent_twice", partial(bend, angle=2.0)),        # another callable, with a name
             ],
         )
 
     A dictionary names the geoms or the joints, and gives the factor of each change: "mass", "length" or "friction" of
     geoms, "range" of joints (see `metarl.tasks.body_edits`, whose functions an own one can call). Its variant is named
-    as those of iMuJoCo are, unless it has a "name". A function is named after itself; it may change what it likes, but
-    add and remove nothing.
+    as those of iMuJoCo are, unless it has a "name". A function is named after itself, or comes as a pair (name,
+    function); it may change what it likes, but add and remove nothing.
 
     Task i is edits[i], with the parameter "variant", its name; the split does not change ids.
 
@@ -75,7 +77,8 @@ class MorphologyDistribution(TaskDistribution):
             states within 0.01 of the model's; give progress=, control_cost=, alive_bonus=, healthy=, ... as needed.
 
     Raises:
-        UsageError: no such file, body, part or change, a model that does not compile, or a name given twice.
+        UsageError: no such file, body, part or change, a model that does not compile or has other parts, a callable
+            without a name, or a name given twice.
     """
 
     def __init__(
@@ -93,12 +96,12 @@ class MorphologyDistribution(TaskDistribution):
         family = _with_options(_find_body(xml_or_env), body)
         if family.reshape is not None:
             raise UsageError("this MujocoFamily has a reshape of its own: give one without, edits take its place")
-        variants: dict[str, Edit] = {}
+        variants: dict[str, Mapping[str, Any] | SpecFunction] = {}
         for edit in edits:
             variant = variant_name(edit)
             if variant in variants:
-                raise UsageError(f"two edits are named '{variant}': give one another \"name\", or function name")
-            variants[variant] = edit
+                raise UsageError(f"two edits are named '{variant}': give one another name")
+            variants[variant] = edit[1] if isinstance(edit, tuple) else edit
         family = replace(family, reshape=partial(_reshape, variants))
         train, test = split_tasks([{"variant": variant} for variant in variants], seed, test_fraction)
         for task in (*train, *test):
@@ -117,9 +120,13 @@ class MorphologyDistribution(TaskDistribution):
 def variant_name(edit: Edit) -> str:
     """The name of an edit's variant: its own, or one such as 'massinc_25_bfoot', 'jointdec_50_footjoint'."""
     if not isinstance(edit, Mapping):
-        if not callable(edit):
-            raise UsageError(f"an edit is a dictionary or a function of the mujoco.MjSpec, got {edit!r}")
-        return str(getattr(edit, "__name__", edit))
+        name, function = edit if isinstance(edit, tuple) and len(edit) == 2 else (getattr(edit, "__name__", ""), edit)
+        if not callable(function) or not name:
+            raise UsageError(
+                'an edit is a dictionary, a function of the mujoco.MjSpec with a name, or a pair ("name", function); '
+                f"got {edit!r}"
+            )
+        return str(name)
     if "name" in edit:
         return str(edit["name"])
     _, parts, changes = _read(edit)
@@ -141,11 +148,13 @@ def _read(edit: Mapping[str, Any]) -> tuple[str, tuple[str, ...], dict[str, floa
             raise unknown_name(f"change of a {kinds[0]}", what, [known for kind, known in CHANGES if kind == kinds[0]])
         if not isinstance(factor, int | float) or not 0.0 < factor < np.inf:
             raise UsageError(f"'{what}' is a factor above 0, such as 1.25; got {factor!r} in {edit}")
-    parts = edit[kinds[0]]
-    return kinds[0], (parts,) if isinstance(parts, str) else tuple(parts), changes
+    parts = (edit[kinds[0]],) if isinstance(edit[kinds[0]], str) else tuple(edit[kinds[0]])
+    if not parts:
+        raise UsageError(f'"{kinds[0]}" is a name or a list of names, got an empty one in {edit}')
+    return kinds[0], parts, changes
 
 
-def _reshape(variants: Mapping[str, Edit], spec: mujoco.MjSpec, task: Task) -> None:
+def _reshape(variants: Mapping[str, Mapping[str, Any] | SpecFunction], spec: mujoco.MjSpec, task: Task) -> None:
     """Make the description that of the task's variant."""
     variant = task.params.get("variant")
     if variant not in variants:

@@ -6,10 +6,12 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
+
+import cloudpickle  # type: ignore[import-untyped]
 
 from metarl.core.errors import UsageError, unknown_name
 from metarl.tasks.distribution import TaskDistribution
@@ -20,8 +22,15 @@ _FACTORIES: dict[str, Callable[..., TaskDistribution]] = {}
 def register_tasks(name: str, factory: Callable[..., TaskDistribution]) -> None:
     """Make `make_tasks(name, **options)` call `factory(**options)`. A name can be registered once.
 
-    A name that ends in a word in capitals stands for many: under `metaworld-ml1-ENV`,
-    `make_tasks("metaworld-ml1-reach")` calls `factory(env="reach")`.
+    A name that ends in a word in capitals which, in small letters, is a parameter of the factory, stands for many:
+    under `metaworld-ml1-ENV`, `make_tasks("metaworld-ml1-reach")` calls `factory(env="reach")`. A name that is
+    registered itself comes first.
+
+    The name is known in this process only: a program that is to know it imports what registers it, and the command line
+    takes 'file.py:function'.
+
+    Raises:
+        UsageError: a name that is registered already.
     """
     if name in _FACTORIES:
         raise UsageError(f"task family '{name}' is registered already; choose another name")
@@ -44,28 +53,28 @@ def make_tasks(name: str, **options: Any) -> TaskDistribution:
     Args:
         name: a registered family, or one that a registered name stands for; or 'file.py:function' for an own one: a
             function that returns a `TaskDistribution`.
+
+    Raises:
+        UsageError: an unknown name or option, an option that is lacking, or a function that returns something else.
     """
     factory = _from_file(name) if ".py:" in name or name.endswith(".py") else _find(name)
-    if factory is None and name in _FACTORIES:
-        word = name.rpartition("-")[2]
-        raise UsageError(f"{name} stands for a family for every {word}: put the name of one in place of {word}")
-    if factory is None:
-        raise unknown_name("task family", name, _FACTORIES)
-    known = inspect.signature(factory).parameters
-    for option in options:
-        if option not in known:
-            raise unknown_name(f"option of '{name}'", option, known)
-    if lacking := [option for option in known if option not in options and _is_required(known[option])]:
-        raise UsageError(f"{name} needs {', '.join(lacking)}: give them as options, or defaults to the function")
+    _check_options(name, inspect.signature(factory).parameters.values(), options)
     distribution = factory(**options)
     if not isinstance(distribution, TaskDistribution):
         raise UsageError(f"{name} must return a metarl.TaskDistribution, got {type(distribution).__name__}")
     return distribution
 
 
-def _is_required(parameter: inspect.Parameter) -> bool:
-    several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    return parameter.default is parameter.empty and not several
+def _check_options(name: str, parameters: Collection[inspect.Parameter], options: Collection[str]) -> None:
+    """Refuse options that the factory of a family does not take, and those that it lacks."""
+    known = {each.name: each for each in parameters if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+    unknown = [] if any(each.kind == each.VAR_KEYWORD for each in parameters) else sorted(set(options) - known.keys())
+    if unknown and not known:
+        raise UsageError(f"{name} takes no options, got '{unknown[0]}': give its function a parameter of that name")
+    if unknown:
+        raise unknown_name(f"option of '{name}'", unknown[0], known)
+    if lacking := [option for option, each in known.items() if option not in options and each.default is each.empty]:
+        raise UsageError(f"{name} needs {', '.join(lacking)}: give them as options, or defaults to the function")
 
 
 def source_sum(name: str) -> str | None:
@@ -74,15 +83,23 @@ def source_sum(name: str) -> str | None:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest() if function and path else None
 
 
-def _find(name: str) -> Callable[..., TaskDistribution] | None:
+def _find(name: str) -> Callable[..., TaskDistribution]:
     """The factory of a registered name, or of one that stands for it."""
+    if name in _FACTORIES:
+        if word := _word(name):
+            raise UsageError(f"{name} stands for a family for every {word}: put the name of one in place of {word}")
+        return _FACTORIES[name]
     for pattern, factory in _FACTORIES.items():
-        prefix, _, word = pattern.rpartition("-")
-        if word.isupper() and name == pattern:
-            return None
-        if word.isupper() and name.startswith(f"{prefix}-"):
-            return partial(factory, **{word.lower(): name.removeprefix(f"{prefix}-")})
-    return _FACTORIES.get(name)
+        word = _word(pattern)
+        if word and name.startswith(pattern.removesuffix(word)):
+            return partial(factory, **{word.lower(): name.removeprefix(pattern.removesuffix(word))})
+    raise unknown_name("task family", name, _FACTORIES)
+
+
+def _word(name: str) -> str:
+    """What stands for many in a registered name: its last word, if that is in capitals and a parameter; '' if none."""
+    word = name.rpartition("-")[2]
+    return word if word.isupper() and word.lower() in inspect.signature(_FACTORIES[name]).parameters else ""
 
 
 def _from_file(name: str) -> Callable[..., TaskDistribution]:
@@ -94,13 +111,13 @@ def _from_file(name: str) -> Callable[..., TaskDistribution]:
     module = importlib.util.module_from_spec(spec)
     if (neighbours := str(Path(path).resolve().parent)) not in sys.path:
         sys.path.append(neighbours)  # at the end: no file there hides another module
-    sys.modules[spec.name] = module  # dataclasses look there; not for longer, or what it defines would travel by name
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules[spec.name]
-    if not callable(factory := vars(module).get(function)):
-        raise unknown_name(
-            f"function in {path}", function, [key for key, value in vars(module).items() if callable(value)]
-        )
+    sys.modules[spec.name] = module  # dataclasses look there, also those that a function defines
+    spec.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)  # workers cannot import it by its name
+    factory = vars(module).get(function)
+    functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+    if not callable(factory) and not functions:
+        raise UsageError(f"{path} defines no function: an own task family is given as file.py:function")
+    if not callable(factory):
+        raise unknown_name(f"function in {path}", function, functions)
     return cast("Callable[..., TaskDistribution]", factory)

@@ -1,0 +1,128 @@
+"""What an own environment returned or raised, read so that a mistake in it is said in one line, with its place."""
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from collections.abc import Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from metarl.core.errors import UsageError
+
+SUCCESS_KEYS = ("success", "is_success")
+"""Where an environment's step info says whether it succeeded: Meta-World's key, and that of goal environments."""
+
+_OURS = {Path(__file__).parents[1]}
+_INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
+
+# What most environments give comes first: every step of every row passes here.
+_SCALARS = (float, int, np.bool_, np.floating, np.integer)
+_SEVERAL = (tuple, list)
+_INFO = (dict, Mapping)
+
+
+def raised(error: BaseException) -> str:
+    """An exception in one line, with its place: "KeyError: 'spring' (kk.py:5 in lookup)".
+
+    That is its innermost frame outside metarl; where frames of the user's own files are among them, the innermost of
+    these.
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if not _lies_in(each.filename, _OURS)]
+    own = [each for each in frames if not _lies_in(each.filename, _INSTALLED)]
+    for frame in (own or frames)[-1:]:
+        return f"{text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
+    return text
+
+
+def _lies_in(file: str, folders: Set[Path]) -> bool:
+    return not folders.isdisjoint(Path(file).parents)
+
+
+def read_step(returned: Any) -> tuple[Any, float, bool, bool, bool | None]:
+    """Observation, reward, terminated, truncated and success (None where the info says nothing) of what `step`
+    returned.
+
+    Raises:
+        UsageError: not five values, or one of another type; the message names it.
+    """
+    if not isinstance(returned, _SEVERAL) or len(returned) != 5:
+        raise UsageError(
+            "step returns (observation, reward, terminated, truncated, info), got "
+            f"{_what(returned)}; wrap an environment of the old gym"
+        )
+    observation, reward, terminated, truncated, info = returned
+    _check_info(info)
+    success = None
+    for key in SUCCESS_KEYS:
+        if key in info and success is None:
+            success = bool(_number(f"info['{key}']", info[key]))
+    return (
+        observation,
+        _number("the reward", reward),
+        bool(_number("terminated", terminated)),
+        bool(_number("truncated", truncated)),
+        success,
+    )
+
+
+def read_reset(returned: Any) -> Any:
+    """The observation of what `reset` returned.
+
+    Raises:
+        UsageError: not an observation and a dictionary.
+    """
+    if not isinstance(returned, _SEVERAL) or len(returned) != 2:
+        raise UsageError(
+            f"reset returns (observation, info), got {_what(returned)}; wrap an environment of the old gym"
+        )
+    observation, info = returned
+    _check_info(info)
+    return observation
+
+
+def read_observation(space: spaces.Space[Any], observation: Any, size: int) -> NDArray[Any]:
+    """An observation as `size` numbers.
+
+    Raises:
+        UsageError: one that is not of `space`.
+    """
+    try:
+        flat = (
+            np.ravel(observation) if isinstance(space, spaces.Box) else np.asarray(spaces.flatten(space, observation))
+        )
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        raise UsageError(f"got an observation that is not of {space}: {_what(observation)}") from error
+    if flat.shape != (size,):
+        raise UsageError(f"got an observation of {flat.size} numbers from a space of {size}: {space}")
+    if flat.dtype.kind not in "fiub":
+        raise UsageError(f"got an observation that is no array of numbers: {_what(observation)}")
+    return flat
+
+
+def _check_info(info: Any) -> None:
+    if not isinstance(info, _INFO):
+        raise UsageError(f"info is a dictionary, got {_what(info)}")
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, _SCALARS):
+        return float(value)
+    number = np.asarray(value)
+    if number.ndim or number.dtype.kind not in "fiub":
+        raise UsageError(f"{name} is one number or bool, got {_what(value)}")
+    return float(number)
+
+
+def _what(value: Any) -> str:
+    """The type of a value, and its size where it is a tuple or an array."""
+    if isinstance(value, _SEVERAL):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} {value.shape}"
+    return "None" if value is None else type(value).__name__
