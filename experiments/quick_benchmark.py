@@ -21,14 +21,13 @@ from rich.table import Table
 from metarl.core.errors import UsageError
 from metarl.core.threads import cores
 from metarl.experiments.console import console
-from metarl.experiments.expectations import shortcoming
 from metarl.experiments.flags import parse
 from metarl.experiments.jobs import Outcome
-from metarl.experiments.plots import number, with_minus
+from metarl.experiments.plots import number_text
 from metarl.experiments.ranking import families_of
 from metarl.experiments.results import load_results
 from metarl.experiments.suite import load_suite
-from metarl.experiments.suite_display import duration, run_with_progress, write_pages
+from metarl.experiments.suite_display import duration, failures_of, run_with_progress, write_pages
 
 
 @dataclass(frozen=True)
@@ -52,31 +51,21 @@ def main(arguments: Sequence[str]) -> int:
         with console.status("planning"):
             suite = load_suite(config.suite, output)
         outcomes = run_with_progress(suite, config.jobs)
+        failures = failures_of(outcomes)
+        console.print(table(outcomes, failures))
+        families = families_of([outcome.planned for outcome in outcomes if outcome.finished])
+        path = write_pages(suite.folder, families, "quick benchmark", failures)
     except UsageError as error:
         print(f"quick_benchmark: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("quick_benchmark: stopped at once", file=sys.stderr)
         return 130
-    failures = {outcome.planned.name: failure for outcome in outcomes if (failure := failure_of(outcome))}
-    console.print(table(outcomes, failures))
-    families = families_of([outcome.planned for outcome in outcomes if outcome.finished])
-    path = write_pages(suite.folder, families, "quick benchmark", failures)
     if path is not None:
         console.print(f"wrote {path}")
     took = duration(time.perf_counter() - started)
     console.print(f"{len(outcomes) - len(failures)} of {len(outcomes)} runs ok, in {took}")
     return 1 if failures else 0
-
-
-def failure_of(outcome: Outcome) -> str | None:
-    """What is wrong with a run, in one line, or None."""
-    if not outcome.finished:
-        return outcome.error or "stopped"
-    try:
-        return shortcoming(outcome.planned.run.folder, outcome.planned.expect)
-    except UsageError as error:
-        return str(error)
 
 
 def table(outcomes: Sequence[Outcome], failures: dict[str, str]) -> Table:
@@ -95,8 +84,8 @@ def table(outcomes: Sequence[Outcome], failures: dict[str, str]) -> Table:
             results = load_results(planned.run.folder)
             first, last = (results["shots"][str(pick(map(int, results["shots"])))]["return"] for pick in (min, max))
             random = results["references"].get("random")
-            means = [with_minus(number(each["mean"])) if each else "–" for each in (random, first, last)]
-            low, high = (with_minus(number(limit)) for limit in last["ci95"])
+            means = [number_text(each["mean"]) if each else "–" for each in (random, first, last)]
+            low, high = (number_text(limit) for limit in last["ci95"])
             cells = [*means, f"[{low}, {high}]", f"{results['wall_seconds']:.0f}"]
         failure = failures.get(planned.name)
         check = f"FAILED: {failure}" if failure else "ok"

@@ -22,7 +22,7 @@ from metarl.experiments.console import console
 from metarl.experiments.flags import parse
 from metarl.experiments.forecast import forecast
 from metarl.experiments.suite import load_suite
-from metarl.experiments.suite_display import conclude, plan_table, run_with_progress
+from metarl.experiments.suite_display import STOPPED, conclude, failures_of, plan_table, run_with_progress
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -42,7 +42,7 @@ class Config:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0: every run is finished; 1: one failed; 2: wrong usage; 130: stopped."""
+    """0: every run is as it should be; 1: one is not; 2: wrong usage; 130: stopped."""
     try:
         config = parse(Config, arguments, "experiments/serious_benchmark.py", "python {}")
         if config.jobs < 1:
@@ -57,16 +57,17 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         console.print(f"{len(suite.runs)} runs in {suite.folder}")
         outcomes = run_with_progress(suite, config.jobs)
+        failures = failures_of(outcomes)
+        conclude(suite, outcomes, failures, path.stem)
     except UsageError as error:
         print(f"serious_benchmark: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("serious_benchmark: stopped at once; the same command goes on from whole epochs", file=sys.stderr)
         return 130
-    conclude(suite, outcomes, path.stem)
-    if any(outcome.error for outcome in outcomes):
+    if set(failures.values()) - {STOPPED}:
         return 1
-    return 0 if all(outcome.finished for outcome in outcomes) else 130
+    return 130 if failures else 0
 
 
 def find(name: str) -> Path:

@@ -128,15 +128,12 @@ def methods() -> str:
 def seeds(name: str) -> str:
     """By shot, what the runs in one folder give, which differ in the seed alone; intervals are over training seeds."""
     from metarl.experiments.report import load_entries
-    from metarl.experiments.statistics import summary
 
     (entry,) = load_entries(sorted((RESULTS / name).iterdir()))
     rows = []
-    for shot in sorted(map(int, entry.runs[0].results["shots"])):
-        scores = entry.scores(shot)
-        found = summary(scores)
-        by_seed = ", ".join(signed(f"{mean:.1f}") for mean in scores.mean(1))
-        rows.append({"shot": shot, "mean [95 % CI over seeds]": quoted(found), "by seed": by_seed})
+    for shot, of_shot in entry.results["shots"].items():
+        by_seed = ", ".join(signed(f"{mean:.1f}") for mean in entry.scores(int(shot)).mean(1))
+        rows.append({"shot": shot, "mean [95 % CI over seeds]": quoted(of_shot["return"]), "by seed": by_seed})
     return f"Seeds {', '.join(map(str, entry.seeds))}:\n\n{markdown(rows)}"
 
 

@@ -30,6 +30,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from metarl.cli import main
 from metarl.core.memory import MemoryConfig
+from metarl.core.threads import torch_threads
 from metarl.experiments.checkpoint import load_checkpoint
 from metarl.experiments.display import Display, MeasuringDisplay, epoch_line
 from metarl.experiments.protocol import Evaluation, evaluate
@@ -91,7 +92,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("run --task-dist halfcheeta-vel", "unknown task family 'halfcheeta-vel'.*did you mean 'halfcheetah-vel'"),
         ("--task-dist nowhere.py:tasks", "no file nowhere.py"),
         ("--method grue", "unknown method 'grue': choose from gru, lstm, mlp, ssm, transformer; did you mean 'gru'"),
-        ("--algo grbal", "grbal plans with the reward.*choose one whose tasks differ by dynamics only"),
+        ("--algo grbal", "grbal plans with the reward.*does not offer: choose halfcheetah-gravity"),
         ("--algo grbal --method transformer --task-dist ant-mass", "--method mlp, ssm, gru or lstm"),
         ("--algo maml9", "unknown algo 'maml9': choose from .*rl2"),
         ("--device tpu", "unknown device 'tpu': choose from cpu, cuda"),
@@ -120,16 +121,20 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("--env_name CartPole-v1 --task-dist bandit", "--env-name and --task-dist exclude each other"),
         ("--env_name", "Missing value for argument '--env-name'"),
         ("--reference nowhere", "cannot read nowhere"),
+        ("--method mlp --heads 2", "--heads goes with --method transformer, and this is mlp: leave it out, or choose"),
+        ("--method gru --context 5", "--context goes with --method transformer, and this is gru"),
+        ("--method mlp --state-dim 32", "--state-dim goes with --method ssm, and this is mlp"),
         ("--width 0", "width, depth, context and heads are at least 1, got 0"),
         ("--output-dir /dev/null", "cannot make /dev/null/.*; choose another --output-dir"),
         ("--resume", "--resume takes the folder of a run, as metarl resume RUN does"),
-        ("--algo rl2 --entropy-weight nan", "--entropy-weight is a number, got nan"),
+        ("--algo rl2 --entropy-weight nan", "--entropy-weight is at least 0, got nan"),
         ("--seed 9223372036854775808", r"--seed is below 2\*\*63, got 9223372036854775808"),
         ("--drift --beside", "--beside needs at least one value"),
         ("--task-dist point-goal --algo maml --num-envs 5", r"--num-envs is a multiple of --trial-rows \(10\), got 5"),
         ("--task-dist metaworld-ml1-ENV", "stands for a family for every ENV: put the name of one in place of ENV"),
         ("--task-dist point-goal --algo rl2 --algo maml --inner-lr 0", "--inner-lr is above 0, got 0"),
         (f"--output-dir {'x' * 300}", "cannot make .*: File name too long; choose another --output-dir"),
+        ("play point-goal", "'point-goal' has no MuJoCo body to show: play with a run of a MuJoCo family"),
         ("play halfcheetah-vel --port 99999", r"--port is from 0 \(any that is free\) to 65535, got 99999"),
         ("--resume nowhere --epochs 3", "nowhere is not the folder of a run: it has no readable config.json"),
         ("resume nowhere", "nowhere is not the folder of a run"),
@@ -180,6 +185,13 @@ def test_worlds_that_no_policy_takes_are_refused(refused, monkeypatch: pytest.Mo
 
 
 # --- help, list, doctor -----------------------------------------------------------------------------------------------
+
+
+def test_the_bare_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 0
+    assert "usage: metarl run" in capsys.readouterr().out
 
 
 def test_help_shows_every_field_with_its_docstring(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
@@ -275,7 +287,7 @@ def test_a_run_from_start_to_end(folder: Path, capsys: pytest.CaptureFixture[str
     assert [row["epoch"] for row in metrics_of(run)] == ["1", "2"]
     events = EventAccumulator(str(run))
     events.Reload()
-    assert [event.step for event in events.Scalars("train_return")] == [1, 2]
+    assert [event.step for event in events.Scalars("train_return")] == [2000, 4000]
     assert [load_checkpoint(run / "checkpoints" / "last.safetensors")[1]["epoch"]] == [2]
     assert (run / "checkpoints" / "best.safetensors").is_file()
     assert (run / "adaptation_curve.png").read_bytes().startswith(b"\x89PNG")
@@ -365,6 +377,73 @@ def test_an_evaluation_refuses_what_the_run_was_trained_on(finished: Path, refus
     )
 
 
+def test_the_best_checkpoint_is_measured_where_it_is_asked_for(
+    finished: Path, capsys: pytest.CaptureFixture[str], refused
+) -> None:
+    assert main(["evaluate", str(finished), "--zero-shot", "--checkpoint", "best"]) == 0
+    (measured,) = (json.loads(path.read_text()) for path in finished.glob("evaluations/*/results.json"))
+    assert (measured["checkpoint"], measured["epoch"], measured["max_episode_steps"]) == ("best", 1, 50)
+    capsys.readouterr()
+    assert "--checkpoint" in refused("evaluate finished --checkpoint worst")
+    (finished / "checkpoints" / "best.safetensors").unlink()
+    assert "no checkpoint at finished/checkpoints/best.safetensors" in refused("evaluate finished --checkpoint best")
+
+
+def test_what_a_run_is_measured_beside_is_not_needed_to_train_it(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = shutil.copytree(finished, "reference")
+    path = finished / "config.json"
+    config = json.loads(path.read_text())
+    config["run"]["reference"] = "moved"
+    path.write_text(json.dumps(config))
+    assert main(["resume", str(finished), "--epochs", "2"]) == 2
+    captured = capsys.readouterr()
+    missing = "--reference: cannot read moved: No such file or directory; give the folder of a finished run"
+    assert captured.out.splitlines()[0] == f"needed once it is measured, and not there: {missing}"
+    assert captured.err == f"metarl: {missing}\n"
+    assert epoch_of(finished) == 2
+    assert main(["resume", str(finished), "--reference", "nowhere"]) == 2
+    assert main(["resume", str(finished), "--beside", "nowhere"]) == 2
+    assert "--beside goes with --drift" in capsys.readouterr().err
+    assert main(["resume", str(finished), "--reference", reference]) == 0
+    measured = json.loads((finished / "results.json").read_text())
+    assert measured["command"].endswith("; after epoch 1: metarl resume RUN --epochs 2")
+    assert "task_conditioned" in measured["references"]
+
+
+def test_a_run_that_is_being_measured_is_not_resumed(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = []
+
+    def resumes(display: MeasuringDisplay, *progress: Any, **named: Any) -> None:
+        if not codes:
+            codes.append(main(["resume", str(finished)]))
+
+    monkeypatch.setattr(MeasuringDisplay, "report", resumes)
+    assert main(["resume", str(finished)]) == 0
+    assert codes == [2]
+    error = capsys.readouterr().err
+    assert error.startswith("metarl: another process works on finished/checkpoints: wait for it")
+    assert error.count("\n") == 1
+
+
+def test_other_threads_and_busy_cores_are_told(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (100.0, 0.0, 0.0))
+    now = torch.get_num_threads()
+    with torch_threads(now + 1):
+        assert main(["resume", str(finished)]) == 0
+    threads, crowded, *_ = capsys.readouterr().out.splitlines()
+    assert threads.startswith(f"trained with {now} threads so far, {now + 1} now: ")
+    assert crowded.startswith(f"load average 100.0 on {os.cpu_count()} cores: others compute here")
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert main(["resume", str(finished)]) == 0
+    assert capsys.readouterr().out.startswith("point-goal, rl2, gru, seed 0")
+
+
 PENDULUMS = """
 import gymnasium, metarl
 
@@ -403,7 +482,13 @@ def test_an_evaluation_may_plan_further_than_training_did(
     (planned,) = run.glob("evaluations/*/results.json")
     assert json.loads(planned.read_text())["measured_with"] == {"horizon": 4, "candidates": 5}
     assert set(plans) == {(4, 5)}
-    capsys.readouterr()
+    assert "has changed" not in capsys.readouterr().out
+    (folder / "pendulums.py").write_text(PENDULUMS + "# an edit")
+    assert main(shlex.split(f"evaluate {run} --candidates 5")) == 0
+    said = f"{folder / 'pendulums.py'} has changed since this run was made; it is measured in what is there now"
+    assert said in capsys.readouterr().out.splitlines()
+    assert main(shlex.split(f"resume {run} --epochs 2")) == 2
+    assert "pendulums.py has changed since this run was made: put it back, or" in capsys.readouterr().err
     assert main(shlex.split(f"evaluate {run} --candidates 1")) == 2
     assert capsys.readouterr().err == "metarl: --candidates is at least 2, got 1\n"
 
@@ -464,7 +549,7 @@ def test_a_full_disk_is_one_line_before_training_and_at_the_write(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        assert main([*SMALL, "--output-dir", "other"]) == 2
+        assert main([*SMALL, "--output-dir", "other"]) == 1
         error = capsys.readouterr().err
         assert re.fullmatch(r"metarl: cannot write other/.*config\.json: No space left on device; .*\n", error)
         assert list(Path("other").iterdir()) == []
@@ -472,7 +557,7 @@ def test_a_full_disk_is_one_line_before_training_and_at_the_write(
     kept = (finished / "checkpoints" / "last.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(Display, "report", lambda display, progress: patch.setattr(os, "fsync", full))
-        assert main(["resume", str(finished), "--epochs", "2"]) == 2
+        assert main(["resume", str(finished), "--epochs", "2"]) == 1
     error = capsys.readouterr().err
     assert re.fullmatch(r"metarl: cannot write finished/.*: No space left on device; .*\n", error)
     assert (finished / "checkpoints" / "last.safetensors").read_bytes() == kept
@@ -544,9 +629,10 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(uninterrupted: Path
     assert_same_run(run, uninterrupted)
 
 
-def test_ctrl_c_saves_the_epoch_and_says_how_to_go_on(uninterrupted: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_the_epoch_and_says_how_to_go_on(uninterrupted: Path, number: signal.Signals) -> None:
     with start_and_wait_for_an_epoch() as process:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate()
     assert process.returncode == 130
     assert err == f"\n{FINISHING}\n"

@@ -36,6 +36,14 @@ def test_it_brings_what_the_advice_on_rendering_names() -> None:
     assert f"--no-install-recommends {packages} " in DOCKERFILE
 
 
+def test_a_container_that_is_stopped_lets_the_run_save_its_epoch() -> None:
+    services = (ROOT / "compose.yaml").read_text().partition("services:")[2]
+    train = services.partition("  train-cuda:")[0]
+    assert re.search(r"^    init: true$", train, re.MULTILINE)
+    assert re.search(r"^    stop_grace_period: \d+m$", train, re.MULTILINE)
+    assert "    extends: train\n" in services
+
+
 def test_what_it_copies_is_what_the_builder_is_given() -> None:
     ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert ignored[0] == "*"

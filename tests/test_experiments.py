@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from metarl import make_tasks
+from metarl.core.errors import UsageError
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 SUITE = """
@@ -68,11 +69,31 @@ def test_both_run_a_suite_and_write_its_report(
 
     assert serious.main([*suite, "--dry-run"]) == 0
     assert "2 runs, about 0:00:00 with 1 job" in capsys.readouterr().out
-    assert serious.main(suite) == 0  # all runs are finished: their report is written again
+    assert (
+        serious.main(suite) == 1
+    )  # all runs are finished: their report is written again, and what was expected missed
     printed = capsys.readouterr().out
+    assert "point-goal rl2 gru s0: no random policy to compare with" in printed
     assert printed.count("done, 0:00:0") == 2
     assert "P(better)" in printed
     assert printed.rstrip().endswith("index.html")
+
+
+def test_a_refusal_at_the_end_is_one_line(
+    scripts: tuple[ModuleType, ModuleType],
+    suite: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(finished: object) -> None:
+        raise UsageError("runs that differ in something")
+
+    for script, module in zip(scripts, ("quick_benchmark", "metarl.experiments.suite_display"), strict=True):
+        monkeypatch.setattr(script, "run_with_progress", lambda suite, jobs: [])
+        monkeypatch.setattr(f"{module}.families_of", refuse)
+        arguments = ["--suite", *suite] if module == "quick_benchmark" else suite
+        assert script.main(arguments) == 2
+        assert capsys.readouterr().err == f"{script.__name__}: runs that differ in something\n"
 
 
 def test_without_the_extra_a_line_says_so_and_the_table_is_printed(
@@ -81,7 +102,7 @@ def test_without_the_extra_a_line_says_so_and_the_table_is_printed(
     from metarl.experiments.suite_display import write_pages
 
     monkeypatch.setitem(sys.modules, "altair", None)
-    for name in ("report_page", "report_figures", "suite_page"):
+    for name in ("report_page", "report_figures"):
         monkeypatch.delitem(sys.modules, f"metarl.experiments.{name}", raising=False)
     assert write_pages(tmp_path, {}, "title", {}) is None
     assert "no report: altair is not installed: run  pip install" in capsys.readouterr().out

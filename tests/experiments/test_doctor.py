@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from metarl.core.threads import torch_threads
 from metarl.experiments import doctor, graphics
 
 
@@ -120,3 +121,18 @@ def test_a_package_that_is_not_installed_is_a_finding(monkeypatch: pytest.Monkey
     rows = dict(doctor.report())
     assert rows["metarl"] == "no-such-distribution is not installed here: run  pip install -e ."
     assert "torch" not in rows
+
+
+def test_busy_cores_are_told_where_threads_would_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.getloadavg", lambda: (4.1, 0.0, 0.0))
+    with torch_threads(2):
+        assert doctor.crowding() == (
+            "load average 4.1 on 8 cores: others compute here, and beside them a run is several times slower than it "
+            "needs to be; start each with OMP_NUM_THREADS=1"
+        )
+    with torch_threads(1):
+        assert doctor.crowding() is None
+    monkeypatch.setattr("os.getloadavg", lambda: (4.0, 9.0, 9.0))
+    with torch_threads(2):
+        assert doctor.crowding() is None

@@ -19,7 +19,7 @@ from metarl.experiments.environments import (
 from metarl.experiments.plots import adaptation_table
 from metarl.experiments.protocol import Protocol, evaluate
 from metarl.experiments.results import results
-from metarl.experiments.run import write_results
+from metarl.experiments.run_folder import write_results
 
 GOALS = [("short", 1.0, 1), ("long", 3.0, 2), ("long", 5.0, 2), ("short", 3.0, 1)]
 """Environment, bonus and length: episodes of two steps succeed, those of one do not."""
@@ -105,6 +105,8 @@ def test_a_results_folder_holds_them_and_intervals_are_over_tasks(family, evalua
         references={},
         env_steps=1,
         wall_seconds=1.0,
+        epoch=1,
+        checkpoint="last",
         command="metarl run",
     )
     measured["environments"] = environment_rows(family, evaluation, "test")

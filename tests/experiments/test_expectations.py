@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarl.core.errors import UsageError
 from metarl.experiments.checkpoint import save_checkpoint
 from metarl.experiments.expectations import shortcoming
 
@@ -49,12 +50,13 @@ def test_numbers_that_are_not_finite_are_named(run: Path) -> None:
     write_checkpoint(run, "last", float("nan"))
     assert shortcoming(run) == "weight is not finite"
     metrics = (run / "metrics.csv").read_text()
-    (run / "metrics.csv").write_text(metrics.replace("33.3", "nan", 1))
-    assert shortcoming(run) == "metrics 1 steps_per_second is not finite"
+    (run / "metrics.csv").write_text(metrics.replace("33.3,1,", "33.3,nan,"))
+    assert shortcoming(run) == "metrics 1 train_return is not finite"
     results = json.loads((run / "results.json").read_text())
     results["tasks"][1]["shots"]["1"]["return"][0] = float("inf")
     (run / "results.json").write_text(json.dumps(results))
-    assert shortcoming(run) == "results tasks 1 shots 1 return 0 is not finite"
+    with pytest.raises(UsageError, match=r"tasks.1.shots.1.return.0 is inf, not a finite number"):
+        shortcoming(run)
 
 
 @pytest.mark.parametrize(

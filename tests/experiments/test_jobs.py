@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import signal
 import subprocess
@@ -10,15 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from metarl.core.errors import UsageError
+from metarl.experiments import suite_display
 from metarl.experiments.expectations import shortcoming
 from metarl.experiments.files import LOCK_FILE
-from metarl.experiments.forecast import forecast, total_seconds
+from metarl.experiments.forecast import Forecast, forecast, total_seconds
 from metarl.experiments.jobs import LOG_FILE, execute
 from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.suite import Suite, epochs_done, load_suite
-from metarl.experiments.suite_display import plan_table
+from metarl.experiments.suite_display import failures_of, plan_table, run_with_progress
 from metarl.experiments.watch import standing
 
 TEXT = """
@@ -75,6 +79,31 @@ def test_runs_are_made_once_and_one_that_breaks_costs_no_other(tmp_path: Path) -
     (nothing,) = forecast(planned, jobs=1)
     assert (nothing.epochs_left, nothing.seconds, nothing.source) == (0, 0.0, "")
     assert plan_table([nothing], 1).title == "2 runs, about 0:00:00 with 1 job"
+
+
+def test_a_damaged_file_is_the_outcome_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = suite(tmp_path)
+    assert all(outcome.finished for outcome in execute(planned, jobs=2))
+    first, second = (each.run.folder for each in planned.runs)
+    whole = (first / "results.json").read_text()
+    monkeypatch.setattr(suite_display, "console", Console(force_terminal=True, file=io.StringIO()))  # with a bar
+    for name, damaged in (("metrics.csv", "epoch\none\n"), ("results.json", "{")):
+        (first / name).write_text(damaged)
+        broken, healthy = outcomes = run_with_progress(planned, 1)
+        assert broken.error is not None
+        assert f"{first / name}" in broken.error
+        assert (broken.finished, healthy.finished) == (False, True)
+        assert failures_of(outcomes) == {broken.planned.name: broken.error}
+        (first / "metrics.csv").write_bytes((second / "metrics.csv").read_bytes())
+    (first / "results.json").write_text(whole)
+    (first / "config.json").write_text(json.dumps({**json.loads((first / "config.json").read_text()), "memory": 3}))
+    assert [outcome.finished for outcome in execute(planned, jobs=1)] == [False, True]
+
+
+def test_the_longest_open_run_bounds_the_forecast(tmp_path: Path) -> None:
+    runs = suite(tmp_path).runs
+    assert total_seconds([Forecast(runs, 1, 5, 60.0, "its own epochs")], jobs=2) == 60.0
+    assert total_seconds([Forecast(runs, 2, 10, 60.0, ""), Forecast(runs, 0, 0, 0.0, "")], jobs=2) == 30.0
 
 
 def test_ctrl_c_ends_with_a_whole_epoch_from_which_the_suite_goes_on(tmp_path: Path) -> None:

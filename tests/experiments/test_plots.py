@@ -12,7 +12,7 @@ from rich.console import Console
 
 from metarl.core.errors import UsageError
 from metarl.experiments.plots import adaptation_curve, adaptation_table
-from metarl.experiments.statistics import summary
+from metarl.experiments.statistics import SEEDS, summary
 
 BACKGROUND = 1.0
 BLUE, VERMILION = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
@@ -39,7 +39,11 @@ def result(
             for shot, matrix in scores.items()
         },
         "tasks": [
-            {"id": 100 + column, "shots": {str(shot): {"return": list(m[:, column])} for shot, m in scores.items()}}
+            {
+                "id": 100 + column,
+                "params": {},
+                "shots": {str(shot): {"return": list(m[:, column])} for shot, m in scores.items()},
+            }
             for column in range(3)
         ],
         "references": {"random": summary([[-310.0] * 3] * 4), "task_conditioned": summary([[-25.0] * 3] * 4)},
@@ -108,7 +112,7 @@ def test_curve_of_scores_without_spread(tmp_path: Path) -> None:
     flat = result(references={"random": summary([[0.0]] * 4)})
     for scores in flat["shots"].values():
         scores["return"] = {"mean": 0.0, "iqm": 0.0, "ci95": [0.0, 0.0], "cvar05": 0.0}
-    flat["tasks"] = [{"id": 100, "shots": {shot: {"return": [0.0] * 4} for shot in flat["shots"]}}]
+    flat["tasks"] = [{"id": 100, "params": {}, "shots": {shot: {"return": [0.0] * 4} for shot in flat["shots"]}}]
     adaptation_curve(tmp_path / "curve.png", [flat])
     assert share_of(imread(tmp_path / "curve.png"), BLUE) > 1e-4
 
@@ -138,16 +142,21 @@ def test_table_of_several_results_names_them() -> None:
     assert "success" not in text
 
 
-@pytest.mark.parametrize(
-    ("changes", "labels"),
-    [
-        ({"algo": "maml"}, ("rl2 ssm", "maml ssm")),
-        ({"seeds": [1]}, ("rl2 ssm [0]", "rl2 ssm [1]")),
-    ],
-)
-def test_results_of_one_method_are_told_apart(changes: dict[str, Any], labels: tuple[str, str]) -> None:
-    text = text_of([result(), result(**changes)])
-    assert all(text.count(f"\n {label} ") == 3 for label in labels)
+def test_labels_tell_results_apart_and_each_reference_is_drawn_once() -> None:
+    stream = io.StringIO()
+    without = result(seeds=[1], references={})
+    Console(file=stream, width=140).print(adaptation_table([without, result()], ["first", "second"]))
+    assert all(stream.getvalue().count(f"\n {label} ") == 3 for label in ("first", "second"))
+    assert stream.getvalue().count("random policy") == 1
+
+
+def test_results_of_several_seeds_say_so() -> None:
+    alone, beside = ([result(interval=SEEDS), *others] for others in ([], [result("gru")]))
+    for results, said in (
+        (alone, "3 held-out tasks, 4 seeds each; mean with 95 % CI over training seeds"),
+        (beside, "3 held-out tasks, 4 seeds or 4 repeats each; mean with 95 % CI over training seeds or over repeats"),
+    ):
+        assert said in " ".join(text_of(results).split())
 
 
 @pytest.mark.parametrize(
@@ -160,13 +169,19 @@ def test_tasks_that_were_trained_on_are_not_called_held_out(seen: list[int], sai
     assert said in text_of([run])
 
 
-def test_results_that_cannot_be_compared_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one task distribution go together, got ant-dir, halfcheetah-vel"):
-        adaptation_curve(tmp_path / "curve.png", [result(), result(task_dist="ant-dir")])
-    with pytest.raises(UsageError, match="got no results"):
-        adaptation_table([])
-    other = result()
-    other["task_split"] = {**other["task_split"], "test": [100]}
-    with pytest.raises(UsageError, match="the same test tasks"):
-        adaptation_table([result(), other])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task_dist": "ant-dir"}, "differ in task_dist .* ssm has halfcheetah-vel, gru has ant-dir"),
+        ({"details": {"reward_version": "v2"}}, "differ in reward_version .* ssm has None, gru has v2"),
+        ({"protocol": "standard"}, "differ in protocol"),
+        ({"shots": (0, 1)}, "differ in shots do not .* ssm has 0 1 5, gru has 0 1;"),
+    ],
+)
+def test_results_that_cannot_be_compared_are_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    both = [result(), result("gru", **changes)]
+    with pytest.raises(UsageError, match=said):
+        adaptation_curve(tmp_path / "curve.png", both)
+    with pytest.raises(UsageError, match=said):
+        adaptation_table(both)
     assert not list(tmp_path.iterdir())

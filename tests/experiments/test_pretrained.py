@@ -19,8 +19,9 @@ from metarl.experiments import pretrained
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
 from metarl.experiments.pretrained import load_pretrained, pretrained_run, ship
 from metarl.experiments.protocol import Protocol, evaluate
-from metarl.experiments.run import Run, write_results
+from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
+from metarl.experiments.run_folder import write_results
 from metarl.experiments.shipped import SHIPPED, WEIGHTS_FILE, list_pretrained, load_card
 from metarl.meta_rl.rl2_agent import RL2Config
 
@@ -99,7 +100,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("runs")
     asked = {"task_dist": "point-goal", "algo": "rl2", "epochs": 1, "num_envs": 4, "repeats": 2, "benchmark_mode": True}
     config = RunConfig(**asked, test_tasks=(100, 101), output_dir=str(folder), seed=3)
-    command = f"metarl run --task-dist point-goal --output-dir {folder} --seed 3"
+    command = f"metarl run --task-dist point-goal --output-dir {folder} --seed 3; after epoch 1: more"
     algorithm = RL2Config(update_steps=20, num_minibatches=2, update_epochs=1)
     run = Run.plan(config, algorithm, MemoryConfig("gru", width=8), command).prepare_folder()
     run.train(lambda progress: None, lambda: False)
@@ -127,7 +128,8 @@ def test_a_finished_run_becomes_an_agent_that_acts_as_it_did(finished: Run, shel
     results, card = json.loads((finished.folder / "results.json").read_text()), load_card("point-goal")
     assert card["shots"] == results["shots"]
     assert card["returns"]["101"]["1"] == np.mean(results["tasks"][1]["shots"]["1"]["return"])
-    assert card["command"] == "metarl run --task-dist point-goal --seed 3" == pretrained_run("point-goal").command
+    command = "metarl run --task-dist point-goal --seed 3; after epoch 1: more"
+    assert card["command"] == command == pretrained_run("point-goal").command
     assert str(finished.folder.parent) not in (folder / "config.json").read_text()
 
 

@@ -208,7 +208,7 @@ def test_no_task_and_a_task_twice_are_refused(bonus_family, scripted_agent) -> N
 
 def test_reference_lines_by_hand(bonus_family) -> None:
     family = bonus_family()
-    lines = reference_lines(family, family.test, Protocol("few-shot", (5,), repeats=4))
+    lines = reference_lines(family, family.test, Protocol("few-shot", (5,), repeats=4), ["bonus"] * 3)
     # The oracle takes action 7: returns 1 * 3 * 7, -2 * 1 * 7, 5 * 2 * 7.
     assert lines["task_conditioned"] == summary([[21.0, -14.0, 70.0]] * 4, ["bonus"] * 3)
     # Random actions are uniform on [0, 10]: the expected returns are 15, -10 and 50. A task of n steps has the standard
@@ -255,6 +255,24 @@ def test_intervals_are_over_tasks_where_repeats_are_copies(bonus_family, scripte
     assert low < high
     lucky = bonus_family(luck=1.0)
     assert evaluate(scripted_agent, lucky, family.test, Protocol("standard", repeats=2)).strata is None
+
+
+def test_copies_of_the_only_task_of_an_environment_are_measured_all_the_same(bonus_family, scripted_agent) -> None:
+    family = bonus_family()
+    family.environment = "length"
+    evaluation = evaluate(scripted_agent, family, family.test, Protocol("standard", repeats=2))
+    assert evaluation.strata is None
+    found = evaluation.summary(evaluation.shots[1].returns)
+    assert found["ci95"] == [found["mean"]] * 2
+
+
+def test_reference_lines_have_intervals_over_what_the_agent_has_them_over(bonus_family) -> None:
+    family = bonus_family(luck=1.0)
+    by_task, by_repeat = (
+        reference_lines(family, family.test, Protocol(), strata)["task_conditioned"] for strata in (["bonus"] * 3, None)
+    )
+    assert by_task["mean"] == by_repeat["mean"]
+    assert by_task["ci95"][1] - by_task["ci95"][0] > 10 > by_repeat["ci95"][1] - by_repeat["ci95"][0]
 
 
 def test_intervals_over_tasks_are_within_their_environments(bonus_family, scripted_agent) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metarl.core.errors import UsageError
 from metarl.experiments.report import load_entries, load_run
+from metarl.experiments.statistics import SEEDS, Strata, summary
 
 MakeRun = Callable[..., Path]
 WORSE = {"0": [[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]], "1": [[1.0, 6.0, 3.0], [3.0, 8.0, 5.0]]}
@@ -116,13 +119,10 @@ def test_what_is_no_finished_run_is_refused(make_run: MakeRun, tmp_path: Path) -
     (run / "config.json").write_text("{")
     with pytest.raises(UsageError, match=r"config.json cannot be read .* move it away"):
         load_entries([run])
-    (run / "results.json").write_text(json.dumps({"task_dist": "x", "shots": {}, "tasks": []}))
-    with pytest.raises(UsageError, match=r"results.json lacks algo, command, .*: measure one again"):
-        load_entries([run])
 
 
-def test_intervals_over_tasks_are_within_environments_but_seeds_are_repeats(make_run: MakeRun) -> None:
-    def strata(*runs: Path) -> list[str] | None:
+def test_intervals_over_tasks_are_within_environments_but_several_seeds_come_first(make_run: MakeRun) -> None:
+    def strata(*runs: Path) -> Strata | None:
         (entry,) = load_entries(runs)
         return entry.strata
 
@@ -130,7 +130,7 @@ def test_intervals_over_tasks_are_within_environments_but_seeds_are_repeats(make
     assert strata(first) == ["0.0", "0.5", "1.0"]
     assert strata(make_run("b", interval="tasks", environment=None)) == ["halfcheetah-vel"] * 3
     assert strata(make_run("c", interval="repeats", environment=None)) is strata(make_run("d")) is None
-    assert strata(first, make_run("e", seed=1, interval="tasks", environment="velocity")) is None
+    assert strata(first, make_run("e", seed=1, interval="tasks", environment="velocity")) == SEEDS
 
 
 @pytest.mark.parametrize("field", ["adaptation_episodes", "evaluation_episodes"])
@@ -148,3 +148,65 @@ def test_a_setting_that_was_changed_for_the_measurement_makes_another_method(mak
     results = json.loads((runs[1] / "results.json").read_text())
     (runs[1] / "results.json").write_text(json.dumps({**results, "measured_with": {"learning_rate": 0.002}}))
     assert [entry.label for entry in load_entries(runs)] == ["ssm, learning_rate 0.001", "ssm, learning_rate 0.002"]
+
+
+def test_half_trained_and_finished_runs_are_two_lines(make_run: MakeRun) -> None:
+    runs = [make_run("whole"), make_run("half", seed=1, epochs=1, run={"epochs": 2}), make_run("other", seed=2)]
+    whole, half = load_entries(runs)
+    assert (whole.label, whole.seeds) == ("ssm, 2,000 steps", [0, 2])
+    assert (half.label, half.seeds) == ("ssm, 1,000 steps", [1])
+
+
+def test_a_run_that_was_trained_on_is_measured_anew_first(make_run: MakeRun) -> None:
+    run = make_run("a", epochs=1)
+    (run / "metrics.csv").write_text((make_run("b", epochs=4) / "metrics.csv").read_text())
+    said = (
+        f"{run} has trained 4,000 steps and was measured after 1,000: measure it anew with  metarl evaluate {run}  and"
+    )
+    with pytest.raises(UsageError, match=re.escape(said)):
+        load_entries([run])
+
+
+def test_an_evaluation_stands_for_the_checkpoint_that_it_measured(make_run: MakeRun) -> None:
+    def evaluated(name: str, seed: int = 0, **changes: Any) -> Path:
+        """Results of an evaluation of a run, and metrics of four epochs."""
+        folder = make_run(f"{name}/evaluations/one", seed=seed, **changes)
+        run = make_run(f"{name}/run", seed=seed, epochs=4)
+        for file in ("config.json", "metrics.csv"):
+            (run / file).rename(folder.parent.parent / file)
+        return folder
+
+    earlier = evaluated("earlier", epochs=1)
+    assert [row["epoch"] for row in load_run(earlier).metrics] == [1]
+    later = evaluated("later", seed=1, epochs=4)
+    assert [entry.label for entry in load_entries([earlier, later])] == ["ssm, 1,000 steps", "ssm, 4,000 steps"]
+    best = [evaluated(f"best{seed}", seed=seed, epochs=2 + seed, checkpoint="best") for seed in (0, 1)]
+    entries = load_entries([*best, later])
+    assert [(entry.label, entry.seeds) for entry in entries] == [
+        ("ssm, best checkpoint", [0, 1]),
+        ("ssm, 4,000 steps", [1]),
+    ]
+
+
+def test_results_of_several_seeds_have_a_repeat_a_seed(make_run: MakeRun) -> None:
+    success = [[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]]
+    runs = [make_run("a", references={}, success=success), make_run("b", WORSE, seed=1, success=success)]
+    (entry,) = load_entries(runs)
+    assert (entry.results["seeds"], entry.results["interval"]) == ([0, 1], SEEDS)
+    assert entry.results["shots"]["1"]["return"] == summary([[6.0, 7.0, 8.0], [2.0, 7.0, 4.0]], SEEDS)
+    assert entry.results["shots"]["1"]["success"]["any_step"]["mean"] == 0.5
+    assert [task["shots"]["1"]["return"] for task in entry.results["tasks"]] == [[6.0, 2.0], [7.0, 7.0], [8.0, 4.0]]
+    assert entry.results["references"]["random"]["mean"] == -50.0
+    (alone,) = load_entries(runs[:1])
+    assert alone.results == alone.runs[0].results
+
+
+def test_other_horizons_are_refused_where_they_are_recorded(make_run: MakeRun) -> None:
+    old, short, long = (
+        make_run("old"),
+        make_run("short", method="gru", max_episode_steps=100),
+        make_run("long", method="mlp", max_episode_steps=200),
+    )
+    assert len(load_entries([old, long])) == 2
+    with pytest.raises(UsageError, match=r"differ in max_episode_steps .*short has 100, .*long has 200; report them"):
+        load_entries([old, short, long])

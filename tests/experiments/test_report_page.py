@@ -87,7 +87,10 @@ def test_one_run_without_metrics_and_success(make_run: MakeRun) -> None:
 
 
 def test_what_a_change_costs_has_a_table(make_run: MakeRun) -> None:
-    after = {"summary": {"mean": -3.5, "iqm": -3.25, "ci95": [-4.0, -3.0], "cvar05": -5.0}, "scores": []}
+    after = {
+        "summary": {"mean": -3.5, "iqm": -3.25, "ci95": [-4.0, -3.0], "cvar05": -5.0},
+        "scores": [[-3.0, -4.0]] * 3,
+    }
     variants = {"frozen": {"return": after, "curves": {}}, "adapted": {"return": after, "after": after, "curves": {}}}
     drift = {"window": 20, "fraction": 0.8, "conditions": {"change": variants, "unchanged": variants}}
     page = render(load_entries([make_run("a", drift=drift), make_run("b", method="gru")]))
@@ -103,6 +106,9 @@ def test_what_a_change_costs_has_a_table(make_run: MakeRun) -> None:
     assert rows[0].items() >= {"agent": "ssm", "mean": -3.5, "iqm": -3.25, "low": -4.0, "high": -3.0}.items()
     assert "<h2>Drift</h2>" in page
     assert "<h2>Drift</h2>" not in render(load_entries([make_run("c")]))
+    assert "<td>0 1</td>" not in page
+    seeds = render(load_entries([make_run("d", drift=drift), make_run("e", seed=1, drift=drift)]))
+    assert seeds.count("<td>0 1</td><td>return</td><td>frozen</td>") == 2
 
 
 def test_the_command_writes_the_page(
@@ -110,16 +116,25 @@ def test_the_command_writes_the_page(
 ) -> None:
     runs, out = [str(make_run("a")), str(make_run("b", method="gru"))], tmp_path / "page.html"
     assert main(["report", *runs, "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"wrote {out}\n"
+    *table, wrote = capsys.readouterr().out.splitlines()
+    assert wrote == f"wrote {out}"
+    assert [line.split()[:2] for line in table if line.strip().startswith(("ssm", "gru"))] == [
+        [label, shot] for label in ("ssm", "gru") for shot in "01"
+    ]
     assert out.read_text().startswith("<!doctype html>")
     other = str(make_run("c", protocol="standard"))
     assert main(["report", runs[0], other, "--out", str(tmp_path / "no.html")]) == 2
     assert re.fullmatch(r"metarl: runs that differ in protocol .*\n", capsys.readouterr().err)
     assert not (tmp_path / "no.html").exists()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "metarl.experiments.report_page")
     monkeypatch.setitem(sys.modules, "altair", None)
     assert main(["report", *runs]) == 2
     assert "pip install 'metarl-agent-framework[report]'" in capsys.readouterr().err
+    assert main(["report", *runs, "--png", "shots.png"]) == 0  # which needs no extra
+    assert "wrote shots.png\n" in capsys.readouterr().out
+    assert (tmp_path / "shots.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "report.html").exists()
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from metarl.experiments import report_rows
 from metarl.experiments.report import load_entries
+from metarl.experiments.statistics import SEEDS, summary
 
 MakeRun = Callable[..., Path]
 WORSE = {"0": [[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]], "1": [[1.0, 6.0, 3.0], [3.0, 8.0, 5.0]]}
@@ -86,3 +88,19 @@ def test_settings_and_origins(make_run: MakeRun) -> None:
         {"name": "python", "value": "3.12.1"},
         {"name": "torch", "value": "2.13.0 (1 of 2 runs); 2.12.0 (1 of 2 runs)"},
     ]
+
+
+def test_drift_has_the_mean_over_seeds_and_a_row_a_seed_for_runs_beside_them(make_run: MakeRun) -> None:
+    def drift(*levels: float) -> dict[str, Any]:
+        measured = {"summary": summary([[levels[0]] * 3] * 2), "scores": [[level, level + 2] for level in levels]}
+        variants = {"frozen": {"return": measured, "curves": {}}, "grbal mlp": {"return": measured, "curves": {}}}
+        return {"window": 20, "fraction": 0.8, "conditions": {"change": variants, "unchanged": {}}}
+
+    runs = [make_run(f"run{seed}", seed=seed, drift=drift(seed, seed, 9.0)) for seed in (0, 1, 2)]
+    rows = report_rows.drift_rows(load_entries(runs))
+    assert [(row["variant"], row["seeds"], row["mean"]) for row in rows] == [
+        ("frozen", "0 1 2", pytest.approx((2 * 2.0 + 10.0) / 3)),
+        *(("grbal mlp", str(seed), float(seed)) for seed in (0, 1, 2)),
+    ]
+    low, high = summary([[1.0, 1.0, 10.0], [2.0, 2.0, 10.0], [3.0, 3.0, 10.0]], SEEDS)["ci95"]
+    assert (rows[0]["low"], rows[0]["high"]) == (low, high)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -8,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
+from metarl.cli import main
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.experiments.files import write_json
 from metarl.experiments.protocol import Protocol, evaluate, reference_lines
-from metarl.experiments.results import load_results, reference_from_run, results
+from metarl.experiments.results import code, load_results, reference_from_run, results
 from metarl.experiments.statistics import summary
 
 SUMMARY = {"mean", "iqm", "ci95", "cvar05"}
@@ -31,6 +35,8 @@ def measure(family, agent, tasks=None, train=None) -> dict[str, Any]:
         references=reference_lines(family, tasks, protocol),
         env_steps=1200,
         wall_seconds=3.5,
+        epoch=7,
+        checkpoint="best",
         command="metarl run",
     )
 
@@ -40,7 +46,8 @@ def test_results_have_exactly_the_documented_fields(bonus_family, scripted_agent
     assert set(run) == {
         *("task_dist", "details", "algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split"),
         *("adaptation_episodes", "evaluation_episodes", "interval", "environment"),
-        *("env_steps", "wall_seconds", "versions", "hardware", "command"),
+        *("max_episode_steps", "evaluation_seed", "epoch", "checkpoint"),
+        *("env_steps", "wall_seconds", "versions", "hardware", "command", *code()),
     }
     assert list(run["shots"]) == ["0", "1", "3"]
     for shot in run["shots"].values():
@@ -62,6 +69,7 @@ def test_results_by_hand(bonus_family, scripted_agent) -> None:
     }
     assert (run["env_steps"], run["wall_seconds"]) == (1200, 3.5)
     assert (run["adaptation_episodes"], run["evaluation_episodes"]) == (1, 1)
+    assert (run["max_episode_steps"], run["evaluation_seed"], run["epoch"], run["checkpoint"]) == (10, 0, 7, "best")
     assert (run["interval"], run["environment"]) == ("tasks", None)
     assert run["shots"]["3"] == {
         # Task returns 9, -6 and 30, twice: sorted -6 | -6 9 9 30 | 30 for the IQM; the worst task has -6.
@@ -162,7 +170,8 @@ def test_results_with_other_details_are_not_drawn_together(bonus_family, scripte
         (None, "cannot read .*results.json: No such file or directory"),
         ("{", "results.json is not JSON"),
         ("[]", "is not a result of this package"),
-        ('{"task_dist": "bonus"}', "is not a result of this package"),
+        ('{"shots": {}}', "is not a result of this package"),
+        ('{"task_dist": "bonus"}', "results.json: algo is missing; put back what was written, or measure again"),
     ],
 )
 def test_broken_results_are_one_line(tmp_path: Path, content: str | None, message: str) -> None:
@@ -171,3 +180,105 @@ def test_broken_results_are_one_line(tmp_path: Path, content: str | None, messag
     with pytest.raises(UsageError, match=message) as error:
         load_results(tmp_path)
     assert "\n" not in str(error.value)
+
+
+# --- a file that was edited -------------------------------------------------------------------------------------------
+
+
+def places(value: Any, *before: Any) -> Iterator[tuple[Any, ...]]:
+    """The paths of everything in a value."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, each in inside:
+        yield (*before, name)
+        yield from places(each, *before, name)
+
+
+def edited(value: Any, path: Sequence[Any], put: Callable[[Any, Any], None]) -> Any:
+    copied = holder = copy.deepcopy(value)
+    for name in path[:-1]:
+        holder = holder[name]
+    put(holder, path[-1])
+    return copied
+
+
+@pytest.mark.parametrize(
+    ("path", "new", "message"),
+    [
+        (("shots", "0", "return", "ci95"), None, r"shots\.0\.return\.ci95 is None, not a list of 2 values"),
+        (("shots", "0", "return", "mean"), float("nan"), r"shots\.0\.return\.mean is nan, not a finite number"),
+        (("shots",), {}, "shots is empty"),
+        (("shots", "last"), {}, r"shots\.last is no number of a shot"),
+        (("tasks", 1, "shots", "3", "return"), [1.0], r"tasks\.1\.shots\.3\.return has 1 values, not 2"),
+        (("tasks", 0, "shots", "1", "success"), None, r"tasks\.0\.shots\.1\.success and .* are not both null"),
+        (("tasks", 0, "shots", "9"), {"return": [1.0, 1.0], "success": None}, r"shots\.9 is missing"),
+        (("interval",), "both", "interval is 'both', not repeats or tasks"),
+        (("seeds",), [True], r"seeds\.0 is True, not an integer"),
+        (("code",), {"commit": "1"}, r"code\.dirty is missing"),
+    ],
+)
+def test_the_first_wrong_value_is_named_by_its_path(
+    bonus_family, scripted_agent, tmp_path: Path, path: tuple[Any, ...], new: Any, message: str
+) -> None:
+    run = edited(measure(bonus_family(), scripted_agent), path, lambda holder, name: holder.update({name: new}))
+    (tmp_path / "results.json").write_text(json.dumps(run))
+    with pytest.raises(UsageError, match=rf"results\.json: {message}; put back what was written") as error:
+        load_results(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_no_edit_of_a_value_ends_in_a_traceback(
+    make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is left out, and what becomes of another type: shown, or refused in one line."""
+    folder = make_run("run")
+    whole = json.loads((folder / "results.json").read_text())
+    codes = set()
+    for path in places(whole):
+        edits = [edited(whole, path, lambda holder, name: holder.pop(name))]
+        edits += [
+            edited(whole, path, lambda holder, name, new=new: holder.__setitem__(name, new))
+            for new in (None, "text", [], {}, -3, 1.5, True)
+        ]
+        for edit in edits:
+            (folder / "results.json").write_text(json.dumps(edit))
+            codes.add(main(["watch", str(folder), "--once"]))
+            assert capsys.readouterr().err.count("\n") <= 1
+    assert codes == {0, 2}
+
+
+def test_recorded_results_are_whole() -> None:
+    recorded = [*Path(__file__).parents[2].glob("results/**/results.json")]
+    assert recorded
+    assert [load_results(path)["algo"] for path in recorded]
+
+
+# --- the code that made it --------------------------------------------------------------------------------------------
+
+
+def test_the_commit_is_told_where_the_package_runs_from_its_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True, text=True
+        ).stdout
+
+    module = tmp_path / "src" / "metarl" / "experiments" / "results.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    monkeypatch.setattr("metarl.experiments.results.__file__", str(module))
+    tell = code.__wrapped__
+    assert tell() == {}  # installed: no checkout of its own around it
+    git("init", "--quiet")
+    assert tell() == {}  # no commit yet
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    commit = git("rev-parse", "HEAD").strip()
+    assert tell() == {"code": {"commit": commit, "dirty": False}}
+    (tmp_path / "notes.txt").write_text("no part of the package")
+    assert tell() == {"code": {"commit": commit, "dirty": False}}
+    module.write_text("changed = True")
+    assert tell() == {"code": {"commit": commit, "dirty": True}}
+    monkeypatch.setenv("PATH", "")
+    assert tell() == {}  # no git

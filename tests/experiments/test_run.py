@@ -15,14 +15,16 @@ import torch
 
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
+from metarl.core.threads import torch_threads
 from metarl.experiments import run as run_module
 from metarl.experiments import run_config
-from metarl.experiments.checkpoint import LAST, save_checkpoint
+from metarl.experiments.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from metarl.experiments.files import only_one
 from metarl.experiments.pretrained import load_agent
 from metarl.experiments.protocol import Evaluation, evaluate
-from metarl.experiments.run import Run, write_results
+from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
+from metarl.experiments.run_folder import write_results
 from metarl.meta_rl.grbal_agent import GrBALConfig
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.rl2_agent import RL2Config
@@ -87,7 +89,10 @@ def message_of(error: pytest.ExceptionInfo[UsageError]) -> str:
         ({"drift": True}, "nothing breaks or changes in 'point-goal': choose halfcheetah-cripple"),
         ({"drift": True, "zero_shot": True}, "--zero-shot and --drift exclude each other: give one"),
         ({"beside": ("/nowhere",)}, "--beside goes with --drift"),
-        ({"task_dist": "ant-drift", "drift": True, "beside": ("/nowhere",)}, "/nowhere is not the folder of a run"),
+        (
+            {"task_dist": "ant-drift", "drift": True, "beside": ("/nowhere",)},
+            "^--beside: /nowhere is not the folder",
+        ),
         ({"max_episode_steps": 9}, "--max-episode-steps goes with --env-name"),
         ({"backend": "official"}, "unknown option of 'point-goal' 'backend': choose from .*num_train"),
         ({"env_name": "CartPole-v1", "reward_version": "v1"}, "go with a task family, not with --env-name"),
@@ -167,6 +172,66 @@ def test_a_run_is_loaded_as_it_was_started(tmp_path: Path) -> None:
     assert Run.load(started.folder, repeats=9).config == replace(started.config, repeats=9)
 
 
+PENDULUMS = """
+import gymnasium, metarl
+
+
+def tasks():
+    return metarl.TaskDistribution(
+        lambda: gymnasium.make("Pendulum-v1"),
+        train=[{"g": 9.0}],
+        test=[{"g": 10.0}],
+        apply=lambda env, task: setattr(env.unwrapped, "g", task["g"]),
+        max_episode_steps=5,
+    )
+"""
+
+
+def test_a_run_whose_tasks_have_changed_is_refused(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(PENDULUMS)
+    started = plan(tmp_path, task_dist=f"{own}:tasks", num_envs=1).prepare_folder()
+    assert Run.load(started.folder).distribution.fingerprint == started.distribution.fingerprint
+    own.write_text(PENDULUMS.replace("9.0", "8.0"))
+    with pytest.raises(UsageError, match=r"^the tasks of '.*' are no longer those that .* was made with: mend "):
+        Run.load(started.folder)
+    config = json.loads((started.folder / "config.json").read_text())
+    del config["tasks"]
+    (started.folder / "config.json").write_text(json.dumps(config))
+    Run.load(started.folder)
+
+
+def test_the_own_file_of_a_run_is_found_from_anywhere_and_its_edits_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(PENDULUMS)
+    monkeypatch.chdir(tmp_path)
+    started = plan(tmp_path / "runs", task_dist="own.py:tasks", num_envs=1).prepare_folder()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    run = Run.load(started.folder)
+    assert (run.config.task_dist, run.changed_file) == (f"{own}:tasks", None)
+    own.write_text(PENDULUMS + "# an edit\n")
+    run = Run.load(started.folder)
+    assert run.changed_file == str(own)
+    with pytest.raises(UsageError, match=rf"^{own} has changed since this run was made: put it back, or start a new"):
+        run.train(lambda progress: None, lambda: False)
+    assert not (run.folder / "metrics.csv").exists()
+    config = json.loads((run.folder / "config.json").read_text())
+    del config["source_sum"]  # as in runs of earlier versions
+    (run.folder / "config.json").write_text(json.dumps(config))
+    run = Run.load(started.folder)
+    assert run.train(lambda progress: None, lambda: False)
+    own.write_text(PENDULUMS)
+    assert run.changed_file == str(own)
+    assert run.train(lambda progress: None, lambda: False)  # nothing is left to train
+
+
+def test_families_of_the_package_have_no_own_file(run: Run) -> None:
+    assert (run.source, run.changed_file, run.config.task_dist) == (None, None, "point-goal")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -200,6 +265,40 @@ def test_training_ends_at_the_last_epoch_or_where_it_is_stopped(run: Run) -> Non
     with pytest.raises(UsageError, match="has trained 3 epochs: --epochs is at least 3, got 2"):
         longer.extended(2)
     assert Run.load(run.folder).config.epochs == 3
+
+
+def test_a_longer_run_says_how_it_became_so_and_where_it_was_made(run: Run) -> None:
+    path = run.folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "versions": {"torch": "of then"}}))
+    longer = run.extended(3).extended(3)
+    assert longer.command == "metarl run; after epoch 1: metarl resume RUN --epochs 3"
+    assert Run.load(run.folder).command == longer.command == longer.measure()["command"]
+    assert json.loads(path.read_text())["versions"] == {"torch": "of then"}
+
+
+def test_another_number_of_threads_is_noticed(run: Run) -> None:
+    assert run.threads_before() is None
+    now = torch.get_num_threads()
+    with torch_threads(now + 1):
+        assert run.threads_before() == now
+    (run.checkpoints / LAST).unlink()
+    assert run.threads_before() is None
+
+
+def test_the_best_checkpoint_can_be_measured(run: Run) -> None:
+    longer = run.extended(2)
+    longer.train(lambda progress: None, lambda: False)
+    tensors, meta = load_checkpoint(run.checkpoints / LAST)
+    save_checkpoint(run.checkpoints / BEST, tensors, {**meta, "epoch": 1, "env_steps": 800})
+    measured = [replace(longer, checkpoint=name).measure() for name in ("last", "best")]
+    assert [(each["checkpoint"], each["epoch"], each["env_steps"]) for each in measured] == [
+        ("last", 2, 1600),
+        ("best", 1, 800),
+    ]
+    assert replace(longer, checkpoint="best").kept_parts().checkpoint != longer.kept_parts().checkpoint
+    (run.checkpoints / BEST).unlink()
+    with pytest.raises(UsageError, match=r"no checkpoint at .*best\.safetensors"):
+        replace(longer, checkpoint="best").measure()
 
 
 def test_results_are_of_the_last_checkpoint_and_of_the_training_seed(run: Run) -> None:
@@ -251,6 +350,8 @@ def test_a_reference_that_moved_is_named_and_can_be_given_anew(run: Run, tmp_pat
     referring.write_config()
     with pytest.raises(UsageError, match="--reference: cannot read"):
         Run.load(referring.folder)
+    with pytest.raises(UsageError, match="--reference: cannot read"):
+        Run.load(referring.folder, check_others=False).check_others()
     assert Run.load(referring.folder, reference=str(copy)).config.reference == str(copy)
 
 

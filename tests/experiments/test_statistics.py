@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from scipy.stats import t
 
 from metarl.core.errors import UsageError
 from metarl.experiments.statistics import (
+    SEEDS,
     cvar,
     iqm,
     mean,
+    mean_improvement,
     performance_profile,
     probability_of_improvement,
     stratified_bootstrap_ci,
@@ -239,3 +244,55 @@ def test_improvement_with_strata_resamples_the_same_tasks_of_both() -> None:
     assert (p, low, high) == (0.5, 0.0, 1.0)
     above, _, _ = performance_profile(x, [0.5], strata=["a", "a", "b", "b"])
     assert above.tolist() == [0.75]
+
+
+@pytest.mark.parametrize(("seeds", "statistic"), [(2, mean), (3, mean), (3, iqm), (10, mean)])
+def test_the_interval_over_seeds_covers_a_method_whose_trainings_differ(seeds: int, statistic: Any) -> None:
+    """What one training is better by, it is better by on every task: a task more says nothing about other trainings."""
+    generator, experiments, covered = np.random.default_rng(3), 200, 0
+    for _ in range(experiments):
+        scores = generator.normal(0, 2, (seeds, 1)) + generator.normal(0, 0.7, (seeds, 30))
+        low, high = stratified_bootstrap_ci(scores, statistic, resamples=500, strata=SEEDS)
+        covered += low <= 0 <= high
+    assert 0.91 <= covered / experiments <= 0.99
+
+
+def test_the_interval_over_seeds_of_a_mean_is_that_of_student() -> None:
+    scores = np.random.default_rng(0).normal(size=(4, 9))
+    found = stratified_bootstrap_ci(scores, resamples=20_000, strata=SEEDS)
+    means = scores.mean(axis=1)
+    expected = t.interval(0.95, 3, means.mean(), means.std(ddof=1) / 2)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_two_trainings_of_one_method_are_seldom_told_apart() -> None:
+    generator, experiments, apart = np.random.default_rng(4), 200, 0
+    for _ in range(experiments):
+        x, y = generator.normal(0, 2, (2, 5, 1)) + generator.normal(0, 0.7, (2, 5, 30))
+        p, low, high = probability_of_improvement(x, y, resamples=500, strata=SEEDS)
+        apart += not low <= 0.5 <= high
+        assert 0 <= low <= p <= high <= 1
+    assert apart / experiments <= 0.1
+
+
+def test_a_ranking_over_seeds_agrees_with_the_improvement_of_two() -> None:
+    x, y = np.random.default_rng(5).normal(0, 1, (2, 4, 1)) + np.random.default_rng(6).normal(0, 1, (2, 4, 12))
+    p, low, high = probability_of_improvement(x, y, strata=SEEDS)
+    ranked = mean_improvement([[x, y]], strata=[SEEDS])
+    np.testing.assert_allclose([each[0] for each in ranked], [p, low, high], atol=0.03)
+    np.testing.assert_allclose([each[1] for each in ranked], [1 - p, 1 - high, 1 - low], atol=0.03)
+
+
+def test_a_profile_over_seeds_stays_between_none_and_all() -> None:
+    scores = np.array([[0.0, 1.0, 2.0], [5.0, 6.0, 7.0]])
+    above, low, high = performance_profile(scores, [-1.0, 3.0, 9.0], strata=SEEDS)
+    assert (above.tolist(), low.tolist(), high.tolist()) == ([1.0, 0.5, 0.0], [1.0, 0.0, 0.0], [1.0, 1.0, 0.0])
+
+
+def test_one_seed_has_no_spread() -> None:
+    for call in (
+        stratified_bootstrap_ci,
+        lambda scores, strata: probability_of_improvement(scores, scores, strata=strata),
+    ):
+        with pytest.raises(UsageError, match="at least 2 training seeds, got 1: measure more"):
+            call([[1.0, 2.0]], strata=SEEDS)

@@ -70,6 +70,19 @@ def test_a_grid_s_settings_outrank_those_of_all_and_names_tell_grids_apart(load:
     assert all(planned.run.memory.width == 8 for planned in runs)
 
 
+def test_one_agent_may_be_planned_by_two_grids_and_differ_by_family(load: Load) -> None:
+    more = GRID.replace("[0, 3]", "[1]") + 'expect = "adapts"\nsettings = { benchmark_mode = false }\n'
+    other = '[[grid]]\nfamilies = ["pendulum-dynamics"]\nalgos = ["rl2"]\nmethods = ["mlp"]\nseeds = [0]\n'
+    runs = load(SMALL + GRID + more + other + "settings = { width = 16 }").runs
+    assert {planned.agent for planned in runs} == {"rl2 mlp", "rl2 gru"}
+
+
+def test_measurements_of_a_change_and_of_none_do_not_go_together(load: Load) -> None:
+    grid = '[[grid]]\nfamilies = ["halfcheetah-cripple"]\nalgos = ["rl2"]\nmethods = ["mlp"]\nseeds = [0]\n'
+    with pytest.raises(UsageError, match=r"has protocol drift, .* has zero-shot: in one report"):
+        load(grid + "settings = { drift = true }\n" + grid + 'name = "b"\nsettings = { zero_shot = true }\n')
+
+
 def test_an_algorithm_without_methods_takes_its_own(load: Load) -> None:
     (planned,) = load('[[grid]]\nfamilies = ["pendulum-dynamics"]\nalgos = ["grbal"]\nseeds = [0]').runs
     assert planned.agent == "grbal mlp"
@@ -106,7 +119,23 @@ def test_an_algorithm_without_methods_takes_its_own(load: Load) -> None:
         (GRID.replace("rl2", "grbal"), "grbal plans with the reward"),
         (
             GRID + GRID + 'name = "b"\nsettings = { few_shot = [1] }',
-            r"has few_shot \(\), .* has \(1,\): in one report the runs of a family are measured alike",
+            "has protocol standard, .* has few-shot: in one report the runs of a family are measured alike",
+        ),
+        (
+            GRID + GRID + 'name = "b"\nsettings = { adaptation_episodes = 2 }',
+            "'point-goal rl2 mlp s0' has adaptation episodes 1, 'point-goal rl2 mlp b s0' has 2: in one report",
+        ),
+        (
+            GRID + GRID + 'name = "b"\nsettings = { test_tasks = [100] }',
+            r"has test tasks 100 101 102 103 \.\.\. .* has 100:",
+        ),
+        (
+            GRID + GRID.replace("[0, 3]", "[1]") + "settings = { width = 8 }",
+            "'point-goal rl2 mlp s0' has width 64, 'point-goal rl2 mlp s1' has 8: these are two agents, so give one",
+        ),
+        (
+            GRID + GRID.replace("[0, 3]", "[1]") + "settings = { epochs = 3 }",
+            "has epochs 50, .* has 3: these are two agents",
         ),
     ],
 )

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -64,6 +66,39 @@ def test_silence_is_named_once_it_is_long(training: Path) -> None:
     assert f"silent for 0:02:31; if it was stopped:  metarl resume {training}" in text_of(
         training, silent=151.0
     ).replace("\n", "")
+
+
+def test_a_first_epoch_and_a_measurement_may_have_been_stopped_too(training: Path, make_run: MakeRun) -> None:
+    (training / "metrics.csv").unlink()
+    go_on = f"silent for 2 days, 0:00:00; if it was stopped:  metarl resume {training}"
+    assert "silent" not in text_of(training, silent=599.0)
+    assert f"in its first epoch, {go_on}" in text_of(training, silent=172_800.0).replace("\n", "")
+    measuring = make_run("measuring")
+    (measuring / "results.json").unlink()
+    text = text_of(measuring, silent=599.0)
+    assert "measuring on test tasks" in text
+    assert "silent" not in text
+    go_on = f"silent for 0:10:01; if it was stopped:  metarl resume {measuring}"
+    assert f"measuring on test tasks, {go_on}" in text_of(measuring, silent=601.0).replace("\n", "")
+
+
+@pytest.mark.parametrize("sign", ["checkpoints/.lock", "measured_parts/1.json"])
+def test_a_run_that_goes_on_is_not_silent(training: Path, sign: str) -> None:
+    text_of(training)
+    (training / sign).parent.mkdir()
+    (training / sign).touch()
+    for path in (training / sign, (training / sign).parent):
+        os.utime(path, (WRITTEN + 990.0, WRITTEN + 990.0))
+    assert standing(training, WRITTEN + 1000.0).silent_seconds == 10.0
+
+
+@pytest.mark.parametrize("epochs", ["10", None, 0, 1.5])
+def test_epochs_that_are_none_are_refused(training: Path, epochs: Any) -> None:
+    config = json.loads((training / "config.json").read_text())
+    config["run"]["epochs"] = epochs
+    (training / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=rf"config\.json is damaged, or of another version \(epochs is {epochs!r}\)"):
+        standing(training, WRITTEN)
 
 
 def test_a_finished_run_shows_its_shots(make_run: MakeRun) -> None:

@@ -19,14 +19,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows what it can
-    arguments = [*(sys.argv[1:] if arguments is None else arguments)]  # `list` is a command, and so a name in here
-    name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
+    given = sys.argv[1:] if arguments is None else arguments
+    arguments = [*given] or ["--help"]  # `list` is a command, and so a name in here
+    name = "run" if arguments[0].startswith("-") else arguments.pop(0)
     try:
         if name not in COMMANDS:
             raise unknown_name("command", name, COMMANDS)
         code: int = import_module(f"metarl.cli.{name}").main(arguments)
     except UsageError as error:
-        return complain(str(error), USAGE_ERROR)
+        cause = error.__cause__  # of a disk that was full, which nobody asked for
+        full = isinstance(cause, OSError) and cause.errno in FULL
+        return complain(str(error), FAILED if full else USAGE_ERROR)
     except Failure as error:
         return complain(str(error), FAILED)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`metarl evaluate RUN`: measure the last checkpoint of a run."""
+"""`metarl evaluate RUN`: measure a checkpoint of a run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,13 +15,14 @@ from metarl.cli.measuring import given, measure, publish, stopped
 from metarl.core.errors import UsageError
 from metarl.experiments.console import console
 from metarl.experiments.flags import parse
-from metarl.experiments.run import EVALUATIONS, Run, make_new
+from metarl.experiments.run import Run
+from metarl.experiments.run_folder import EVALUATIONS, make_new
 from metarl.meta_rl.grbal_agent import GrBALConfig
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure the last checkpoint of a run, also under another protocol than it was started with."""
+    """Measure a checkpoint of a run, also under another protocol than it was started with."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Folder of the run."""
@@ -46,6 +47,8 @@ class EvaluateConfig:
     """Seed of the worlds; none: that of the run."""
     reference: str | None = None
     """Folder of a finished run whose shot 0 is drawn as the task-conditioned line; none: as the run was started."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The last one, or the best by return on train tasks."""
     device: str | None = None
     """Where to measure, cpu or cuda; none: where the run was started."""
     horizon: int | None = None
@@ -74,7 +77,7 @@ def main(arguments: list[str]) -> int:
         flag = f"--{next(iter(planning))}"
         raise UsageError(f"{flag} is for agents that plan (grbal), and {parsed.run} is of {run.config.algo}")
     command = shlex.join(["metarl", "evaluate", *arguments])
-    run = replace(run, algorithm=replace(run.algorithm, **planning), command=command)
+    run = replace(run, algorithm=replace(run.algorithm, **planning), command=command, checkpoint=parsed.checkpoint)
     protocol = run.protocol
     parts, kept = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot)), run.kept_parts()
     try:

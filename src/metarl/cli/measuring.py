@@ -12,15 +12,18 @@ from metarl.env_runner.recording import Recorder
 from metarl.experiments.checkpoint import LAST
 from metarl.experiments.console import console
 from metarl.experiments.display import Display, MeasuringDisplay, unstable_note
+from metarl.experiments.doctor import crowding
 from metarl.experiments.drift_views import drift_table
 from metarl.experiments.environments import environment_table
+from metarl.experiments.files import only_one
 from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, write_before_after
 from metarl.experiments.interrupt import first_interrupt_asks
 from metarl.experiments.kept_parts import KeptParts
 from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.plots import adaptation_table
 from metarl.experiments.results import Results
-from metarl.experiments.run import Run, write_results
+from metarl.experiments.run import Run
+from metarl.experiments.run_folder import write_results
 
 
 def given(**values: Any) -> dict[str, Any]:
@@ -31,6 +34,8 @@ def given(**values: Any) -> dict[str, Any]:
 def train_and_measure(run: Run) -> int:
     """Train a run to its end, or until it is interrupted, measure it, write all files; the exit code."""
     go_on = f"metarl resume {shlex.quote(str(run.folder))}"
+    if crowded := crowding():
+        console.print(crowded)
     try:
         with first_interrupt_asks() as stop, Display(run.config.epochs) as display:
             title = f"{run.distribution.name}, {run.config.algo}, {run.memory.method}, seed {run.config.seed}"
@@ -43,12 +48,14 @@ def train_and_measure(run: Run) -> int:
         console.print(f"stopped after a whole epoch, which is saved; go on with:  {go_on}")
         return INTERRUPTED
     recorder = before_after_recorder(run) if run.config.benchmark_mode else None
-    kept = run.kept_parts()
-    try:
-        measured = measure(run, kept, recorder=recorder)
-    except KeyboardInterrupt:
-        return complain(f"{stopped(run)}; go on with:  {go_on}", INTERRUPTED)
-    paths = publish(measured, run.folder, kept)
+    with only_one(run.checkpoints):
+        run.check_others()
+        kept = run.kept_parts()
+        try:
+            measured = measure(run, kept, recorder=recorder)
+        except KeyboardInterrupt:
+            return complain(f"{stopped(run)}; go on with:  {go_on}", INTERRUPTED)
+        paths = publish(measured, run.folder, kept)
     for path in (*paths, run.folder / METRICS_FILE, run.checkpoints / LAST):
         console.print(f"wrote {path}")
     if recorder is None:
@@ -79,6 +86,8 @@ def _show(run: Run, recorder: Recorder, measured: Results) -> None:
 
 def measure(run: Run, kept: KeptParts, seed: int | None = None, recorder: Recorder | None = None) -> Results:
     """Measure on the held-out tasks, showing how far it is."""
+    if run.changed_file:
+        console.print(f"{run.changed_file} has changed since this run was made; it is measured in what is there now")
     with MeasuringDisplay() as display:
         return run.measure(display.report, seed, recorder, kept)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -10,7 +11,7 @@ import tyro
 from metarl.core.errors import missing_extra
 from metarl.experiments.console import console
 from metarl.experiments.flags import parse
-from metarl.experiments.shipped import check_player
+from metarl.experiments.shipped import check_player, shipped_folder
 
 if TYPE_CHECKING:
     import viser
@@ -33,8 +34,7 @@ class PlayConfig:
 
 
 def main(arguments: list[str]) -> int:
-    """A browser needs seconds until it draws, and so do the imports of what acts and simulates: the page is served
-    first."""
+    """A browser needs seconds until it draws, and so do the imports of what acts: the page is served first."""
     parsed = parse(PlayConfig, arguments, "play")
     check_player(parsed.agent)
     try:
@@ -43,6 +43,10 @@ def main(arguments: list[str]) -> int:
         raise missing_extra(str(error.name), "play") from error
     try:
         with serving(parsed.host, parsed.port) as (server, address):
+            from metarl.experiments.play_body import check_body
+
+            folder = Path(parsed.agent) if Path(parsed.agent).is_dir() else shipped_folder(parsed.agent)
+            check_body(folder / "config.json")
             console.print(f"{parsed.agent}: open {address} in a browser; Ctrl-C ends it")
             play(server, parsed)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""`metarl report RUN [RUN ...]`: finished runs as one page."""
+"""`metarl report RUN [RUN ...]`: finished runs as one table, and as one page or picture."""
 
 from __future__ import annotations
 
@@ -11,26 +11,37 @@ import tyro
 from metarl.core.errors import missing_extra
 from metarl.experiments.console import console
 from metarl.experiments.flags import parse
+from metarl.experiments.plots import adaptation_curve, adaptation_table
 from metarl.experiments.report import load_entries
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Put finished runs on the same tasks into one HTML page: figures, tables, settings; it opens without a network."""
+    """Put finished runs on the same tasks into one table and one HTML page, which opens without a network."""
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of finished runs, or of their evaluations; those that differ in the seed alone become one line."""
-    out: Path = Path("report.html")
-    """Where to write the page."""
+    out: Path | None = None
+    """Where to write the page of figures, tables and settings; none: report.html, or no page where --png is given."""
+    png: Path | None = None
+    """Where to draw the return by shot of all of them as one picture."""
 
 
 def main(arguments: list[str]) -> int:
     parsed = parse(ReportConfig, arguments, "report")
     entries = load_entries(parsed.runs)
+    results, labels = [entry.results for entry in entries], [entry.label for entry in entries]
+    console.print(adaptation_table(results, labels))
+    if parsed.png is not None:
+        adaptation_curve(parsed.png, results, labels)
+        console.print(f"wrote {parsed.png}")
+        if parsed.out is None:
+            return 0
     try:
         from metarl.experiments.report_page import write_report
     except ModuleNotFoundError as error:
         raise missing_extra(str(error.name), "report") from error
-    write_report(parsed.out, entries)
-    console.print(f"wrote {parsed.out}")
+    out = parsed.out or Path("report.html")
+    write_report(out, entries)
+    console.print(f"wrote {out}")
     return 0

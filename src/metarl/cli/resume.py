@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from metarl.cli.measuring import given, train_and_measure
+from metarl.core.errors import UsageError
+from metarl.experiments.console import console
 from metarl.experiments.flags import EPOCHS_ALIAS, parse
 from metarl.experiments.run import Run
 
@@ -26,9 +29,22 @@ class ResumeConfig:
     reference: str | None = None
     """Folder of the run whose shot 0 is drawn as the task-conditioned line, where it has moved; none: as the run was
     started."""
+    beside: tuple[str, ...] = ()
+    """With --drift: folders of the runs that it is measured beside, where they have moved; none: as the run was
+    started."""
 
 
 def main(arguments: list[str]) -> int:
     parsed = parse(ResumeConfig, arguments, "resume")
-    run = Run.load(parsed.run, **given(device=parsed.device, reference=parsed.reference))
+    others = given(reference=parsed.reference, beside=parsed.beside)
+    run = Run.load(parsed.run, check_others=bool(others), **given(device=parsed.device), **others)
+    try:
+        run.check_others()
+    except UsageError as error:
+        console.print(f"needed once it is measured, and not there: {error}")
+    if threads := run.threads_before():
+        console.print(
+            f"trained with {threads} threads so far, {torch.get_num_threads()} now: sums are formed in another order, "
+            f"which changes last digits; OMP_NUM_THREADS={threads} goes on with the same"
+        )
     return train_and_measure(run if parsed.epochs is None else run.extended(parsed.epochs))

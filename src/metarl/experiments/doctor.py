@@ -48,6 +48,20 @@ def hardware() -> dict[str, str]:
     }
 
 
+def crowding() -> str | None:
+    """Says that others compute on these cores and what to do, where this process has several threads: such threads spin
+    while they wait for each other, so that two processes stop each other for most of the time."""
+    if sys.platform == "win32" or torch.get_num_threads() == 1:
+        return None
+    load, present = os.getloadavg()[0], os.cpu_count() or 1
+    if load <= present / 2:
+        return None
+    return (
+        f"load average {load:.1f} on {present} cores: others compute here, and beside them a run is several times "
+        "slower than it needs to be; start each with OMP_NUM_THREADS=1"
+    )
+
+
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)

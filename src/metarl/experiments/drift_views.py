@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from metarl.experiments.drift import CHANGE, UNCHANGED
-from metarl.experiments.files import atomic_write
-from metarl.experiments.plots import COLOURS, GREY, INK, interval_text, measured_on, new_figure, number
+from metarl.experiments.plots import COLOURS, GREY, INK, interval_text, measured_on, new_figure, number, save_figure
 from metarl.experiments.results import Results
 
 if TYPE_CHECKING:
@@ -87,9 +85,7 @@ def drift_picture(path: str | Path, results: Results) -> None:
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    atomic_write(path, image.getvalue())
+    save_figure(path, figure)
 
 
 def _draw(axes: Axes, variants: Mapping[str, Any], curve: str) -> None:

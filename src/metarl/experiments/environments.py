@@ -14,7 +14,7 @@ from rich.table import Table
 
 from metarl.core.task import Task
 from metarl.experiments.files import atomic_write
-from metarl.experiments.plots import COLOURS, GREY, INK, new_figure, number
+from metarl.experiments.plots import COLOURS, GREY, INK, new_figure, number, save_figure
 from metarl.experiments.protocol import Evaluation
 from metarl.tasks.distribution import TaskDistribution
 
@@ -142,9 +142,7 @@ def draw_environments(path: str | Path, rows: Sequence[EnvironmentRow], title: s
     axes.tick_params(colors=INK, labelsize=8.5)
     axes.margins(y=0.02)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=GREY)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    atomic_write(path, image.getvalue())
+    save_figure(path, figure)
 
 
 def _first_and_last(rows: Sequence[EnvironmentRow]) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from metarl.experiments.checkpoint import BEST, LAST, load_checkpoint
 from metarl.experiments.metrics_log import METRICS_FILE, read_metrics
 from metarl.experiments.results import RESULTS_FILE, Results, load_results
-from metarl.experiments.run import CONFIG_FILE, CURVE_FILE
+from metarl.experiments.run_folder import CONFIG_FILE, CURVE_FILE
 from metarl.experiments.statistics import Summary
 from metarl.experiments.trainer import CHECKPOINTS
 

@@ -20,12 +20,13 @@ from metarl.meta_rl.grbal_agent import GrBALConfig
 
 @dataclass(frozen=True)
 class Forecast:
-    """The runs of one agent on one family: `seconds` is what they still take, one after the other.
+    """The runs of one agent on one family: `seconds` is what the open ones still take, one after the other.
 
     `source` says where the speed was measured; "" where nothing is left to do.
     """
 
     runs: tuple[Planned, ...]
+    open_runs: int
     epochs_left: int
     seconds: float
     source: str
@@ -48,7 +49,7 @@ def forecast(suite: Suite, jobs: int, tell: Callable[[str], None] = lambda line:
 
 def total_seconds(forecasts: Sequence[Forecast], jobs: int) -> float:
     """Time of all runs, `jobs` at a time: evenly shared, but no shorter than the longest run."""
-    longest = max((each.seconds / len(each.runs) for each in forecasts), default=0.0)
+    longest = max((each.seconds / each.open_runs for each in forecasts if each.open_runs), default=0.0)
     return max(sum(each.seconds for each in forecasts) / jobs, longest)
 
 
@@ -56,7 +57,7 @@ def _of_group(runs: tuple[Planned, ...], jobs: int, tell: Callable[[str], None])
     left = [(each.run.config.epochs - epochs, done) for each in runs for epochs, done in [epochs_done(each.run)]]
     open_runs, epochs = sum(not done for _, done in left), sum(epochs for epochs, _ in left)
     if not open_runs:
-        return Forecast(runs, 0, 0.0, "")
+        return Forecast(runs, 0, 0, 0.0, "")
     measured = [rows[-1] for each in runs if (rows := read_metrics(each.run.folder))]
     if measured:
         row = measured[-1]
@@ -70,7 +71,7 @@ def _of_group(runs: tuple[Planned, ...], jobs: int, tell: Callable[[str], None])
     run = runs[0].run
     watched = epochs * evaluation_steps(run, WATCH, min(WATCHED_TASKS, len(run.test_tasks)))
     judged = open_runs * evaluation_steps(run, run.protocol, len(run.test_tasks))
-    return Forecast(runs, epochs, (epochs * steps + watched + judged) / speed, source)
+    return Forecast(runs, open_runs, epochs, (epochs * steps + watched + judged) / speed, source)
 
 
 def calibrate(run: Run) -> tuple[float, float]:

@@ -1,4 +1,5 @@
-"""Ctrl-C as a request: the first lets whole epochs end and be saved, the second stops at once."""
+"""Ctrl-C, and the SIGTERM of a container or a queue, as a request: the first lets whole epochs end and be saved, the
+second stops at once."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ ASKED_TO_STOP = b"\nfinishing this epoch, then saving (Ctrl-C again: stop at onc
 
 @contextmanager
 def first_interrupt_asks() -> Iterator[Callable[[], bool]]:
-    """Gives a function that says whether Ctrl-C was pressed; pressed again, it is a KeyboardInterrupt."""
+    """Gives a function that says whether either signal came; the second one is a KeyboardInterrupt."""
     asked = False
 
     def handle(number: int, frame: Any) -> None:
@@ -23,8 +24,9 @@ def first_interrupt_asks() -> Iterator[Callable[[], bool]]:
         asked = True
         os.write(2, ASKED_TO_STOP)  # not a print: the handler may have interrupted one, and they do not nest
 
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

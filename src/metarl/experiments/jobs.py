@@ -21,7 +21,9 @@ from metarl.core.threads import cores
 from metarl.experiments.display import epoch_line
 from metarl.experiments.files import only_one
 from metarl.experiments.interrupt import first_interrupt_asks
-from metarl.experiments.run import CONFIG_FILE, Run, write_results
+from metarl.experiments.report import load_run
+from metarl.experiments.run import Run
+from metarl.experiments.run_folder import CONFIG_FILE, write_results
 from metarl.experiments.suite import Planned, Suite, epochs_done
 from metarl.experiments.trainer import Progress
 
@@ -52,9 +54,9 @@ def execute(
 ) -> list[Outcome]:
     """Train and measure every run that is not finished, `jobs` at a time; how each ended, in the suite's order.
 
-    A run goes on from its last checkpoint. The first Ctrl-C lets every running epoch end and be saved; the second, like
-    a kill of this process, stops at once and costs the epochs that were running. Cores are shared out by
-    OMP_NUM_THREADS; MuJoCo's own threads are not.
+    A run goes on from its last checkpoint; one whose folder is damaged costs no other. The first Ctrl-C lets every
+    running epoch end and be saved; the second, like a kill of this process, stops at once and costs the epochs that
+    were running. Cores are shared out by OMP_NUM_THREADS; MuJoCo's own threads are not.
 
     Args:
         ended: called with every outcome as it comes, those of finished runs first.
@@ -76,11 +78,15 @@ def execute(
             while running or (waiting and not asked()):
                 while waiting and len(running) < jobs and not asked():
                     planned = waiting.popleft()
-                    if epochs_done(planned.run)[1]:
-                        note(Outcome(planned, True))
-                    else:
-                        process = _start(planned)
-                        running[process.sentinel] = process, planned
+                    try:
+                        if epochs_done(planned.run)[1]:
+                            load_run(planned.run.folder)
+                            note(Outcome(planned, True))
+                        else:
+                            process = _start(planned)
+                            running[process.sentinel] = process, planned
+                    except (UsageError, OSError) as error:
+                        note(Outcome(planned, False, str(error)))
                 if asked() and not told:
                     told = True
                     for process, _ in running.values():

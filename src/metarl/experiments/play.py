@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.mujoco_family import template_model
 from metarl.env_runner.recording import Episode
 from metarl.env_runner.task_env import successor
+from metarl.experiments.play_body import body_of
 from metarl.experiments.pretrained import acting_agent, load_pretrained, pretrained_run
 from metarl.experiments.run import Run
 from metarl.experiments.scenes import SPEED_STEPS, Gauge, gauge
@@ -73,14 +73,8 @@ class Playground:
 
     def __init__(self, agent: Agent, distribution: TaskDistribution, task: int | None = None, seed: int = 0) -> None:
         begin = distribution.test[0] if task is None else _find(distribution, task)
-        with closing(distribution.make_env([begin])) as env:
-            if not isinstance(env, MujocoBatch):
-                raise UsageError(
-                    f"'{distribution.name}' has no MuJoCo body to show: play with a run of a MuJoCo family that is not "
-                    "told its task, such as halfcheetah-vel"
-                )
-            family, self.task = adjustable(env.family, begin)
-            horizon = env.max_episode_steps
+        body, horizon = body_of(distribution, begin)
+        family, self.task = adjustable(body, begin)
         model, own = template_model(family), list(begin.params)
         self.task_knobs: list[Knob] = knobs(model, (*distribution.test, *distribution.train), own)
         self.world_knobs: list[Knob] = knobs(model, [self.task], [name for name in self.task if name not in own])

@@ -12,9 +12,10 @@ import numpy as np
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
-from metarl.core.errors import UsageError
+from metarl.experiments.comparable import check_comparable
 from metarl.experiments.files import atomic_write
 from metarl.experiments.results import Results
+from metarl.experiments.statistics import SEEDS, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 REFERENCES = {"random": ("random policy", (0, (1, 2))), "task_conditioned": ("policy told the task", (0, (6, 2)))}
 INK, GREY = "#333333", "#767676"
 
-INTERVALS = {"repeats": "over repeats", "tasks": "over the tasks of an environment"}
+INTERVALS = {"repeats": "over repeats", "tasks": "over the tasks of an environment", SEEDS: "over training seeds"}
 
 FAR = 0.5
 """A reference further from all scores than this fraction of their spread is named at the border, not drawn to scale."""
@@ -56,40 +57,51 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def adaptation_curve(path: str | Path, results: Sequence[Results]) -> None:
-    """Draw the return by shot on test tasks as a PNG: mean with its 95 % interval, reference lines, each task faintly.
-
-    Several results on the same test tasks are laid over each other, a colour each; the reference lines are those of the
-    first. Shots are spaced evenly, whatever their numbers. A reference far outside the scores is named at the border
-    with its value, so that the curve keeps its resolution.
-    """
-    _check_comparable(results)
-    shots = sorted({int(shot) for result in results for shot in result["shots"]})
-    position = {shot: index for index, shot in enumerate(shots)}
-    figure = new_figure(7.6, 4.8)
-    axes = figure.add_subplot()
-    for index in range(len(results)):
-        _draw_tasks(axes, results, index, position)
-        _draw_mean(axes, results, index, position)
-    _draw_references(axes, results[0]["references"], _drawn_range(results))
-    _decorate(figure, axes, results, shots)
+def save_figure(path: str | Path, figure: Figure) -> None:
+    """Write a figure as a PNG."""
     image = io.BytesIO()
     figure.savefig(image, format="png")
     atomic_write(path, image.getvalue())
 
 
-def adaptation_table(results: Sequence[Results]) -> Table:
-    """Return and success by shot, a row each, with the reference lines at the end; for one result or several."""
-    _check_comparable(results)
+def adaptation_curve(path: str | Path, results: Sequence[Results], labels: Sequence[str] = ()) -> None:
+    """Draw the return by shot on test tasks as a PNG: mean with its 95 % interval, reference lines, each task faintly.
+
+    Several results are laid over each other, a colour each. Shots are spaced evenly, whatever their numbers. A
+    reference far outside the scores is named at the border with its value, so that the curve keeps its resolution.
+
+    Args:
+        labels: what tells the results apart; none: their methods.
+
+    Raises:
+        UsageError: results that were not measured alike.
+    """
+    labels = _checked_labels(results, labels)
+    shots = sorted(map(int, results[0]["shots"]))
+    position = {shot: index for index, shot in enumerate(shots)}
+    figure = new_figure(7.6, 4.8)
+    axes = figure.add_subplot()
+    for index in range(len(results)):
+        _draw_tasks(axes, results, index, position)
+        _draw_mean(axes, results, index, position, labels[index])
+    _draw_references(axes, references_of(results), _drawn_range(results))
+    _decorate(figure, axes, results, shots)
+    save_figure(path, figure)
+
+
+def adaptation_table(results: Sequence[Results], labels: Sequence[str] = ()) -> Table:
+    """Return and success by shot, a row each, with the reference lines at the end; otherwise as `adaptation_curve`."""
+    labels = _checked_labels(results, labels)
     several = len(results) > 1
     succeeds = any(shot["success"] for result in results for shot in result["shots"].values())
-    caption = f"return per episode; {measured_on(results[0])}; {interval_text(results)}"
+    caption = f"return per episode; {measured_on(*results)}; {interval_text(results)}"
     table = Table(title=_title(results), caption=caption, box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
-    for column in (*(["agent"] if several else []), "shot"):
-        table.add_column(column, no_wrap=True)
+    if several:
+        table.add_column("agent", overflow="fold")
+    table.add_column("shot", no_wrap=True)
     for column in ("after", "mean", "95 % CI", "IQM", "CVaR 5 %", *(["success"] if succeeds else [])):
         table.add_column(column, justify="right", no_wrap=True)
-    for label, result in zip(_labels(results), results, strict=True):
+    for label, result in zip(labels, results, strict=True):
         for shot, scores in result["shots"].items():
             table.add_row(
                 *([label] if several else []),
@@ -99,22 +111,22 @@ def adaptation_table(results: Sequence[Results]) -> Table:
                 *([_percent(scores["success"])] if succeeds else []),
             )
         table.add_section()
-    for name, (label, _) in REFERENCES.items():
-        reference = results[0]["references"].get(name)
-        if reference:
-            table.add_row(*([label, ""] if several else [label]), "", *_cells(reference), style="dim")
+    for name, reference in references_of(results).items():
+        label = REFERENCES[name][0]
+        table.add_row(*([label, ""] if several else [label]), "", *_cells(reference), style="dim")
     return table
 
 
-def _check_comparable(results: Sequence[Results]) -> None:
-    families = sorted({result["task_dist"] for result in results})
-    if len(families) != 1:
-        raise UsageError(
-            f"only results of one task distribution go together, got {', '.join(families) or 'no results'}"
-        )
-    tested = {tuple(result["task_split"]["test"]) for result in results}
-    if len(tested) != 1:
-        raise UsageError("only results on the same test tasks go together: evaluate the runs on the same --test-tasks")
+def references_of(results: Sequence[Results]) -> dict[str, Summary]:
+    """The reference lines by name, each from the first of the results that has it."""
+    found = {name: [each["references"].get(name) for each in results] for name in REFERENCES}
+    return {name: next(filter(None, each)) for name, each in found.items() if any(each)}
+
+
+def _checked_labels(results: Sequence[Results], labels: Sequence[str]) -> Sequence[str]:
+    labels = labels or [result["method"] for result in results]
+    check_comparable([*zip(labels, results, strict=True)])
+    return labels
 
 
 def _draw_tasks(axes: Axes, results: Sequence[Results], index: int, position: Mapping[int, int]) -> None:
@@ -133,7 +145,7 @@ def _draw_tasks(axes: Axes, results: Sequence[Results], index: int, position: Ma
         )
 
 
-def _draw_mean(axes: Axes, results: Sequence[Results], index: int, position: Mapping[int, int]) -> None:
+def _draw_mean(axes: Axes, results: Sequence[Results], index: int, position: Mapping[int, int], label: str) -> None:
     """Mean and 95 % interval by shot; results stand a little apart, so that their bars can be told from each other."""
     shots = results[index]["shots"]
     colour = COLOURS[index % len(COLOURS)]
@@ -153,15 +165,15 @@ def _draw_mean(axes: Axes, results: Sequence[Results], index: int, position: Map
         marker="o",
         markersize=4.5,
         zorder=4,
-        label=_labels(results)[index],
+        label=label,
     )
 
 
-def _draw_references(axes: Axes, references: Mapping[str, Any], drawn: tuple[float, float]) -> None:
+def _draw_references(axes: Axes, references: Mapping[str, Summary], drawn: tuple[float, float]) -> None:
     """Horizontal lines for references near the scores; those far outside are named at the border, with an arrow."""
     low, high = drawn
     reach = FAR * (high - low) if high > low else math.inf
-    values = {name: references[name]["mean"] for name in REFERENCES if references.get(name)}
+    values = {name: reference["mean"] for name, reference in references.items()}
     near = {name: value for name, value in values.items() if low - reach <= value <= high + reach}
     low, high = min([low, *near.values()]), max([high, *near.values()])
     margin = MARGIN * ((high - low) or abs(high) or 1.0)
@@ -172,7 +184,7 @@ def _draw_references(axes: Axes, references: Mapping[str, Any], drawn: tuple[flo
     heights = [(values[name] - low + margin) / (high - low + 2 * margin) for name in ascending]
     for name, height in zip(ascending, _spread_out(heights), strict=True):
         arrow = "" if name in near else "↓ " if values[name] < low else "↑ "
-        text = f"{arrow}{REFERENCES[name][0]}\n{with_minus(number(values[name]))}"
+        text = f"{arrow}{REFERENCES[name][0]}\n{number_text(values[name])}"
         axes.text(1.015, height, text, transform=axes.transAxes, va="center", fontsize=8.5, color=GREY)
 
 
@@ -201,7 +213,7 @@ def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Seq
     axes.text(
         0,
         1.025,
-        f"{measured_on(results[0])}; {interval_text(results)}",
+        f"{measured_on(*results)}; {interval_text(results)}",
         transform=axes.transAxes,
         fontsize=9,
         color=GREY,
@@ -231,14 +243,18 @@ def _title(results: Sequence[Results]) -> str:
     return " · ".join(names[0] for names in shared if len(names) == 1)
 
 
-def measured_on(results: Results) -> str:
-    """Number of tasks, whether they are new, and repeats."""
-    num_tasks, seen = len(results["tasks"]), len(results["task_split"]["same_as_train"])
-    repeats = len(next(iter(results["tasks"][0]["shots"].values()))["return"])
+def measured_on(*results: Results) -> str:
+    """Number of tasks, which are the same ones for all results, whether they are new, and repeats, or seeds."""
+    num_tasks, seen = len(results[0]["tasks"]), len(results[0]["task_split"]["same_as_train"])
     kind = f"{num_tasks} {'test' if seen else 'held-out'} task{'' if num_tasks == 1 else 's'}"
     if seen:
         kind += " (also trained on)" if seen == num_tasks else f" ({seen} also trained on)"
-    return f"{kind}, {repeats} repeat{'' if repeats == 1 else 's'} each"
+    return f"{kind}, {' or '.join(dict.fromkeys(map(_repeats, results)))} each"
+
+
+def _repeats(results: Results) -> str:
+    repeats = len(next(iter(results["tasks"][0]["shots"].values()))["return"])
+    return f"{repeats} {'seed' if results.get('interval') == SEEDS else 'repeat'}{'' if repeats == 1 else 's'}"
 
 
 def interval_text(results: Sequence[Results]) -> str:
@@ -247,20 +263,11 @@ def interval_text(results: Sequence[Results]) -> str:
     return f"mean with 95 % CI {' or '.join(over)}"
 
 
-def _labels(results: Sequence[Results]) -> list[str]:
-    """What tells each result from the others: its method, with algo and seeds where those are needed."""
-    for keys in (("method",), ("algo", "method"), ("algo", "method", "seeds")):
-        labels = [" ".join(str(result[key]) for key in keys) for result in results]
-        if len(set(labels)) == len(results):
-            break
-    return labels
-
-
 def _task_means(task: dict[str, Any]) -> list[float]:
     return [float(np.mean(scores["return"])) for scores in task["shots"].values()]
 
 
-def _cells(summary: dict[str, Any]) -> list[str]:
+def _cells(summary: Summary) -> list[str]:
     low, high = summary["ci95"]
     interval = f"[{number(low)}, {number(high)}]"
     return [number(summary["mean"]), interval, number(summary["iqm"]), number(summary["cvar05"])]
@@ -275,6 +282,11 @@ def number(value: float) -> str:
 def with_minus(text: str) -> str:
     """With the minus sign that the axis uses."""
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def number_text(value: float) -> str:
+    """A number as pages and pictures have it."""
+    return with_minus(number(value))
 
 
 def _percent(success: dict[str, Any] | None) -> str:

@@ -18,8 +18,9 @@ from metarl.experiments.checkpoint import LAST, load_checkpoint, restore, save_c
 from metarl.experiments.files import write_json
 from metarl.experiments.flags import without
 from metarl.experiments.results import Results, load_results
-from metarl.experiments.run import CONFIG_FILE, Run
+from metarl.experiments.run import RESUMED, Run
 from metarl.experiments.run_config import RunConfig
+from metarl.experiments.run_folder import CONFIG_FILE
 from metarl.experiments.shipped import CARD_FILE, SHIPPED, WEIGHTS_FILE, Card, load_card, shipped_folder
 from metarl.tasks.distribution import id_ranges
 
@@ -139,10 +140,11 @@ def _card(target: Path, measured: Results) -> Card:
 
 def _portable(command: str) -> str:
     """The command without the paths of the machine that it ran on; they change no number."""
-    arguments = shlex.split(command)
+    started, *resumed = command.split(RESUMED)
+    arguments = shlex.split(started)
     for flag in ("output-dir", "reference"):
         arguments = without(arguments, flag)
-    return shlex.join(arguments)
+    return RESUMED.join([shlex.join(arguments), *resumed])
 
 
 def _checksum(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from metarl.env_runner.recording import Recorder
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.trial import Trial, run_trial
 from metarl.experiments.reference import OracleAgent, RandomAgent
-from metarl.experiments.statistics import Scores, Summary, summary
+from metarl.experiments.statistics import Scores, Strata, Summary, summary
 from metarl.tasks.distribution import TaskDistribution
 
 if TYPE_CHECKING:
@@ -190,9 +191,11 @@ def parts(
 
 
 def reference_lines(
-    distribution: TaskDistribution, tasks: Sequence[Task], protocol: Protocol
+    distribution: TaskDistribution, tasks: Sequence[Task], protocol: Protocol, strata: Strata | None = None
 ) -> dict[str, Summary | None]:
     """Returns without adaptation of a policy that acts at random, and of one that knows the task.
+
+    `strata`: of the evaluation that they stand beside, so that intervals are over the same.
 
     "task_conditioned" is None where the family has no scripted oracle.
     """
@@ -207,8 +210,8 @@ def reference_lines(
         lines: dict[str, Summary | None] = {"random": None, "task_conditioned": None}
         for name, agent in agents.items():
             with _measuring(agent):
-                evaluation = _with_strata(_evaluate_in(env, agent, tasks, protocol), distribution)
-            lines[name] = evaluation.summary(evaluation.shots[0].returns)
+                evaluation = _evaluate_in(env, agent, tasks, protocol)
+            lines[name] = summary(evaluation.shots[0].returns, strata)
     return lines
 
 
@@ -293,11 +296,12 @@ def _with_strata(evaluation: Evaluation, distribution: TaskDistribution) -> Eval
     """With the tasks' environments, where the protocol draws intervals from tasks, or where repeats are copies.
 
     In a world without chance an agent that acts by its mode does the same in every repeat. What could have come out
-    otherwise are then the tasks that were drawn.
+    otherwise are then the tasks that were drawn, where there are several of each environment.
     """
+    environments = tuple(distribution.environments(evaluation.tasks))
     copies = all((shot.returns == shot.returns[0]).all() for shot in evaluation.shots)
-    if evaluation.protocol.interval == "tasks" or (copies and len(evaluation.tasks) > 1):
-        return replace(evaluation, strata=tuple(distribution.environments(evaluation.tasks)))
+    if evaluation.protocol.interval == "tasks" or (copies and min(Counter(environments).values()) > 1):
+        return replace(evaluation, strata=environments)
     return evaluation
 
 

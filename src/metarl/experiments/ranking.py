@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from metarl.experiments.report import Entry, check_comparable, load_run
+from metarl.experiments.comparable import check_comparable
+from metarl.experiments.report import Entry, load_run
 from metarl.experiments.report_rows import Row, shots_of
 from metarl.experiments.statistics import Scores, Strata, iqm, mean_improvement, stratified_bootstrap_ci
 from metarl.experiments.suite import Planned
@@ -24,7 +25,7 @@ def families_of(finished: Sequence[Planned]) -> dict[str, list[Entry]]:
         entries = [
             Entry(agent, tuple(load_run(planned.run.folder) for planned in runs)) for agent, runs in agents.items()
         ]
-        check_comparable([run for entry in entries for run in entry.runs])
+        check_comparable([(str(run.folder), run.results) for entry in entries for run in entry.runs])
         families[name] = entries
     return families
 

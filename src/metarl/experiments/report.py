@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,27 +14,26 @@ import numpy as np
 
 from metarl.core.agent import Metrics
 from metarl.core.errors import UsageError
+from metarl.experiments.comparable import check_comparable
 from metarl.experiments.metrics_log import read_metrics
-from metarl.experiments.results import RESULTS_FILE, Results, load_results
-from metarl.experiments.run import CONFIG_FILE, EVALUATIONS, LABELLED_SETTINGS
-from metarl.experiments.statistics import Scores
+from metarl.experiments.plots import references_of
+from metarl.experiments.results import Results, load_results
+from metarl.experiments.run import LABELLED_SETTINGS
+from metarl.experiments.run_folder import CONFIG_FILE, EVALUATIONS
+from metarl.experiments.statistics import SEEDS, Scores, Strata, summary
 
-NEEDED = {
-    *("algo", "method", "seeds", "protocol", "shots", "tasks", "references", "task_split"),
-    *("env_steps", "wall_seconds", "versions", "command"),
-}
 SETTINGS = ("run", "algorithm", "memory")
 """The groups of settings in config.json."""
 NOT_THE_METHOD = {"run.seed", "run.output_dir", "run.device", "run.reference", "run.benchmark_mode", "run.beside"}
 """Settings in which two runs of one method may differ: all others make it another method."""
 
-MEASURE_AGAIN = "measure one again with  metarl evaluate, or report them apart"
-APART = "report them apart"
-
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A folder with results.json; config.json and metrics.csv are empty where they are not beside it."""
+    """A folder with results.json; config.json and metrics.csv are empty where they are not beside it.
+
+    `metrics` ends with the epoch that was measured.
+    """
 
     folder: Path
     results: Results
@@ -46,6 +46,12 @@ class FinishedRun:
         groups = {group: self.config.get(group, {}) for group in SETTINGS}
         settings = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
         return settings | {f"algorithm.{name}": value for name, value in self.results.get("measured_with", {}).items()}
+
+    @property
+    def trained(self) -> str:
+        """Which state was measured: that after so many steps, or the best of the training."""
+        best = self.results.get("checkpoint") == "best"
+        return "best checkpoint" if best else f"{self.results['env_steps']:,} steps"
 
     @property
     def hardware(self) -> Mapping[str, str]:
@@ -66,13 +72,32 @@ class Entry:
         return [seed for run in self.runs for seed in run.results["seeds"]]
 
     @property
-    def strata(self) -> list[str] | None:
-        """The environment of each task, where the intervals of a single run are over tasks; a seed is a repeat."""
+    def strata(self) -> Strata | None:
+        """What intervals are over: `SEEDS`, where there are several; the environment of each task, where those of a
+        single run are over tasks; None: repeats."""
         results = self.runs[0].results
-        if len(self.runs) > 1 or results.get("interval") != "tasks":
+        if len(self.runs) > 1:
+            return SEEDS
+        if results.get("interval") != "tasks":
             return None
         environment = results["environment"]
         return [str(task["params"][environment]) if environment else results["task_dist"] for task in results["tasks"]]
+
+    @property
+    def results(self) -> Results:
+        """What pictures and tables of adaptation show of it: of several runs a repeat a seed, intervals over seeds."""
+        first = self.runs[0].results
+        if len(self.runs) == 1:
+            return first
+        shots, tasks = {}, [{"id": task["id"], "params": task["params"], "shots": {}} for task in first["tasks"]]
+        for shot, of_shot in first["shots"].items():
+            scores = self.scores(int(shot))
+            succeeded = of_shot["success"] and {"any_step": summary(self.scores(int(shot), "success"), SEEDS)}
+            shots[shot] = {**of_shot, "return": summary(scores, SEEDS), "success": succeeded}
+            for task, by_seed in zip(tasks, scores.T.tolist(), strict=True):
+                task["shots"][shot] = {"return": by_seed}
+        changes = {"seeds": self.seeds, "interval": SEEDS, "shots": shots, "tasks": tasks}
+        return {**first, **changes, "references": references_of([run.results for run in self.runs])}
 
     def scores(self, shot: int, measure: str = "return") -> Scores:
         """Matrix [repeats, tasks]. Of one run: its rows. Of several: a repeat a seed, the mean of that seed's rows."""
@@ -92,50 +117,40 @@ def load_entries(paths: Sequence[str | Path]) -> list[Entry]:
     twice = [str(folder) for folder, count in Counter(run.folder for run in runs).items() if count > 1]
     if twice:
         raise UsageError(f"{twice[0]} is given twice: give each run once")
-    check_comparable(runs)
+    check_comparable([(str(run.folder), run.results) for run in runs])
     return group(runs)
 
 
 def load_run(path: str | Path) -> FinishedRun:
-    """A finished run from its folder or results.json; an evaluation's settings are those of the run that it is in."""
+    """A finished run from its folder or results.json; an evaluation's settings are those of the run that it is in, of
+    which it shows the training up to what was measured.
+
+    Raises:
+        UsageError: it cannot be read, or it was trained further after it was measured.
+    """
     results = load_results(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    if lacking := sorted(NEEDED - results.keys()):
-        raise UsageError(f"{folder / RESULTS_FILE} lacks {', '.join(lacking)}: {MEASURE_AGAIN}")
-    home = folder.parent.parent if folder.parent.name == EVALUATIONS else folder
-    return FinishedRun(folder, results, _read_config(home / CONFIG_FILE), read_metrics(home))
-
-
-def check_comparable(runs: Sequence[FinishedRun]) -> None:
-    """Refuse runs that do not belong in one figure, naming the field in which they differ."""
-    first, others = runs[0], runs[1:]
-    for other in others:
-        for field, advice in (
-            ("task_dist", APART),
-            ("protocol", MEASURE_AGAIN),
-            ("shots", MEASURE_AGAIN),
-            ("adaptation episodes", MEASURE_AGAIN),
-            ("evaluation episodes", MEASURE_AGAIN),
-            *((name, APART) for name in sorted({*_details(first), *_details(other)})),
-            ("distribution_seed", APART),
-            ("train tasks", APART),
-            ("test tasks", MEASURE_AGAIN),
-            ("parameters of the test tasks", APART),
-        ):
-            here, there = (_identity(run).get(field) for run in (first, other))
-            if here != there:
-                raise UsageError(
-                    f"runs that differ in {field} do not go into one figure: {first.folder} has {_short(here)}, "
-                    f"{other.folder} has {_short(there)}; {advice}"
-                )
+    evaluated = folder.parent.name == EVALUATIONS
+    home = folder.parent.parent if evaluated else folder
+    metrics, measured = read_metrics(home), results["env_steps"]
+    if metrics and not evaluated and metrics[-1]["env_steps"] != measured:
+        raise UsageError(
+            f"{folder} has trained {metrics[-1]['env_steps']:,.0f} steps and was measured after {measured:,}: "
+            f"measure it anew with  metarl evaluate {shlex.quote(str(folder))}  and report the folder that it writes"
+        )
+    until_then = [row for row in metrics if row["env_steps"] <= measured]
+    return FinishedRun(folder, results, _read_config(home / CONFIG_FILE), until_then)
 
 
 def group(runs: Sequence[FinishedRun]) -> list[Entry]:
-    """Runs put together by method where they differ in nothing but the seed, in the order in which they were given."""
+    """Runs put together by method where they differ in nothing but the seed, in the order in which they were given.
+
+    A method that was trained for fewer steps is another entry.
+    """
     methods: dict[Hashable, list[FinishedRun]] = {}
     for run in runs:
         settings = {name: value for name, value in run.settings.items() if name not in NOT_THE_METHOD}
-        method = json.dumps([run.results["algo"], run.results["method"], settings], sort_keys=True)
+        method = json.dumps([run.results["algo"], run.results["method"], run.trained, settings], sort_keys=True)
         # Without its settings a run cannot be known to be of another's method.
         methods.setdefault(method if settings else run.folder, []).append(run)
     grouped: list[tuple[FinishedRun, ...]] = []
@@ -157,37 +172,6 @@ def _scores(results: Results, shot: int, measure: str) -> Scores:
     return np.array(per_task, dtype=np.float64).T
 
 
-def _identity(run: FinishedRun) -> dict[str, Any]:
-    """What has to be equal for scores to be comparable, by the name under which it is refused."""
-    results, split = run.results, run.results["task_split"]
-    return {
-        "task_dist": results["task_dist"],
-        "protocol": results["protocol"],
-        "shots": sorted(map(int, results["shots"])),
-        # Results from before these could be chosen had one of each.
-        "adaptation episodes": results.get("adaptation_episodes", 1),
-        "evaluation episodes": results.get("evaluation_episodes", 1),
-        **_details(run),
-        "distribution_seed": split["distribution_seed"],
-        "train tasks": split["train"],
-        "test tasks": split["test"],
-        "parameters of the test tasks": [task["params"] for task in results["tasks"]],
-    }
-
-
-def _details(run: FinishedRun) -> dict[str, Any]:
-    """What else decides the numbers of a family, such as `reward_version`."""
-    return dict(run.results.get("details", {}))
-
-
-def _short(value: Any) -> str:
-    """A value in one line of an error: a long list by its first items and its length."""
-    if not isinstance(value, list):
-        return str(value)
-    text = " ".join(map(str, value[:4]))
-    return text if len(value) <= 4 else f"{text} ... ({len(value)})"
-
-
 def _labels(grouped: Sequence[tuple[FinishedRun, ...]]) -> list[str]:
     """What tells entries apart, as short as can be: method, algo, up to two settings; where those fail, the folder."""
     firsts = [members[0] for members in grouped]
@@ -203,9 +187,12 @@ def _labels(grouped: Sequence[tuple[FinishedRun, ...]]) -> list[str]:
 
 
 def _with_settings(label: str, run: FinishedRun, alike: Sequence[FinishedRun]) -> str:
-    """The label with the settings in which the run differs from others that have the same label."""
+    """The label with the settings in which the run differs from others that have the same label; where none does, with
+    what was measured."""
     names = dict.fromkeys(name for other in alike for name in other.settings if name not in NOT_THE_METHOD)
     differ = [name for name in names if len({json.dumps(other.settings.get(name)) for other in alike}) > 1]
+    if not differ and len({other.trained for other in alike}) > 1:
+        return f"{label}, {run.trained}"
     if not 1 <= len(differ) <= LABELLED_SETTINGS:
         return label
     return ", ".join([label, *(f"{name.rpartition('.')[2]} {run.settings.get(name, 'none')}" for name in differ)])

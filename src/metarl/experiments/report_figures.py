@@ -9,7 +9,7 @@ from typing import Any
 
 import altair as alt
 
-from metarl.experiments.plots import COLOURS, GREY, INK, number, with_minus
+from metarl.experiments.plots import COLOURS, GREY, INK, number_text
 from metarl.experiments.report_rows import Row, is_near
 
 WIDTH, HEIGHT = 640, 300
@@ -63,7 +63,7 @@ def adaptation_figure(
             layers += _reference(reference)
         else:
             side = "below" if reference["mean"] < min(row["low"] for row in rows) else "above"
-            caption += f" The {reference['agent']} has {_minus(reference['mean'])}, far {side} the figure."
+            caption += f" The {reference['agent']} has {number_text(reference['mean'])}, far {side} the figure."
     return Figure(name, caption, rows, _spec(alt.LayerChart(layer=layers), caption))
 
 
@@ -156,15 +156,11 @@ def _shapes(labels: Sequence[str], legend: alt.Legend | None) -> alt.Shape:
 
 def _reference(reference: Row) -> list[alt.Chart]:
     here = alt.Chart(alt.InlineData([{}])).encode(y=alt.Y(datum=reference["mean"]))
-    text = f"{reference['agent']} {_minus(reference['mean'])}"
+    text = f"{reference['agent']} {number_text(reference['mean'])}"
     return [
         here.mark_rule(strokeDash=[5, 4], color=GREY),
         here.mark_text(text=text, align="right", dy=-6, color=GREY).encode(x=alt.value(WIDTH)),
     ]
-
-
-def _minus(value: float) -> str:
-    return with_minus(number(value))
 
 
 def _rounded(name: str) -> alt.Tooltip:

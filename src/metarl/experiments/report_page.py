@@ -1,8 +1,9 @@
-"""A report as one HTML file: rows and figures of the runs, in a template, with the library that draws them inlined."""
+"""Reports as HTML files that need no network: of runs, with the library that draws their figures, and of a suite."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -16,7 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from metarl.experiments import report_rows
 from metarl.experiments.doctor import DISTRIBUTION
 from metarl.experiments.files import atomic_write
-from metarl.experiments.plots import measured_on, number, with_minus
+from metarl.experiments.plots import measured_on, number_text, with_minus
+from metarl.experiments.ranking import Families, family_ranking, overall_ranking
 from metarl.experiments.report import Entry
 from metarl.experiments.report_figures import (
     Figure,
@@ -37,6 +39,34 @@ def write_report(path: str | Path, entries: Sequence[Entry]) -> None:
     atomic_write(path, render(entries).encode())
 
 
+def write_suite_report(folder: Path, families: Families, title: str, failures: Mapping[str, str]) -> Path:
+    """Write a page of rankings, index.html, and the report of each family beside it; the path of the first.
+
+    Args:
+        failures: what is wrong with each run that is missing or not as it should be, by its name.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {name: re.sub(r"[^\w.-]+", "_", name) + ".html" for name in families}
+    for name, entries in families.items():
+        write_report(folder / pages[name], entries)
+    page = (
+        _templates()
+        .get_template("suite.html")
+        .render(
+            title=title,
+            overall=overall_ranking(families),
+            families={
+                name: {"page": pages[name], "shot": report_rows.shots_of(entries)[-1], "rows": family_ranking(entries)}
+                for name, entries in families.items()
+            },
+            failures=failures,
+        )
+    )
+    index = folder / "index.html"
+    atomic_write(index, page.encode())
+    return index
+
+
 def render(entries: Sequence[Entry]) -> str:
     """The page. Vega-Lite draws its figures as SVG where it is opened; tables need no script to be read."""
     shots, labels = report_rows.shots_of(entries), [entry.label for entry in entries]
@@ -49,6 +79,53 @@ def render(entries: Sequence[Entry]) -> str:
     first = entries[0].runs[0].results
     runs = [run for entry in entries for run in entry.runs]
     figures = _figures(entries, summaries, successes)
+    page = (
+        _templates()
+        .get_template("report.html")
+        .render(
+            library=_library(),
+            figures={figure.name: figure for figure in figures},
+            data=_rounded(
+                {
+                    **{figure.name: figure.rows for figure in figures},
+                    "results": summaries,
+                    "tasks": _flat(tasks),
+                    **({"environments": environments} if environments else {}),
+                    **({"drift": drift} if drift else {}),
+                }
+            ),
+            specs={figure.name: figure.spec for figure in figures},
+            family=first["task_dist"],
+            protocol=first["protocol"],
+            details=first.get("details", {}),
+            measured_on=measured_on(first),
+            shots=shots,
+            labels=labels,
+            entries=entries,
+            runs=runs,
+            by_task=any(entry.strata for entry in entries),
+            finding=_finding(summaries, shots),
+            summaries=summaries,
+            successes={(row["agent"], row["shot"]): row for row in successes},
+            references=report_rows.reference_rows(entries),
+            params=list(first["tasks"][0]["params"]),
+            tasks=_by_task(tasks),
+            environments=_by_environment(environments, shots[-1]),
+            drift=drift,
+            seen=first["task_split"]["same_as_train"],
+            without_metrics=[str(run.folder) for run in runs if not run.metrics],
+            differ=differ,
+            shared=shared,
+            versions=report_rows.origin_rows(entries, lambda run: run.results["versions"]),
+            hardware=report_rows.origin_rows(entries, lambda run: run.hardware),
+            metarl=version(DISTRIBUTION),
+        )
+    )
+    return page.lstrip()
+
+
+@cache
+def _templates() -> Environment:
     templates = Environment(
         loader=PackageLoader("metarl.experiments"),
         autoescape=True,
@@ -58,45 +135,7 @@ def render(entries: Sequence[Entry]) -> str:
     )
     templates.policies["json.dumps_kwargs"] = {"sort_keys": False}  # a CSV has its columns in the order of its rows
     templates.filters |= {"number": number_text, "interval": _interval, "setting": _setting, "thousands": "{:,}".format}
-    page = templates.get_template("report.html").render(
-        library=_library(),
-        figures={figure.name: figure for figure in figures},
-        data=_rounded(
-            {
-                **_data(figures),
-                "results": summaries,
-                "tasks": _flat(tasks),
-                **({"environments": environments} if environments else {}),
-                **({"drift": drift} if drift else {}),
-            }
-        ),
-        specs={figure.name: figure.spec for figure in figures},
-        family=first["task_dist"],
-        protocol=first["protocol"],
-        details=first.get("details", {}),
-        measured_on=measured_on(first),
-        shots=shots,
-        labels=labels,
-        entries=entries,
-        runs=runs,
-        by_task=any(entry.strata for entry in entries),
-        finding=_finding(summaries, shots),
-        summaries=summaries,
-        successes={(row["agent"], row["shot"]): row for row in successes},
-        references=report_rows.reference_rows(entries),
-        params=list(first["tasks"][0]["params"]),
-        tasks=_by_task(tasks),
-        environments=_by_environment(environments, shots[-1]),
-        drift=drift,
-        seen=first["task_split"]["same_as_train"],
-        without_metrics=[str(run.folder) for run in runs if not run.metrics],
-        differ=differ,
-        shared=shared,
-        versions=report_rows.origin_rows(entries, lambda run: run.results["versions"]),
-        hardware=report_rows.origin_rows(entries, lambda run: run.hardware),
-        metarl=version(DISTRIBUTION),
-    )
-    return page.lstrip()
+    return templates
 
 
 def _figures(entries: Sequence[Entry], summaries: Sequence[Row], successes: Sequence[Row]) -> list[Figure]:
@@ -129,10 +168,6 @@ def _library() -> str:
     return script.replace("</script", "<\\/script")
 
 
-def _data(figures: Sequence[Figure]) -> dict[str, Sequence[Row]]:
-    return {figure.name: figure.rows for figure in figures}
-
-
 def _flat(rows: Sequence[Row]) -> list[Row]:
     """Rows for a CSV: the task's parameters as columns."""
     return [{"task": row["task"], **row["params"], **{n: row[n] for n in ("agent", "shot", "mean")}} for row in rows]
@@ -162,14 +197,12 @@ def _by_task(rows: Sequence[Row]) -> dict[int, list[Row]]:
     }
 
 
-def _by_environment(rows: Sequence[Row], shot: int) -> list[Row]:
-    """The table of environments: a line an environment and split, with the scores of each entry after a shot."""
-    lines: dict[tuple[str, str], Row] = {}
+def _by_environment(rows: Sequence[Row], shot: int) -> list[list[Row]]:
+    """The table of environments after a shot: for each environment and split the rows of all entries."""
+    lines: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         if row["shot"] == shot:
-            named = {name: row[name] for name in ("environment", "split", "tasks")}
-            line = lines.setdefault((row["split"], row["environment"]), {**named, "scores": {}})
-            line["scores"][row["agent"]] = row
+            lines.setdefault((row["split"], row["environment"]), []).append(row)
     return list(lines.values())
 
 
@@ -183,10 +216,6 @@ def _finding(summaries: Sequence[Row], shots: Sequence[int]) -> str:
     if len(last) > 1:
         found = f"{best['agent']} has the highest IQM after shot {shots[-1]}: {number_text(best['iqm'])} {interval}"
     return found + (f"; before adapting it had {number_text(before['iqm'])}." if len(shots) > 1 else ".")
-
-
-def number_text(value: float) -> str:
-    return with_minus(number(value))
 
 
 def _interval(low: float, high: float) -> str:

@@ -9,10 +9,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from metarl.experiments.display import TEST_RETURN
+from metarl.experiments.drift_variants import ADAPTED, AS_TRAINED, FROZEN, RESETS, UNGUARDED
 from metarl.experiments.drift_views import CONDITIONS, MEASURES
-from metarl.experiments.plots import FAR, REFERENCES
+from metarl.experiments.plots import FAR, REFERENCES, references_of
 from metarl.experiments.report import NOT_THE_METHOD, Entry, FinishedRun
 from metarl.experiments.statistics import (
+    SEEDS,
+    Summary,
     iqm,
     performance_profile,
     probability_of_improvement,
@@ -25,7 +29,9 @@ Row: TypeAlias = dict[str, Any]
 THRESHOLDS = 161
 """Points of a performance profile, evenly spaced over all scores."""
 
-TEST_RETURN = "test_return_shot"
+RETURN_OF_SHOT = f"{TEST_RETURN}shot"
+OWN_VARIANTS = {AS_TRAINED, FROZEN, ADAPTED, UNGUARDED, RESETS}
+"""Of a drift measurement: agents of the run itself, where others are of the runs beside it."""
 
 
 def shots_of(entries: Sequence[Entry]) -> list[int]:
@@ -60,12 +66,12 @@ def learning_rows(entries: Sequence[Entry]) -> list[Row]:
     return [
         {"agent": entry.label, "seed": run.results["seeds"][0], "run": str(run.folder), "epoch": int(row["epoch"])}
         | {"env_steps": int(row["env_steps"]), "wall_minutes": row["wall_seconds"] / 60}
-        | {"shot": int(name.removeprefix(TEST_RETURN)), "return": value}
+        | {"shot": int(name.removeprefix(RETURN_OF_SHOT)), "return": value}
         for entry in entries
         for run in entry.runs
         for row in run.metrics
         for name, value in row.items()
-        if name.startswith(TEST_RETURN)
+        if name.startswith(RETURN_OF_SHOT)
     ]
 
 
@@ -124,27 +130,43 @@ def environment_rows(entries: Sequence[Entry]) -> list[Row]:
 
 
 def drift_rows(entries: Sequence[Entry]) -> list[Row]:
-    """What the drift protocol measured: a row an entry, measure, variant and condition. Of several seeds the first."""
+    """What the drift protocol measured: a row an entry, measure, condition and variant, of several seeds their mean
+    with its interval over seeds. An agent of a run beside them has a row a seed: it may be the same one each time."""
     return [
-        {"agent": entry.label, "measure": label, "variant": variant, "condition": CONDITIONS[condition]}
-        | {"mean": found[measure]["summary"]["mean"], "iqm": found[measure]["summary"]["iqm"]}
-        | dict(zip(("low", "high"), found[measure]["summary"]["ci95"], strict=True))
+        {"agent": entry.label, "seeds": seeds, "measure": label, "variant": variant, "condition": CONDITIONS[condition]}
+        | {"mean": found["mean"], "iqm": found["iqm"], "low": found["ci95"][0], "high": found["ci95"][1]}
         for entry in entries
         if "drift" in entry.runs[0].results
         for measure, label in MEASURES.items()
-        for condition, variants in entry.runs[0].results["drift"]["conditions"].items()
-        for variant, found in variants.items()
-        if measure in found
+        for condition in CONDITIONS
+        for variant, found_by_seed in _by_variant(entry, condition, measure).items()
+        for seeds, found in _over_seeds(variant, found_by_seed).items()
     ]
+
+
+def _by_variant(entry: Entry, condition: str, measure: str) -> dict[str, dict[str, Any]]:
+    """For every variant what the drift protocol found of a measure, by training seed."""
+    variants: dict[str, dict[str, Any]] = {}
+    for run in entry.runs:
+        seed = " ".join(map(str, run.results["seeds"]))
+        for variant, found in run.results["drift"]["conditions"][condition].items():
+            if measure in found:
+                variants.setdefault(variant, {})[seed] = found[measure]
+    return variants
+
+
+def _over_seeds(variant: str, found: Mapping[str, Any]) -> dict[str, Summary]:
+    """Summaries by the seeds that they are of."""
+    if len(found) > 1 and variant in OWN_VARIANTS:
+        means = np.stack([np.mean(each["scores"], axis=1) for each in found.values()])  # [seeds, tasks]
+        return {" ".join(found): summary(means, SEEDS)}
+    return {seed: each["summary"] for seed, each in found.items()}
 
 
 def reference_rows(entries: Sequence[Entry]) -> list[Row]:
     """Reference lines, each from the first run that has it."""
-    rows = []
-    for name, (label, _) in REFERENCES.items():
-        found = [run.results["references"].get(name) for entry in entries for run in entry.runs]
-        rows += [{"agent": label, **reference} for reference in found if reference][:1]
-    return rows
+    found = references_of([run.results for entry in entries for run in entry.runs])
+    return [{"agent": REFERENCES[name][0], **reference} for name, reference in found.items()]
 
 
 def is_near(value: float, rows: Sequence[Row]) -> bool:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -13,6 +15,7 @@ from metarl.core.errors import UsageError
 from metarl.core.task import Task, TaskValue
 from metarl.experiments.doctor import DISTRIBUTION, hardware
 from metarl.experiments.protocol import Evaluation, References, ShotScores, check_disjoint
+from metarl.experiments.results_check import first_fault
 from metarl.experiments.statistics import Scores, Summary
 from metarl.tasks.distribution import TaskDistribution
 
@@ -34,6 +37,8 @@ def results(
     references: References,
     env_steps: int,
     wall_seconds: float,
+    epoch: int,
+    checkpoint: str,
     command: str,
 ) -> Results:
     """The content of `results.json`, ready for JSON.
@@ -47,11 +52,13 @@ def results(
     which is the task parameter `environment` where the family has one.
 
     `details` is what else decides the numbers, as the distribution says: results that differ in it are not compared.
+    `max_episode_steps` is the horizon, `evaluation_seed` the seed of the worlds, `code` what `code` says.
 
     Args:
         train_tasks: what the agent was trained on; an overlap with the evaluated tasks is refused.
         seeds: training seeds.
         env_steps, wall_seconds: environment steps and time that training took.
+        epoch, checkpoint: after how many epochs, and which of the kept ones (last, best): what was measured.
     """
     check_disjoint(train_tasks, evaluation.tasks)
     protocol = evaluation.protocol
@@ -67,6 +74,8 @@ def results(
         "evaluation_episodes": protocol.evaluation_episodes,
         "interval": "repeats" if evaluation.strata is None else "tasks",
         "environment": distribution.environment,
+        "max_episode_steps": distribution.max_episode_steps,
+        "evaluation_seed": protocol.seed,
         "shots": {
             str(shot.shot): {
                 "return": evaluation.summary(shot.returns),
@@ -89,7 +98,10 @@ def results(
         },
         "env_steps": env_steps,
         "wall_seconds": wall_seconds,
+        "epoch": epoch,
+        "checkpoint": checkpoint,
         "versions": versions(),
+        **code(),
         "hardware": hardware(),
         "command": command,
     }
@@ -102,6 +114,27 @@ def versions() -> dict[str, str]:
         "metarl": version(DISTRIBUTION),
         **{package: version(package) for package in PACKAGES},
     }
+
+
+@cache
+def code() -> dict[str, Any]:
+    """`{"code": {"commit", "dirty"}}` where the package runs from its git checkout, asked once; elsewhere nothing.
+
+    Dirty: something in the package differs from the commit.
+    """
+    package = Path(__file__).parents[1]
+    root = package.parents[1]
+    if not (root / ".git").exists():  # an installed package may lie in somebody else's checkout
+        return {}
+    git = ("git", "--no-optional-locks", "-C", str(root))
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--", str(package)], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):  # no git, no commit yet, or a checkout that git distrusts
+        return {}
+    return {"code": {"commit": commit, "dirty": bool(changes)}}
 
 
 def reference_from_run(path: str | Path, distribution: TaskDistribution, tasks: Sequence[Task]) -> Summary:
@@ -134,7 +167,11 @@ def reference_from_run(path: str | Path, distribution: TaskDistribution, tasks: 
 
 
 def load_results(path: str | Path) -> Results:
-    """Read a run's `results.json`, given the run's folder or the file itself."""
+    """Read a run's `results.json`, given the run's folder or the file itself.
+
+    Raises:
+        UsageError: there is none, or a value in it is missing or wrong; the first of these, by its path.
+    """
     file = Path(path)
     try:
         file = file / RESULTS_FILE if file.is_dir() else file
@@ -143,8 +180,10 @@ def load_results(path: str | Path) -> Results:
         raise UsageError(f"cannot read {file}: {error.strerror}; give the folder of a finished run") from error
     except ValueError as error:
         raise UsageError(f"{file} is not JSON ({error}): give the folder of a finished run") from error
-    if not isinstance(run, dict) or not {"task_dist", "shots", "tasks"} <= run.keys():
+    if not isinstance(run, dict) or "task_dist" not in run:
         raise UsageError(f"{file} is not a result of this package: give the folder of a finished run")
+    if fault := first_fault(run):
+        raise UsageError(f"{file}: {fault}; put back what was written, or measure again with  metarl evaluate")
     return run
 
 

@@ -6,15 +6,14 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal
 
 import torch
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
@@ -25,30 +24,23 @@ from metarl.experiments.checkpoint import BEST, LAST, checkpoint_sum, load_check
 from metarl.experiments.doctor import hardware
 from metarl.experiments.drift import CHANGE, check_drift, measure_drift
 from metarl.experiments.drift_variants import variants
-from metarl.experiments.drift_views import drift_picture
-from metarl.experiments.environments import draw_environments, environment_rows, some_of_each, write_environments
+from metarl.experiments.environments import environment_rows, some_of_each
 from metarl.experiments.files import only_one, write_json
 from metarl.experiments.kept_parts import KeptParts
 from metarl.experiments.metrics_log import read_metrics
-from metarl.experiments.plots import adaptation_curve
 from metarl.experiments.protocol import Protocol, check_disjoint, check_unique, evaluate, reference_lines
-from metarl.experiments.results import RESULTS_FILE, Results, reference_from_run, results, versions
+from metarl.experiments.results import RESULTS_FILE, Results, code, reference_from_run, results, versions
 from metarl.experiments.run_config import RunConfig
+from metarl.experiments.run_folder import CONFIG_FILE, PARTS, check_free, make_new, stored_settings
 from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer, trials
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.registry import source_sum
 
-Settings = TypeVar("Settings")
-
-CONFIG_FILE, EVALUATIONS, PARTS = "config.json", "evaluations", "measured_parts"
-CURVE_FILE, DRIFT_FILE = "adaptation_curve.png", "drift.png"
-ENVIRONMENTS = "environments"
-"""A CSV and a PNG of this name are written where the family has environments."""
+RESUMED = "; after epoch "
+"""In a run's command, between what started it and what made it longer: where that was."""
 LABELLED_SETTINGS = 2
 """So many settings that differ are named in a label; more, and the run's folder is."""
-FREE_BYTES = 50 * 2**20
-"""Nothing is trained on a disk with less space than this: two checkpoints, logs and figures take a few MB."""
 
 
 @dataclass(frozen=True)
@@ -63,39 +55,49 @@ class Run:
     distribution: TaskDistribution = field(repr=False)
     train_tasks: Sequence[Task] = field(repr=False)
     test_tasks: Sequence[Task] = field(repr=False)
+    source: str | None = field(repr=False)
+    """Sum of the own file that the family is from, when the run was made; None: the family ships with the package."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which one is measured."""
 
     @classmethod
-    def plan(cls, config: RunConfig, algorithm: Any, memory: MemoryConfig, command: str) -> Run:
-        """Check everything that can be checked before work begins, and name the folder."""
+    def plan(
+        cls, config: RunConfig, algorithm: Any, memory: MemoryConfig, command: str, check_others: bool = True
+    ) -> Run:
+        """Check everything that can be checked before work begins, and name the folder.
+
+        Args:
+            check_others: whether the other runs that this one is measured beside must be there: training needs none.
+        """
         make_memory(memory)
         if config.num_envs is None:
             config = replace(config, num_envs=find_algorithm(config.algo).num_envs)
         distribution = config.make_distribution()
+        config = replace(config, task_dist=_with_whole_path(config.task_dist))
         train, test = distribution.select(config.train_tasks or None, config.test_tasks or None)
         if len(set(train)) < len(train):
             raise UsageError(f"--train-tasks takes each id once, got {' '.join(map(str, config.train_tasks))}")
         check_unique(test)
         config.protocol(distribution, test)
-        if config.reference is not None:
-            reference_from_run(config.reference, distribution, test)
         if config.drift:
             check_drift(distribution, test)
         parts = (time.strftime("%Y%m%d-%H%M%S"), distribution.name, config.algo, memory.method, f"s{config.seed}")
         folder = Path(config.output_dir) / re.sub(r"[^\w.-]+", "_", "-".join(parts))
-        run = cls(folder, config, algorithm, memory, command, distribution, train, test)
-        run.runs_beside()
+        run = cls(folder, config, algorithm, memory, command, distribution, train, test, source_sum(config.task_dist))
+        if check_others:
+            run.check_others()
         return run
 
     @classmethod
-    def load(cls, folder: str | Path, **changes: Any) -> Run:
-        """The run that was started in a folder, with some fields of its `RunConfig` changed."""
+    def load(cls, folder: str | Path, check_others: bool = True, **changes: Any) -> Run:
+        """The run that was started in a folder, with some fields of its `RunConfig` changed; otherwise as `plan`."""
         folder = Path(folder)
         path = folder / CONFIG_FILE
         try:
             stored = json.loads(path.read_text())
-            config = _settings(RunConfig, {**stored["run"], **changes})
-            algorithm = _settings(find_algorithm(config.algo).config_class, stored["algorithm"])
-            memory, command = _settings(MemoryConfig, stored["memory"]), str(stored["command"])
+            config = stored_settings(RunConfig, {**stored["run"], **changes})
+            algorithm = stored_settings(find_algorithm(config.algo).config_class, stored["algorithm"])
+            memory, command = stored_settings(MemoryConfig, stored["memory"]), str(stored["command"])
         except UsageError:
             raise
         except OSError as error:
@@ -103,13 +105,20 @@ class Run:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"{path} is damaged, or of another version ({reason}): start a new run") from error
-        return replace(cls.plan(config, algorithm, memory, command), folder=folder)
+        run = cls.plan(config, algorithm, memory, command, check_others)
+        # Runs of earlier versions do not say.
+        if stored.get("tasks", run.distribution.fingerprint) != run.distribution.fingerprint:
+            raise UsageError(
+                f"the tasks of '{run.distribution.name}' are no longer those that {folder} was made with: mend what "
+                "draws them (from a seed, the same every time), or start a new run"
+            )
+        return replace(run, folder=folder, source=stored.get("source_sum", run.source))
 
     def prepare_folder(self) -> Run:
         """Make the folder and write config.json. What cannot run is refused here, and leaves no folder behind."""
         assert self.config.num_envs is not None
         trials(self.config.num_envs, self.make_agent())
-        _check_free(self.folder)
+        check_free(self.folder)
         run = replace(self, folder=make_new(self.folder, "choose another --output-dir"))
         folder = run.folder
         try:
@@ -120,23 +129,28 @@ class Run:
         return run
 
     def extended(self, epochs: int) -> Run:
-        """The run with another last epoch, which its config.json keeps."""
+        """The run with another last epoch, which its config.json keeps, and its command says."""
         last = self.checkpoints / LAST
         trained = load_checkpoint(last)[1]["epoch"] if last.exists() else 0
         if epochs < trained:
             raise UsageError(
                 f"{self.folder} has trained {trained} epochs: --epochs is at least {trained}, got {epochs}"
             )
-        run = replace(self, config=replace(self.config, epochs=epochs))
+        longer = f"{RESUMED}{trained}: metarl resume RUN --epochs {epochs}" if epochs != self.config.epochs else ""
+        run = replace(self, config=replace(self.config, epochs=epochs), command=self.command + longer)
+        path = self.folder / CONFIG_FILE
         with only_one(self.checkpoints):
-            run.write_config()
+            changed = {"run": asdict(run.config), "command": run.command}
+            write_json(path, {**json.loads(path.read_text()), **changed})  # the rest says where the run was made
         return run
 
     def write_config(self) -> None:
         """Write config.json, from which the run is resumed."""
         parts = {"run": asdict(self.config), "algorithm": asdict(self.algorithm), "memory": asdict(self.memory)}
-        made_by = {"command": self.command, "versions": versions(), "hardware": hardware()}
-        write_json(self.folder / CONFIG_FILE, {**parts, "details": self.distribution.details, **made_by})
+        made_by = {"command": self.command, "versions": versions(), **code(), "hardware": hardware()}
+        worlds = self.distribution
+        family = {"details": worlds.details, "tasks": worlds.fingerprint, "source_sum": self.source}
+        write_json(self.folder / CONFIG_FILE, {**parts, **family, **made_by})
 
     @property
     def protocol(self) -> Protocol:
@@ -147,6 +161,23 @@ class Run:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.folder / CHECKPOINTS
+
+    @property
+    def weights(self) -> Path:
+        """The checkpoint that is measured."""
+        return self.checkpoints / f"{self.checkpoint}.safetensors"
+
+    @property
+    def changed_file(self) -> str | None:
+        """The own file that the family is from, where it is no longer what the run was made with."""
+        name = self.config.task_dist
+        return name.rpartition(":")[0] if self.source != source_sum(name) else None
+
+    def threads_before(self) -> int | None:
+        """With how many threads the last epoch was trained, where it was by another number than there are now."""
+        last = self.checkpoints / LAST
+        threads: int | None = load_checkpoint(last)[1].get("threads") if last.exists() else None
+        return None if threads == torch.get_num_threads() else threads
 
     def make_agent(self) -> Agent:
         """A new agent for the run's worlds."""
@@ -169,17 +200,26 @@ class Run:
             )
 
     def trained_agent(self, algorithm: Any = None) -> Agent:
-        """The agent of the last checkpoint; with other hyper-parameters where they are given."""
+        """The agent of the checkpoint that is measured; with other hyper-parameters where they are given."""
         run = self if algorithm is None else replace(self, algorithm=algorithm)
         agent = run.make_agent()
-        restore(agent, self.checkpoints / LAST)
+        restore(agent, self.weights)
         return agent
+
+    def check_others(self) -> None:
+        """Refuse a reference, or runs beside this one, that are not there or do not go with it."""
+        if self.config.reference is not None:
+            reference_from_run(self.config.reference, self.distribution, self.test_tasks)
+        self.runs_beside()
 
     def runs_beside(self) -> dict[str, Run]:
         """The runs that are measured beside this one, by what tells them apart."""
         runs = {}
         for folder in self.config.beside:
-            run = Run.load(folder, drift=False, beside=(), reference=None)
+            try:
+                run = Run.load(folder, drift=False, beside=(), reference=None)
+            except UsageError as error:
+                raise UsageError(f"--beside: {error}") from error
             if (run.distribution.name, run.distribution.details) != (self.distribution.name, self.distribution.details):
                 raise UsageError(
                     f"--beside {folder} is a run on '{run.distribution.name}': give one on the same family"
@@ -198,8 +238,12 @@ class Run:
         return own | {label: run.trained_agent() for label, run in self.runs_beside().items()}
 
     def train(self, report: Callable[[Progress], None], stop: Callable[[], bool]) -> bool:
-        """Train to the last epoch, from the last checkpoint where there is one; False where `stop` ended it before."""
-        _check_free(self.folder)
+        """Train to the last epoch, from the last checkpoint where there is one; False where `stop` ended it before.
+
+        Raises:
+            UsageError: as `Trainer.train`, and where epochs are left and the family's own file is no longer the same.
+        """
+        check_free(self.folder)
         self._check_last()
         assert self.config.num_envs is not None
         trainer = Trainer(
@@ -214,11 +258,16 @@ class Run:
             report=report,
             stop=stop,
         )
+        if trainer.epoch < self.config.epochs and self.changed_file:
+            raise UsageError(
+                f"{self.changed_file} has changed since this run was made: put it back, or start a new run; where the "
+                f"change is no matter, delete source_sum from {self.folder / CONFIG_FILE}"
+            )
         trainer.train()
         return trainer.epoch >= self.config.epochs
 
     def kept_parts(self) -> KeptParts:
-        """Where the parts of a measurement of the last checkpoint are kept."""
+        """Where the parts of a measurement are kept."""
         worlds = self.distribution
         source = {
             "algorithm": asdict(self.algorithm),
@@ -227,7 +276,7 @@ class Run:
             "worlds": [worlds.name, worlds.details, worlds.max_episode_steps, source_sum(self.config.task_dist)],
             "versions": versions(),
         }
-        return KeptParts(self.folder / PARTS, checkpoint_sum(self.checkpoints / LAST), source)
+        return KeptParts(self.folder / PARTS, checkpoint_sum(self.weights), source)
 
     def _check_last(self) -> None:
         """Refuse to train from the beginning over what a run has left whose last checkpoint is gone."""
@@ -242,7 +291,7 @@ class Run:
         recorder: Recorder | None = None,
         kept: KeptParts | None = None,
     ) -> Results:
-        """Measure the last checkpoint on the held-out tasks.
+        """Measure the last checkpoint, or the one that the run says, on the held-out tasks.
 
         The results also count `unstable_rows`: worlds that the simulator had to give up; the drift protocol adds
         `drift`, as `experiments/drift.py` says; and where the family has several environments, or goals of one,
@@ -255,7 +304,7 @@ class Run:
             recorder: keeps the first row of every task that is measured now.
             kept: as in `evaluate`; the drift protocol keeps none.
         """
-        meta = load_checkpoint(self.checkpoints / LAST)[1]
+        meta = load_checkpoint(self.weights)[1]
         protocol = self.protocol if seed is None else replace(self.protocol, seed=seed)
         found: Results = {}
         if self.config.drift:
@@ -274,7 +323,9 @@ class Run:
                 trained = evaluate(agent, self.distribution, tasks, protocol, report, kept=kept)
                 rows = environment_rows(self.distribution, trained, "train")
                 found["environments"] = rows + environment_rows(self.distribution, evaluation, "test")
-        references = reference_lines(self.distribution, self.test_tasks, protocol) if self.config.benchmark_mode else {}
+        references = {}
+        if self.config.benchmark_mode:
+            references = reference_lines(self.distribution, self.test_tasks, protocol, evaluation.strata)
         if self.config.reference is not None:
             line = reference_from_run(self.config.reference, self.distribution, self.test_tasks)
             references = {**references, "task_conditioned": line}
@@ -288,46 +339,17 @@ class Run:
             references=references,
             env_steps=meta["env_steps"],
             wall_seconds=meta["wall_seconds"],
+            epoch=meta["epoch"],
+            checkpoint=self.checkpoint,
             command=self.command,
         )
         return measured | found
 
 
-def write_results(folder: Path, measured: Results) -> list[Path]:
-    """Write results.json and its pictures to a folder, which is made where there is none; their paths."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make {folder}: {error.strerror}; free space there") from error
-    paths = [folder / RESULTS_FILE]
-    write_json(paths[0], measured)
-    if "drift" in measured:
-        drift_picture(folder / DRIFT_FILE, measured)
-        return [*paths, folder / DRIFT_FILE]
-    adaptation_curve(folder / CURVE_FILE, [measured])
-    paths.append(folder / CURVE_FILE)
-    if environments := measured.get("environments"):
-        table = folder / f"{ENVIRONMENTS}.csv"
-        write_environments(table, environments)
-        paths.append(table)
-        if all(scores["success"] is not None for row in environments for scores in row["shots"].values()):
-            picture = folder / f"{ENVIRONMENTS}.png"
-            title = " · ".join((measured["task_dist"], measured["algo"], measured["method"]))
-            draw_environments(picture, environments, title)
-            paths.append(picture)
-    return paths
-
-
-def _settings(kind: type[Settings], stored: Mapping[str, Any]) -> Settings:
-    """A dataclass of settings as JSON holds it: tuples are lists there. TypeError where a value is of another type."""
-    hints = get_type_hints(kind)
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-    for name in values.keys() & hints.keys():
-        try:
-            check_type(values[name], hints[name], collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
-        except TypeCheckError as error:
-            raise TypeError(f"'{name}' is {values[name]!r}: {error}") from error
-    return kind(**values)
+def _with_whole_path(task_dist: str) -> str:
+    """'file.py:function' so that a run of it is measured from any folder; a name as it is."""
+    path, _, function = task_dist.rpartition(":")
+    return f"{Path(path).absolute()}:{function}" if path.endswith(".py") else task_dist
 
 
 def _label(run: Run) -> str:
@@ -340,30 +362,3 @@ def _label(run: Run) -> str:
     ]
     names = differ if len(differ) <= LABELLED_SETTINGS else [run.folder.name]
     return ", ".join([f"{run.config.algo} {run.memory.method}", *names])
-
-
-def make_new(folder: Path, advice: str = "free space there") -> Path:
-    """Make a folder that was not there before: the one asked for, or the first free of <folder>-2, <folder>-3, ..."""
-    made, number = folder, 1
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                made.mkdir()
-                return made
-            except FileExistsError:
-                number += 1
-                made = folder.with_name(f"{folder.name}-{number}")
-    except OSError as error:
-        raise UsageError(f"cannot make {folder}: {error.strerror}; {advice}") from error
-
-
-def _check_free(folder: Path) -> None:
-    """Refuse a disk that is nearly full. The folder itself may be still to be made."""
-    try:
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    except OSError as error:
-        raise UsageError(f"cannot make {folder}: {error.strerror}; choose another --output-dir") from error
-    free = shutil.disk_usage(there).free
-    if free < FREE_BYTES:
-        raise UsageError(f"{there} has {free >> 20} MB free, a run needs {FREE_BYTES >> 20}: free space there first")

@@ -8,6 +8,7 @@ from dataclasses import make_dataclass
 from typing import Any
 
 from metarl.core.errors import UsageError
+from metarl.core.memory import METHODS, MemoryConfig
 from metarl.experiments.flags import parse, value_of
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
@@ -15,6 +16,8 @@ from metarl.meta_rl.registry import find_algorithm
 
 SINGLE_ALGO = "rl2"
 """The algorithm where --env-name is given without --algo: one environment leaves gradient steps nothing to adapt to."""
+OF_METHOD = {"ssm": ("state_dim",), "transformer": ("heads", "context")}
+"""Settings that only one of the methods reads."""
 HELP = (
     "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
     "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, watch RUN, "
@@ -38,4 +41,16 @@ def plan_run(arguments: Sequence[str]) -> Run:
     flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
     flags.__doc__ = HELP
     parsed: Any = parse(flags, arguments, "run")
+    _check_read(parsed.memory, algorithm.memory)
     return Run.plan(parsed.run, parsed.algo, parsed.memory, shlex.join(["metarl", "run", *arguments]))
+
+
+def _check_read(memory: MemoryConfig, usual: MemoryConfig) -> None:
+    """Refuse a setting of another method, which would have no effect."""
+    for method, names in OF_METHOD.items():
+        for name in names:
+            if memory.method in METHODS and method != memory.method and getattr(memory, name) != getattr(usual, name):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} goes with --method {method}, and this is {memory.method}: leave "
+                    "it out, or choose that method"
+                )

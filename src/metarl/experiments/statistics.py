@@ -1,12 +1,12 @@
 """Scores with their uncertainty: pure functions of a score matrix `scores[repeats, tasks]`.
 
-A repeat is an independent attempt at the same task: a row of worlds with its own seed, or a training seed. Rows that
-share a training seed are not independent attempts of the *method*: to speak about methods, average each seed's rows
-first and give one repeat a seed.
+A repeat is an independent attempt at the same task: a row of worlds with its own seed. What the confidence interval
+covers is how far the number would move if the same agent were measured again on the same tasks. What it does not cover:
+other tasks of the family, and other training seeds.
 
-What the confidence interval covers: how far the number would move if the same agent were measured again on the same
-tasks. What it does not cover: other tasks of the family, and, where all repeats come from one training run, other
-training seeds.
+To speak about a method, average the rows of each training seed first, give one row a seed, and `SEEDS` for the strata.
+An agent that came out well is better on all tasks at once, so what one seed did on them is resampled as a whole, and
+the few seeds that there are widen the interval by Student's t: it covers new training seeds on these tasks.
 
 Where nothing is left to chance, repeats are copies of each other and such an interval has no width, which says nothing
 about how well a few goals stand for their environment. With `strata`, the environment of each task, tasks are resampled
@@ -29,6 +29,9 @@ from metarl.core.errors import UsageError
 Scores: TypeAlias = NDArray[np.float64]
 Statistic: TypeAlias = Callable[[Scores], Any]
 Strata: TypeAlias = Sequence[str]
+
+SEEDS = "seeds"
+"""In place of strata: every row of scores is another training seed."""
 
 IQM_CUT = 0.25
 """Fraction of the scores that the interquartile mean leaves out at each end."""
@@ -94,22 +97,30 @@ def stratified_bootstrap_ci(
     With `strata` each resample draws, for every environment on its own, as many tasks as it has, with replacement. The
     variance of a mean over n tasks of an environment then comes out (n - 1) / n of its value.
 
+    With `SEEDS` each resample draws R - 1 of the R rows, for all tasks alike, and the interval is the statistic plus
+    and minus its standard deviation over the resamples times Student's t with R - 1 degrees of freedom; for the mean,
+    that is the t interval of the seeds' means.
+
     Args:
         scores: [repeats, tasks], finite; at least two repeats, or two tasks in every stratum: from one, the spread
             cannot be known.
         statistic: maps [resamples, repeats, tasks] to [resamples], such as `mean` or `iqm`.
         level: probability that the interval is meant to cover, between 0 and 1.
         seed: of the resampling; equal seeds give equal intervals.
-        strata: [tasks], the environment of each task; None: repeats are resampled.
+        strata: [tasks], the environment of each task; `SEEDS`: rows are training seeds; None: repeats are resampled.
 
     Source: Agarwal et al. (2021), rliable. Differs from it: R - 1 draws in place of R, after Rao and Wu (1988),
     Resampling Inference with Complex Survey Data. With R draws the variance of the mean comes out (R - 1) / R of its
     value, and the 95 % interval of four repeats a task covers only 91 %; with R - 1 draws it comes out right.
     """
+    scores = score_matrix(scores)
     values = np.asarray(statistic(_resampled(scores, level, resamples, seed, strata)))
     if values.shape != (resamples,):
         raise UsageError(f"statistic must map [resamples, repeats, tasks] to [{resamples}], got shape {values.shape}")
-    low, high = _limits(values, level)
+    if strata == SEEDS:
+        low, high = _student(np.asarray(statistic(scores[None]))[0], values, level, len(scores))
+    else:
+        low, high = _limits(values, level)
     return float(low), float(high)
 
 
@@ -135,8 +146,10 @@ def performance_profile(
     def above(scores: Scores) -> Scores:
         return np.stack([(scores > tau).mean(axis=(-2, -1)) for tau in np.asarray(thresholds)], axis=-1)
 
-    low, high = _limits(above(_resampled(scores, level, resamples, seed, strata)), level)
-    return above(score_matrix(scores)), low, high
+    fraction, values = above(score_matrix(scores)), above(_resampled(scores, level, resamples, seed, strata))
+    if strata == SEEDS:
+        return fraction, *np.clip(_student(fraction, values, level, len(score_matrix(scores))), 0, 1)
+    return fraction, *_limits(values, level)
 
 
 def probability_of_improvement(
@@ -151,7 +164,9 @@ def probability_of_improvement(
 
     P(X > Y) = 1 / N * sum over tasks of the fraction of all pairs (x_i, y_j) with x_i > y_j; a tie counts one half, so
     that P(X > Y) + P(Y > X) = 1. The interval resamples the repeats of X and of Y within each task, each on its own,
-    as `stratified_bootstrap_ci` does; with `strata` it resamples tasks, the same ones for X and Y.
+    as `stratified_bootstrap_ci` does; with `strata` it resamples tasks, the same ones for X and Y; with `SEEDS` the
+    rows of X and of Y, whole. Where every seed of X is above every one of Y on every task there is nothing to resample,
+    and it has no width: of three seeds and three of the same method, one pair in ten comes out like that.
 
     Args:
         x, y: [repeats, tasks], the same tasks; without `strata`, each at least two repeats.
@@ -165,11 +180,18 @@ def probability_of_improvement(
     if x.shape[1] != y.shape[1]:
         raise UsageError(f"an improvement is judged on the same tasks, got {x.shape[1]} and {y.shape[1]} of them")
     wins = _wins(x, y)
+    if strata == SEEDS:
+        _check_bootstrap(min(len(x), len(y)), level, resamples, "training seeds")
+        generator = np.random.default_rng(seed)
+        one, other = (_drawn(generator, len(scores), resamples, 1)[:, 0] for scores in (x, y))
+        values = np.einsum("sx,xy,sy->s", one, wins.mean(axis=2), other)
+        low, high = np.clip(_student(wins.mean(), values, level, min(len(x), len(y))), 0, 1)
+        return float(wins.mean()), float(low), float(high)
     if strata is not None:
         values = mean(_resampled(wins.mean(axis=(0, 1))[None], level, resamples, seed, strata))
         low, high = _limits(values, level)
         return float(wins.mean()), float(low), float(high)
-    _check_bootstrap(min(len(x), len(y)), level, resamples)
+    _check_bootstrap(min(len(x), len(y)), level, resamples, "repeats a task")
     generator = np.random.default_rng(seed)
     drawn_x, drawn_y = (_drawn(generator, len(scores), resamples, x.shape[1]) for scores in (x, y))
     values = np.einsum("stx,xyt,sty->s", drawn_x, wins, drawn_y, optimize=True) / x.shape[1]
@@ -188,7 +210,8 @@ def mean_improvement(
 
     The mean over the other agents, and over all tasks of all families, of `probability_of_improvement`: scores are
     compared within a task only, so families need no common scale. 0.5 is the mean of all agents. The interval resamples
-    the repeats of every agent within each task; in a family with strata, the tasks within each, for all agents alike.
+    the repeats of every agent within each task; in a family with strata, the tasks within each, for all agents alike;
+    with `SEEDS`, the rows of every agent, whole, in each family on their own.
 
     Args:
         scores: for each family the matrices [repeats, tasks] of all agents, at least two, in one order.
@@ -207,20 +230,26 @@ def mean_improvement(
         num_tasks = agents[0].shape[1]
         if {matrix.shape[1] for matrix in agents} != {num_tasks}:
             raise UsageError("an improvement is judged on the same tasks: measure all agents of a family on the same")
-        if groups is None:
-            _check_bootstrap(min(map(len, agents)), level, resamples)
-            drawn = [_drawn(generator, len(matrix), resamples, num_tasks) for matrix in agents]
+        if groups is None or groups == SEEDS:
+            what = "training seeds" if groups == SEEDS else "repeats a task"
+            _check_bootstrap(min(map(len, agents)), level, resamples, what)
+            own = 1 if groups == SEEDS else num_tasks
+            drawn = [_drawn(generator, len(matrix), resamples, own).repeat(num_tasks // own, 1) for matrix in agents]
         for one, other in combinations(range(count), 2):
             wins = _wins(agents[one], agents[other])
             by_task = wins.mean(axis=(0, 1))
-            if groups is None:
+            if groups is None or groups == SEEDS:
                 resampled = np.einsum("stx,xyt,sty->s", drawn[one], wins, drawn[other], optimize=True)
             else:  # one seed for all pairs: they meet the same tasks
                 resampled = _resampled(by_task[None], level, resamples, seed, groups).sum(axis=(1, 2))
             found[[one, other]] += by_task.sum(), num_tasks - by_task.sum()
             values[:, one] += resampled
             values[:, other] += num_tasks - resampled
-    low, high = _limits(values / shares, level)
+    if any(groups == SEEDS for groups in strata or ()):
+        fewest = min(len(matrix) for agents in families for matrix in agents)
+        low, high = np.clip(_student(found / shares, values / shares, level, fewest), 0, 1)
+    else:
+        low, high = _limits(values / shares, level)
     return found / shares, low, high
 
 
@@ -254,15 +283,15 @@ def _drawn(generator: np.random.Generator, count: int, resamples: int, num_tasks
 
 
 def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int, strata: Strata | None = None) -> Scores:
-    """Resamples of [repeats, tasks] within each task, [resamples, repeats - 1, tasks]; or of tasks within each stratum,
-    [resamples, repeats, tasks]."""
+    """Resamples of [repeats, tasks] within each task, or of whole rows, [resamples, repeats - 1, tasks]; or of tasks
+    within each stratum, [resamples, repeats, tasks]."""
     scores = score_matrix(scores)
     num_repeats, num_tasks = scores.shape
     generator = np.random.default_rng(seed)
     resampled: Scores
-    if strata is None:
-        _check_bootstrap(num_repeats, level, resamples)
-        draws = generator.integers(num_repeats, size=(resamples, num_repeats - 1, num_tasks))
+    if strata is None or strata == SEEDS:
+        _check_bootstrap(num_repeats, level, resamples, "training seeds" if strata == SEEDS else "repeats a task")
+        draws = generator.integers(num_repeats, size=(resamples, num_repeats - 1, 1 if strata == SEEDS else num_tasks))
         resampled = scores[draws, np.arange(num_tasks)]
         return resampled
     if len(strata) != num_tasks:
@@ -274,7 +303,7 @@ def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int, strat
     return resampled
 
 
-def _check_bootstrap(count: int, level: float, resamples: int, what: str = "repeats a task") -> None:
+def _check_bootstrap(count: int, level: float, resamples: int, what: str) -> None:
     if count < 2:
         raise UsageError(f"a confidence interval needs at least 2 {what}, got {count}: measure more")
     if not 0 < level < 1:
@@ -286,6 +315,14 @@ def _check_bootstrap(count: int, level: float, resamples: int, what: str = "repe
 def _limits(values: Scores, level: float) -> Any:
     """Percentile limits over the resamples: [resamples, ...] -> (low [...], high [...])."""
     return np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def _student(value: Any, values: Scores, level: float, rows: int) -> Any:
+    """Limits (low, high) around a value whose resamples, of whole rows, are `values` [resamples, ...]."""
+    from scipy.stats import t  # it takes most of a second to load
+
+    half = t.ppf((1 + level) / 2, rows - 1) * values.std(axis=0)
+    return np.stack([value - half, value + half])
 
 
 def score_matrix(scores: ArrayLike) -> Scores:

@@ -9,7 +9,7 @@
     algos = ["rl2"]
     methods = ["ssm", "gru"]                    # none: the algorithm's own
     seeds = [0, 1, 2]
-    name = "long"                               # tells runs of one algo and method apart in two grids
+    name = "long"                               # tells two agents of one algo and method apart
     settings = { update_steps = 400 }           # beside and before those of all
     expect = "beats-random"                     # see `expectations`
 
@@ -29,13 +29,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from metarl.core.errors import UsageError, unknown_name
+from metarl.experiments.comparable import short
 from metarl.experiments.expectations import EXPECTATIONS
-from metarl.experiments.run import CONFIG_FILE, Run
+from metarl.experiments.report import NOT_THE_METHOD
+from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
 from metarl.experiments.run_flags import plan_run
+from metarl.experiments.run_folder import CONFIG_FILE
 from metarl.experiments.watch import standing
 from metarl.meta_rl.registry import find_algorithm
 
@@ -212,9 +215,20 @@ def _axis(grid: Table, name: str) -> list[Any]:
 
 
 def _check_apart(runs: Sequence[Planned]) -> None:
-    for each, count in Counter(planned.name for planned in runs).items():
+    """Refuse a run that is planned twice, and one name for two agents, whose seeds would become one line."""
+    for name, count in Counter(planned.name for planned in runs).items():
         if count > 1:
-            raise UsageError(f"'{each}' is planned twice: give one of its grids a name")
+            raise UsageError(f"'{name}' is planned twice: give one of its grids a name")
+    firsts: dict[tuple[str, str], Planned] = {}
+    for each in runs:
+        first = firsts.setdefault((each.run.distribution.name, each.agent), each)
+        here, there = _asked(first.run), _asked(each.run)
+        for field in here:
+            if f"run.{field}" not in NOT_THE_METHOD and here[field] != there[field]:
+                raise UsageError(
+                    f"'{first.name}' has {field} {short(here[field])}, '{each.name}' has {short(there[field])}: these "
+                    "are two agents, so give one of their grids a name"
+                )
 
 
 def _check_comparable(runs: Sequence[Planned]) -> None:
@@ -222,13 +236,28 @@ def _check_comparable(runs: Sequence[Planned]) -> None:
     firsts: dict[str, Planned] = {}
     for each in runs:
         first = firsts.setdefault(each.run.distribution.name, each)
-        for field in ("few_shot", "zero_shot", "train_tasks", "test_tasks", "backend", "reward_version"):
-            here, there = (getattr(planned.run.config, field) for planned in (first, each))
-            if here != there:
+        here, there = _measured(first.run), _measured(each.run)
+        for field in {**here, **there}:
+            if here.get(field) != there.get(field):
                 raise UsageError(
-                    f"'{first.name}' has {field} {here}, '{each.name}' has {there}: in one report the runs of a "
-                    "family are measured alike"
+                    f"'{first.name}' has {field} {short(here.get(field))}, '{each.name}' has "
+                    f"{short(there.get(field))}: in one report the runs of a family are measured alike"
                 )
+
+
+def _measured(run: Run) -> dict[str, Any]:
+    """How a run will be measured, as far as runs of one report agree in it."""
+    protocol = run.protocol
+    return {
+        "protocol": protocol.name,
+        "shots": protocol.shots,
+        "adaptation episodes": protocol.adaptation_episodes,
+        "evaluation episodes": protocol.evaluation_episodes,
+        "backend": run.config.backend,
+        **run.distribution.details,
+        "train tasks": [task.id for task in run.train_tasks],
+        "test tasks": [task.id for task in run.test_tasks],
+    }
 
 
 def _check_same(run: Run) -> None:
@@ -241,10 +270,16 @@ def _check_same(run: Run) -> None:
         there = {**stored["run"], **stored["algorithm"], **stored["memory"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): remove {run.folder}") from error
-    planned = json.loads(json.dumps({**asdict(run.config), **asdict(run.algorithm), **asdict(run.memory)}))
+    planned = _asked(run)
     for name in planned.keys() | there.keys():
         if name not in FREE and planned.get(name) != there.get(name):
             raise UsageError(
                 f"{run.folder} was started with {name} {there.get(name)}, not {planned.get(name)}: give another "
                 "output, or remove the folder"
             )
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """Everything that a run is asked for, as JSON holds it."""
+    asked = {**asdict(run.config), **asdict(run.algorithm), **asdict(run.memory)}
+    return cast(dict[str, Any], json.loads(json.dumps(asked)))

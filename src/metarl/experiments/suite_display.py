@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,17 +10,19 @@ from rich.box import SIMPLE_HEAVY
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from metarl.core.errors import missing_extra
+from metarl.core.errors import UsageError, missing_extra
 from metarl.experiments.console import console
+from metarl.experiments.expectations import shortcoming
 from metarl.experiments.forecast import Forecast, total_seconds
 from metarl.experiments.jobs import Outcome, execute
-from metarl.experiments.plots import number, with_minus
+from metarl.experiments.plots import number_text
 from metarl.experiments.ranking import Families, families_of, family_ranking, overall_ranking
 from metarl.experiments.report_rows import Row
 from metarl.experiments.results import load_results
 from metarl.experiments.suite import Planned, Suite, epochs_done
 
 REPORT_FOLDER = "report"
+STOPPED = "stopped"
 BAR_WIDTH = 20
 
 
@@ -45,7 +47,7 @@ def run_with_progress(suite: Suite, jobs: int) -> list[Outcome]:
 
     def move(running: Sequence[Planned]) -> None:
         if console.is_terminal:
-            done = sum(epochs_done(planned.run)[0] for planned in suite.runs)
+            done = sum(_epochs(planned) for planned in suite.runs)
             names = ", ".join(planned.name for planned in running)
             bar.update(task, completed=done, runs=f"{len(ended)}/{len(suite.runs)}", running=names)
 
@@ -77,24 +79,40 @@ def plan_table(forecasts: Sequence[Forecast], jobs: int) -> Table:
     return table
 
 
-def conclude(suite: Suite, outcomes: Sequence[Outcome], title: str) -> None:
-    """Print the rankings of what is finished, name what is not, and write the report."""
+def failures_of(outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """What is wrong with each run that is not as it should be, in one line, by its name."""
+    return {outcome.planned.name: failure for outcome in outcomes if (failure := _failure(outcome))}
+
+
+def _failure(outcome: Outcome) -> str | None:
+    if not outcome.finished:
+        return outcome.error or STOPPED
+    try:
+        return shortcoming(outcome.planned.run.folder, outcome.planned.expect)
+    except UsageError as error:
+        return str(error)
+
+
+def conclude(suite: Suite, outcomes: Sequence[Outcome], failures: Mapping[str, str], title: str) -> None:
+    """Print the rankings of what is finished, name what is not as it should be, and write the report."""
     families = families_of([outcome.planned for outcome in outcomes if outcome.finished])
+    for name, failure in failures.items():
+        if failure != STOPPED:
+            console.print(f"{name}: {failure}")
     if not families:
         console.print("no run is finished: there is nothing to report")
         return
     for table in _ranking_tables(families):
         console.print(table)
-    failures = {each.planned.name: each.error or "stopped" for each in outcomes if not each.finished}
     path = write_pages(suite.folder, families, title, failures)
     if path is not None:
         console.print(f"wrote {path}")
 
 
-def write_pages(folder: Path, families: Families, title: str, failures: dict[str, str]) -> Path | None:
+def write_pages(folder: Path, families: Families, title: str, failures: Mapping[str, str]) -> Path | None:
     """The path of the written report; where its extra is not installed, None after a line that says so."""
     try:
-        from metarl.experiments.suite_page import write_suite_report
+        from metarl.experiments.report_page import write_suite_report
     except ModuleNotFoundError as error:
         console.print(f"no report: {missing_extra(str(error.name), 'report')}")
         return None
@@ -105,6 +123,14 @@ def write_pages(folder: Path, families: Families, title: str, failures: dict[str
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds."""
     return str(timedelta(seconds=round(seconds)))
+
+
+def _epochs(planned: Planned) -> int:
+    """Epochs that are done; a folder that cannot be read becomes its run's outcome, and ends nothing here."""
+    try:
+        return epochs_done(planned.run)[0]
+    except UsageError:
+        return 0
 
 
 def _how(outcome: Outcome) -> str:
@@ -131,7 +157,7 @@ def _ranking_table(title: str, rows: Sequence[Row]) -> Table:
         if "better" in row:
             cells = (f"{row['better']:.2f}", f"[{row['better_low']:.2f}, {row['better_high']:.2f}]")
         if scored:
-            iqm, low, high = (with_minus(number(row[name])) for name in ("iqm", "low", "high"))
+            iqm, low, high = (number_text(row[name]) for name in ("iqm", "low", "high"))
             cells += (str(row["seeds"]), iqm, f"[{low}, {high}]")
         table.add_row(str(row["rank"]), row["agent"], *cells)
     return table

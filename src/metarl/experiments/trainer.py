@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from metarl.core.agent import Agent, Metrics
@@ -55,7 +56,8 @@ class Trainer:
     """Trains an agent on tasks of a distribution.
 
     An epoch starts all trials anew, and its random streams follow from (seed, epoch): it depends on nothing but the
-    checkpoint before it. A run that was killed and resumed is therefore the run that was not, bit for bit on CPU.
+    checkpoint before it. A run that was killed and resumed is therefore the run that was not, bit for bit on a CPU and
+    with as many threads, which decide in what order sums are formed.
 
     Args:
         folder: where checkpoints/ and metrics go; if it holds a checkpoint, the run goes on from there.
@@ -101,7 +103,7 @@ class Trainer:
             only_one(self.checkpoints),
             closing(self.distribution.make_env(self._first_tasks(), seed=self.seed)) as env,
         ):
-            log = MetricsLog(self.folder, self.epoch)
+            log = MetricsLog(self.folder, self.epoch, self.env_steps)
             while self.epoch < self.epochs and not self.stop():
                 with self._naming_the_epoch():
                     row = self._run_epoch(env) | self._watch()
@@ -227,6 +229,7 @@ class Trainer:
             "env_steps": self.env_steps,
             "wall_seconds": self.wall_seconds,
             "best_return": self.best_return if np.isfinite(self.best_return) else None,
+            "threads": torch.get_num_threads(),
         }
         tensors = self.agent.state_dict()
         if best:

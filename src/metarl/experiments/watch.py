@@ -21,10 +21,12 @@ from rich.text import Text
 from metarl.core.agent import Metrics
 from metarl.core.errors import UsageError
 from metarl.experiments.display import TEST_RETURN
+from metarl.experiments.files import LOCK_FILE
 from metarl.experiments.metrics_log import METRICS_FILE, read_metrics
 from metarl.experiments.plots import adaptation_table
 from metarl.experiments.results import RESULTS_FILE, Results, load_results
-from metarl.experiments.run import CONFIG_FILE
+from metarl.experiments.run_folder import CONFIG_FILE, PARTS
+from metarl.experiments.trainer import CHECKPOINTS
 
 TAIL = 8
 """Epochs that are shown."""
@@ -35,6 +37,9 @@ RECENT = 5
 LATE = 5.0
 """A run that is silent for so many epochs' time, and a minute at least, may have been stopped."""
 
+UNTIMED = 600.0
+"""The same in seconds, for a first epoch and for a measurement, whose times nothing tells beforehand."""
+
 ASKED = ("env_name", "task_dist", "algo", "seed", "epochs")
 BAR_WIDTH = 40
 POLL_SECONDS = 1.0
@@ -42,7 +47,7 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Standing:
-    """What a run's folder says; `silent_seconds` is the time since it last wrote an epoch."""
+    """What a run's folder says; `silent_seconds` is the time since it began, or wrote an epoch or a measured part."""
 
     folder: Path
     asked: Mapping[str, Any]
@@ -74,12 +79,15 @@ def standing(folder: Path, now: float) -> Standing:
     try:
         stored = json.loads(path.read_text())
         asked, method = {name: stored["run"][name] for name in ASKED}, stored["memory"]["method"]
+        if not isinstance(asked["epochs"], int) or asked["epochs"] < 1:
+            raise ValueError(f"epochs is {asked['epochs']!r}")
     except OSError as error:
         raise UsageError(f"{folder} is not the folder of a run: it has no readable {CONFIG_FILE}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged, or of another version ({error}): watch another run") from error
     rows = read_metrics(folder)
-    written = (folder / METRICS_FILE if rows else path).stat().st_mtime
+    signs = (path, folder / METRICS_FILE, folder / CHECKPOINTS / LOCK_FILE, folder / PARTS)
+    written = max(sign.stat().st_mtime for sign in signs if sign.exists())
     results = load_results(folder) if (folder / RESULTS_FILE).exists() else None
     return Standing(folder, asked, method, rows, results, max(0.0, now - written))
 
@@ -135,14 +143,14 @@ def _state(run: Standing) -> str:
     """What the run is at, and how long it still takes."""
     if run.finished and run.results is not None:
         return f"finished after {_duration(run.results['wall_seconds'])} of training"
+    to_come = run.asked["epochs"] - run.epoch
     left = seconds_left(run.rows, run.asked["epochs"])
-    if left is None:
-        return "in its first epoch"
-    per_epoch = left / max(run.asked["epochs"] - run.epoch, 1)
-    if run.silent_seconds > max(60.0, LATE * per_epoch):
-        go_on = f"metarl resume {shlex.quote(str(run.folder))}"
-        return f"silent for {_duration(run.silent_seconds)}; if it was stopped:  {go_on}"
-    return f"ETA {_duration(left)}" if left else "measuring on test tasks"
+    go_on = f"metarl resume {shlex.quote(str(run.folder))}"
+    silent = f"silent for {_duration(run.silent_seconds)}; if it was stopped:  {go_on}"
+    if left is not None and to_come > 0:
+        return f"ETA {_duration(left)}" if run.silent_seconds <= max(60.0, LATE * left / to_come) else silent
+    doing = "measuring on test tasks" if run.rows else "in its first epoch"
+    return doing if run.silent_seconds <= UNTIMED else f"{doing}, {silent}"
 
 
 def _tail(rows: Sequence[Metrics]) -> Table:
