@@ -21,13 +21,14 @@ from rich.table import Table
 from metarl.core.errors import UsageError
 from metarl.core.threads import cores
 from metarl.experiments.console import console
+from metarl.experiments.display import clock
 from metarl.experiments.flags import parse
 from metarl.experiments.jobs import Outcome
 from metarl.experiments.plots import number_text
 from metarl.experiments.ranking import families_of
 from metarl.experiments.results import load_results
 from metarl.experiments.suite import load_suite
-from metarl.experiments.suite_display import duration, failures_of, run_with_progress, write_pages
+from metarl.experiments.suite_display import failures_of, run_with_progress, write_pages
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         return 130
     if path is not None:
         console.print(f"wrote {path}")
-    took = duration(time.perf_counter() - started)
+    took = clock(time.perf_counter() - started)
     console.print(f"{len(outcomes) - len(failures)} of {len(outcomes)} runs ok, in {took}")
     return 1 if failures else 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from datetime import timedelta
 
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -74,7 +75,7 @@ class Display:
             self._passed.popleft()  # the first update compiles: what it took tells little of the others
         self._passed.append((done, time.monotonic()))
         (first, began), (_, now) = self._passed[0], self._passed[-1]
-        return _clock((now - began) / (done - first) * (self.epochs * trainer.UPDATES_PER_EPOCH - done))
+        return clock((now - began) / (done - first) * (self.epochs * trainer.UPDATES_PER_EPOCH - done))
 
 
 class MeasuringDisplay:
@@ -101,17 +102,16 @@ class MeasuringDisplay:
         line = f"measuring on {tasks}: round {begun}/{rounds}"
         if begun > self._first:
             left = (now - self._began) / (begun - self._first) * (rounds - begun + 1)
-            line += f", ETA {_clock(left)}"
+            line += f", ETA {clock(left)}"
         self._status.update(line)
         if not console.is_terminal and now - self._said >= SECONDS_A_LINE:
             self._said = now
             console.print(line)
 
 
-def _clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    left = round(seconds)
-    return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+def clock(seconds: float) -> str:
+    """Days where there are any, hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def epoch_line(row: Metrics, epochs: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAVY
@@ -12,6 +11,7 @@ from rich.table import Table
 
 from metarl.core.errors import UsageError, missing_extra
 from metarl.experiments.console import console
+from metarl.experiments.display import clock
 from metarl.experiments.expectations import shortcoming
 from metarl.experiments.forecast import Forecast, total_seconds
 from metarl.experiments.jobs import Outcome, execute
@@ -58,7 +58,7 @@ def run_with_progress(suite: Suite, jobs: int) -> list[Outcome]:
 def plan_table(forecasts: Sequence[Forecast], jobs: int) -> Table:
     """What a suite is going to do, and how long it takes."""
     runs = sum(len(each.runs) for each in forecasts)
-    took = f"about {duration(total_seconds(forecasts, jobs))} with {jobs} job{'s' if jobs > 1 else ''}"
+    took = f"about {clock(total_seconds(forecasts, jobs))} with {jobs} job{'s' if jobs > 1 else ''}"
     table = Table(title=f"{runs} runs, {took}", box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
     for column in ("family", "agent", "seeds"):
         table.add_column(column)
@@ -73,7 +73,7 @@ def plan_table(forecasts: Sequence[Forecast], jobs: int) -> Table:
             " ".join(str(one.seed) for one in config),
             str(sum(one.epochs for one in config)),
             str(each.epochs_left),
-            duration(each.seconds),
+            clock(each.seconds),
             each.source or "finished",
         )
     return table
@@ -120,11 +120,6 @@ def write_pages(folder: Path, families: Families, title: str, failures: Mapping[
         return write_suite_report(folder / REPORT_FOLDER, families, title, failures)
 
 
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))
-
-
 def _epochs(planned: Planned) -> int:
     """Epochs that are done; a folder that cannot be read becomes its run's outcome, and ends nothing here."""
     try:
@@ -135,7 +130,7 @@ def _epochs(planned: Planned) -> int:
 
 def _how(outcome: Outcome) -> str:
     if outcome.finished:
-        return f"done, {duration(load_results(outcome.planned.run.folder)['wall_seconds'])} of training"
+        return f"done, {clock(load_results(outcome.planned.run.folder)['wall_seconds'])} of training"
     return outcome.error or "stopped after a whole epoch"
 
 

@@ -7,7 +7,6 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from rich.text import Text
 
 from metarl.core.agent import Metrics
 from metarl.core.errors import UsageError
-from metarl.experiments.display import TEST_RETURN
+from metarl.experiments.display import TEST_RETURN, clock
 from metarl.experiments.files import LOCK_FILE
 from metarl.experiments.metrics_log import METRICS_FILE, read_metrics
 from metarl.experiments.plots import adaptation_table
@@ -142,13 +141,13 @@ def watch(folder: Path, once: bool, console: Console) -> None:
 def _state(run: Standing) -> str:
     """What the run is at, and how long it still takes."""
     if run.finished and run.results is not None:
-        return f"finished after {_duration(run.results['wall_seconds'])} of training"
+        return f"finished after {clock(run.results['wall_seconds'])} of training"
     to_come = run.asked["epochs"] - run.epoch
     left = seconds_left(run.rows, run.asked["epochs"])
     go_on = f"metarl resume {shlex.quote(str(run.folder))}"
-    silent = f"silent for {_duration(run.silent_seconds)}; if it was stopped:  {go_on}"
+    silent = f"silent for {clock(run.silent_seconds)}; if it was stopped:  {go_on}"
     if left is not None and to_come > 0:
-        return f"ETA {_duration(left)}" if run.silent_seconds <= max(60.0, LATE * left / to_come) else silent
+        return f"ETA {clock(left)}" if run.silent_seconds <= max(60.0, LATE * left / to_come) else silent
     doing = "measuring on test tasks" if run.rows else "in its first epoch"
     return doing if run.silent_seconds <= UNTIMED else f"{doing}, {silent}"
 
@@ -163,12 +162,8 @@ def _tail(rows: Sequence[Metrics]) -> Table:
         table.add_row(
             f"{row['epoch']:.0f}",
             f"{row['env_steps'] / 1e6:.2f}M",
-            _duration(row["wall_seconds"]),
+            clock(row["wall_seconds"]),
             f"{row['steps_per_second']:,.0f}",
             *(f"{row[name]:.1f}" if name in row else "" for name in ("train_return", *shots)),
         )
     return table
-
-
-def _duration(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
