@@ -25,7 +25,7 @@ def test_the_time_left_is_known_after_one_update_however_long_it_took(clock: lis
     display = Display(epochs=100)
     clock[0] += 900.0
     display.report(Progress(1, 1, 1000, 1300.0, math.nan))
-    assert shown(display) == "1.3k steps/s  train ...  test ...  ETA 249:45:00"  # 999 updates of 15 minutes
+    assert shown(display) == "1.3k steps/s  train ...  test ...  ETA 10 days, 9:45:00"  # 999 updates of 15 minutes
 
 
 def test_what_the_first_update_compiles_is_not_counted_once_there_is_another(clock: list[float]) -> None:
