@@ -86,6 +86,15 @@ def test_one_run_without_metrics_and_success(make_run: MakeRun) -> None:
     assert "IQM 7.00 [" in page
 
 
+def test_tasks_may_have_parameters_of_different_names(make_run: MakeRun) -> None:
+    run = make_run("a")
+    results = json.loads((run / "results.json").read_text())
+    results["tasks"][0]["params"] = {"wind": 0.25}
+    (run / "results.json").write_text(json.dumps(results))
+    page = render(load_entries([run]))
+    assert all(f">{name}<" in page for name in ("wind", *results["tasks"][1]["params"]))
+
+
 def test_what_a_change_costs_has_a_table(make_run: MakeRun) -> None:
     after = {
         "summary": {"mean": -3.5, "iqm": -3.25, "ci95": [-4.0, -3.0], "cvar05": -5.0},

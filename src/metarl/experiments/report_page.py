@@ -108,7 +108,7 @@ def render(entries: Sequence[Entry]) -> str:
             summaries=summaries,
             successes={(row["agent"], row["shot"]): row for row in successes},
             references=report_rows.reference_rows(entries),
-            params=list(first["tasks"][0]["params"]),
+            params=list(dict.fromkeys(name for task in first["tasks"] for name in task["params"])),
             tasks=_by_task(tasks),
             environments=_by_environment(environments, shots[-1]),
             drift=drift,
