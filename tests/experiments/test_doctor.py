@@ -7,6 +7,7 @@ import subprocess
 import sys
 from email.message import Message
 from importlib import metadata
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -123,16 +124,26 @@ def test_a_package_that_is_not_installed_is_a_finding(monkeypatch: pytest.Monkey
     assert "torch" not in rows
 
 
-def test_busy_cores_are_told_where_threads_would_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_cores_are_told_where_threads_would_wait_for_each_other(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr("os.getloadavg", lambda: (4.1, 0.0, 0.0))
+    monkeypatch.setattr(doctor, "CORE_TIMES", tmp_path / "stat")
     with torch_threads(2):
-        assert doctor.crowding() == (
-            "load average 4.1 on 8 cores: others compute here, and beside them a run is several times slower than it "
-            "needs to be; start each with OMP_NUM_THREADS=1"
+        assert doctor.crowding() is None
+
+    def told(idle: int, waiting: int, busy: int) -> str | None:
+        """What is said where so many ticks pass in a moment."""
+        (tmp_path / "stat").write_text("cpu  50 0 50 800 100 0 0 0 0 0\ncpu0 1 2 3\n")
+        later = f"cpu  {50 + busy} 0 50 {800 + idle} {100 + waiting} 0 0 0 9 9\n"
+        monkeypatch.setattr("time.sleep", lambda seconds: (tmp_path / "stat").write_text(later))
+        return doctor.crowding()
+
+    with torch_threads(2):
+        assert told(60, 20, 120) == (
+            "others keep 4.8 of 8 cores busy, and beside them a run is several times slower than it needs to be: start "
+            "each with OMP_NUM_THREADS=1"
         )
+        assert told(80, 20, 100) is None
     with torch_threads(1):
-        assert doctor.crowding() is None
-    monkeypatch.setattr("os.getloadavg", lambda: (4.0, 9.0, 9.0))
-    with torch_threads(2):
-        assert doctor.crowding() is None
+        assert told(0, 0, 200) is None

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from packaging.requirements import Requirement
 from metarl.experiments import graphics
 
 DISTRIBUTION = "metarl-agent-framework"
+CORE_TIMES = Path("/proc/stat")
+"""Linux alone has it."""
 
 
 def report() -> list[tuple[str, str]]:
@@ -51,15 +54,29 @@ def hardware() -> dict[str, str]:
 def crowding() -> str | None:
     """Says that others compute on these cores and what to do, where this process has several threads: such threads spin
     while they wait for each other, so that two processes stop each other for most of the time."""
-    if sys.platform == "win32" or torch.get_num_threads() == 1:
+    if torch.get_num_threads() == 1 or not CORE_TIMES.exists():
         return None
-    load, present = os.getloadavg()[0], os.cpu_count() or 1
-    if load <= present / 2:
+    busy, present = _busy_cores(), os.cpu_count() or 1
+    if busy <= present / 2:
         return None
     return (
-        f"load average {load:.1f} on {present} cores: others compute here, and beside them a run is several times "
-        "slower than it needs to be; start each with OMP_NUM_THREADS=1"
+        f"others keep {busy:.1f} of {present} cores busy, and beside them a run is several times slower than it needs "
+        "to be: start each with OMP_NUM_THREADS=1"
     )
+
+
+def _busy_cores(seconds: float = 0.2) -> float:
+    """How many cores compute while this process waits."""
+    before = _core_ticks()
+    time.sleep(seconds)
+    idle, passed = (now - then for now, then in zip(_core_ticks(), before, strict=True))
+    return (1 - idle / max(passed, 1)) * (os.cpu_count() or 1)
+
+
+def _core_ticks() -> tuple[int, int]:
+    """Ticks of all cores that were idle or waited for a disk, and all there were (proc(5))."""
+    ticks = [int(number) for number in CORE_TIMES.read_text().split("\n", 1)[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _version(distribution: str) -> str | None:
