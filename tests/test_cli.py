@@ -432,14 +432,14 @@ def test_a_run_that_is_being_measured_is_not_resumed(
 def test_other_threads_and_busy_cores_are_told(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.getloadavg", lambda: (100.0, 0.0, 0.0))
+    monkeypatch.setattr("metarl.experiments.doctor._busy_cores", lambda: 100.0)
     now = torch.get_num_threads()
     with torch_threads(now + 1):
         assert main(["resume", str(finished)]) == 0
     threads, crowded, *_ = capsys.readouterr().out.splitlines()
     assert threads.startswith(f"trained with {now} threads so far, {now + 1} now: ")
-    assert crowded.startswith(f"load average 100.0 on {os.cpu_count()} cores: others compute here")
-    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    assert crowded.startswith(f"others keep 100.0 of {os.cpu_count()} cores busy")
+    monkeypatch.setattr("metarl.experiments.doctor._busy_cores", lambda: 0.0)
     assert main(["resume", str(finished)]) == 0
     assert capsys.readouterr().out.startswith("point-goal, rl2, gru, seed 0")
 
