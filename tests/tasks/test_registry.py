@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
-import gymnasium
 import pytest
 
 from metarl.core.errors import UsageError
-from metarl.core.task import Task
 from metarl.tasks import registry
-from metarl.tasks.distribution import TaskDistribution, Uniform
+from metarl.tasks.distribution import TaskDistribution
+
+Poles: TypeAlias = Callable[..., TaskDistribution]
 
 
-def pole() -> gymnasium.Env[Any, Any]:
-    return gymnasium.make("CartPole-v1", disable_env_checker=True)
-
-
-def set_gravity(env: gymnasium.Env[Any, Any], task: Task) -> None:
-    env.unwrapped.gravity = task["gravity"]  # type: ignore[attr-defined]
-
-
-def poles(**options: Any) -> TaskDistribution:
-    arguments: dict[str, Any] = {
-        "train": {"gravity": Uniform(5.0, 15.0)},
-        "test": {"gravity": Uniform(5.0, 15.0)},
-        "apply": set_gravity,
-        "max_episode_steps": 20,
-        **options,
-    }
-    return TaskDistribution(pole, **arguments)
-
-
-def test_families_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_families_by_name(poles: Poles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_FACTORIES", {})
 
     def heavy(seed: int = 0) -> TaskDistribution:
@@ -53,7 +35,7 @@ def test_families_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.register_tasks("heavy", heavy)
 
 
-def test_a_name_in_capitals_stands_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_in_capitals_stands_for_many(poles: Poles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_FACTORIES", {})
     registry.register_tasks("poles-WEIGHT", lambda weight, seed=0: poles(name=f"poles-{weight}", seed=seed))
     registry.register_tasks("poles", poles)
@@ -68,7 +50,9 @@ def test_a_name_in_capitals_stands_for_many(monkeypatch: pytest.MonkeyPatch) -> 
         registry.make_tasks("poles-light", sed=3)
 
 
-def test_a_name_in_capitals_is_a_pattern_only_where_the_factory_has_that_parameter(monkeypatch):
+def test_a_name_in_capitals_is_a_pattern_only_where_the_factory_has_that_parameter(
+    poles: Poles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(registry, "_FACTORIES", {})
     registry.register_tasks("poles-ON-MARS", lambda seed=0: poles(name="mars", seed=seed))
     registry.register_tasks("poles-WEIGHT", lambda weight: poles(name=weight))
@@ -79,7 +63,7 @@ def test_a_name_in_capitals_is_a_pattern_only_where_the_factory_has_that_paramet
     assert registry.make_tasks("poles-ON-EARTH").name == "ON-EARTH"
 
 
-def test_options_of_a_factory_that_takes_all_or_none(monkeypatch):
+def test_options_of_a_factory_that_takes_all_or_none(poles: Poles, monkeypatch: pytest.MonkeyPatch) -> None:
     single = poles()
     monkeypatch.setattr(registry, "_FACTORIES", {})
     registry.register_tasks("all", poles)
