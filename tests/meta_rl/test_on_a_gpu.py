@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,15 +54,23 @@ def make_agent(algo: str, method: str, device: str, env: Any) -> Agent:
     return algorithm.make(*spaces, config, memory, num_updates=4, seed=0, device=device, **known)
 
 
-def learn(algo: str, method: str, device: str) -> tuple[list[dict[str, float]], Agent]:
+def learn(
+    algo: str, method: str, device: str, change: Callable[[Any], None] | None = None
+) -> tuple[list[dict[str, float]], Agent]:
     """What two updates report, and the agent."""
     env, held = make_worlds(algo)
     agent = make_agent(algo, method, device, env)
+    if change is not None:
+        change(agent)
     agent.training = agent.explore = True
-    rounds: dict[str, Any] = {"steps": 12} if algo in ("rl2", "grbal") else {"shots": 1, "episodes": 1}
+    by_steps = algo in ("rl2", "grbal")
+    rounds: dict[str, Any] = {"steps": 12} if by_steps else {"shots": 1, "episodes": 1}
+    renew, trial = np.array([True, False, True, False]), None
     reports = []
     for _ in range(2):
-        run_trial(agent, env, held, seed=0, **rounds)
+        # Trials counted in steps go on in half of the rows, whose memories are then not empty when learning begins.
+        kept = {"renew": renew, "previous": trial} if trial is not None and by_steps else {"seed": 0}
+        trial = run_trial(agent, env, held, **rounds, **kept)
         reports.append(dict(agent.update()))
     env.close()
     return reports, agent
@@ -81,6 +92,41 @@ def test_on_a_gpu_an_agent_learns_what_it_learns_on_the_cpu(algo: str, method: s
     again.load_state_dict(state)
     for name, value in again.state_dict().items():
         assert torch.equal(value.cpu(), state[name].cpu()), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_recorded_is_what_would_be_sent_operation_by_operation(method: str) -> None:
+    recorded, replaying = learn("rl2", method, "cuda")
+    sent, plain = learn("rl2", method, "cuda", lambda agent: setattr(agent, "_programs", None))
+    assert recorded == [pytest.approx(report, rel=1e-4, abs=1e-6, nan_ok=True) for report in sent]
+    for name, value in replaying.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu_learning_begins_with_the_probabilities_that_acting_had(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SMALL, "rl2", {"update_steps": 12, "update_epochs": 1, "num_minibatches": 1})
+    reports, _ = learn("rl2", method, "cuda")
+    assert [report["kl"] for report in reports] == pytest.approx([0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])
+def test_a_copy_of_an_agent_replays_its_own_parameters(copied: Callable[[Any], Any]) -> None:
+    _, agent = learn("rl2", "ssm", "cuda")
+    other = copied(agent)
+    with torch.no_grad():
+        for parameter in other.policy.parameters():
+            parameter.zero_()
+    env, _ = make_worlds("rl2")
+    observation, _ = env.reset(seed=0)
+    env.close()
+    for each in (agent, other):
+        each.begin_trial(4)
+        each.act(observation)
+    assert agent._step.output.abs().sum() > 0
+    assert other._step.output.abs().sum() == 0
 
 
 @pytest.mark.parametrize(("algo", "method"), [("rl2", "ssm"), ("maml", "mlp"), ("grbal", "ssm")])

@@ -58,6 +58,9 @@ class Programs:
         self._programs: dict[Hashable, _Program] = {}
         self._splits: dict[Hashable, _Split] = {}
 
+    def __reduce__(self) -> tuple[type[Programs], tuple[()]]:
+        return Programs, ()  # a copy, which reads other parameters, traces anew; machine code is no pickle
+
     def run(self, key: Hashable, function: Function, *tensors: Tensor) -> Sequence[Tensor]:
         """`function(*tensors)`.
 

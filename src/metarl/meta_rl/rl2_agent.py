@@ -32,6 +32,7 @@ from metarl.core.policy_controller import PolicyController
 from metarl.core.returns import generalized_advantage
 from metarl.core.trajectory import Trajectory
 from metarl.meta_rl.compiled import Function, Programs, worth_compiling
+from metarl.meta_rl.recorded import Recordings
 from metarl.meta_rl.rl2_config import RL2Config
 
 __all__ = ["RL2Agent", "RL2Config"]
@@ -96,7 +97,8 @@ class RL2Agent(Agent):
         self.updates = 0
         self._given: dict[str, Tensor] | None = None
         self.compiles = worth_compiling(self.config.compile, self.policy, self.device, env_steps)
-        self._programs = Programs() if self.compiles else None
+        recorded = Recordings() if self.device.type == "cuda" else None
+        self._programs = Programs() if self.compiles else recorded
         self.begin_trial(0)
 
     @cached_property
@@ -228,7 +230,7 @@ class RL2Agent(Agent):
         return inputs, *self.policy.step(inputs, memory, prepared)
 
     def _run(self, name: str, function: Function, *tensors: Tensor) -> Sequence[Tensor]:
-        """A function of tensors: compiled where the agent trains by compiled code."""
+        """A function of tensors; in training by compiled code where the agent has it, on a GPU by a recorded graph."""
         if self._programs is None or not self.training:
             return function(*tensors)
         return self._programs.run(name, function, *tensors)
