@@ -16,7 +16,8 @@ from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.experiments import pretrained
-from metarl.experiments.checkpoint import LAST, load_checkpoint, restore
+from metarl.experiments.checkpoint import BEST, LAST, load_checkpoint, restore, save_checkpoint
+from metarl.experiments.play import load_player
 from metarl.experiments.pretrained import load_pretrained, pretrained_run, ship
 from metarl.experiments.protocol import Protocol, evaluate
 from metarl.experiments.run import Run
@@ -144,6 +145,20 @@ def test_the_agent_of_a_run_is_that_of_its_last_checkpoint(finished: Run, tmp_pa
     assert agent.action_space.contains(agent.act(np.zeros(2, np.float32)))
     with pytest.raises(UsageError, match=r"config\.json"):
         metarl.load_agent(tmp_path)
+
+
+def test_the_best_checkpoint_acts_where_it_is_asked_for(finished: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    tensors, meta = load_checkpoint(folder / "checkpoints" / BEST)
+    better = {name: 2 * tensor if name.startswith("policy.") else tensor for name, tensor in tensors.items()}
+    save_checkpoint(folder / "checkpoints" / BEST, better, meta)
+    agents = [metarl.load_agent(folder, checkpoint=name).state_dict() for name in ("last", "best")]
+    np.testing.assert_array_equal(agents[0]["policy.actor.0.weight"], tensors["policy.actor.0.weight"])
+    np.testing.assert_array_equal(agents[1]["policy.actor.0.weight"], better["policy.actor.0.weight"])
+    assert load_player(str(folder), "best")[0].weights == folder / "checkpoints" / BEST
+    with pytest.raises(UsageError, match="--checkpoint best is for a run: 'halfcheetah-vel' ships with one"):
+        load_player("halfcheetah-vel", "best")
 
 
 def test_weights_that_are_not_those_of_the_card_are_refused(finished: Run, shelf: Path) -> None:

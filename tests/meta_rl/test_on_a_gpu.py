@@ -17,6 +17,7 @@ from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.task import Task
 from metarl.env_runner.trial import run_trial
 from metarl.meta_rl.registry import ALGOS, find_algorithm
+from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 from metarl.tasks.registry import make_tasks
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
@@ -110,6 +111,34 @@ def test_on_a_gpu_learning_begins_with_the_probabilities_that_acting_had(
     monkeypatch.setitem(SMALL, "rl2", {"update_steps": 12, "update_epochs": 1, "num_minibatches": 1})
     reports, _ = learn("rl2", method, "cuda")
     assert [report["kl"] for report in reports] == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_on_a_gpu_an_agent_that_trains_acts_as_one_that_is_measured() -> None:
+    """Of the size that is trained, after updates, over more than one episode: training replays, measuring does not."""
+    tasks = make_tasks("halfcheetah-vel")
+    held = [tasks.train[row] for row in range(64)]
+    env, trial = tasks.make_env(held, seed=0), None
+    spaces = env.single_observation_space, env.single_action_space
+    agent = RL2Agent(*spaces, RL2Config(update_steps=50), MemoryConfig(), device="cuda")
+    agent.training = agent.explore = True
+    for update in range(3):
+        renew = np.arange(64) % 4 == 0 if update else None
+        trial = run_trial(agent, env, held, steps=50, seed=None if update else 0, renew=renew, previous=trial)
+        agent.update()
+    agent.explore = False
+    measured = copy.deepcopy(agent)
+    measured.training = False
+    for each in (agent, measured):
+        each.begin_trial(64)
+    observation, _ = env.reset(seed=1)
+    for _ in range(250):
+        actions = [each.act(observation) for each in (agent, measured)]
+        np.testing.assert_allclose(*actions, atol=1e-4)
+        following, reward, terminated, truncated, _ = env.step(actions[0])
+        for each in (agent, measured):
+            each.observe(observation, actions[0], reward, terminated, truncated, following)
+        observation = following
+    env.close()
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])

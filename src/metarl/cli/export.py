@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -22,13 +22,15 @@ class ExportConfig:
     """Folder of the run."""
     out: Path | None = None
     """An .onnx, for onnxruntime, or a .pt2, for torch.export.load; none: policy.onnx in the folder of the run."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The last one, or the best by return on train tasks."""
 
 
 def main(arguments: list[str]) -> int:
     parsed = parse(ExportConfig, arguments, "export")
     out = parsed.run / "policy.onnx" if parsed.out is None else parsed.out
     check_format(out)
-    run = Run.load(parsed.run, device="cpu", reference=None, beside=())
+    run = replace(Run.load(parsed.run, device="cpu", reference=None, beside=()), checkpoint=parsed.checkpoint)
     with console.status("exporting, then comparing with the agent"):
         exported = export_policy(run, out)
     console.print(f"adapts {exported.metadata['adapts']}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -25,6 +25,8 @@ class PlayConfig:
     """Folder of a run of a MuJoCo family, or the name of an agent that ships with the package."""
     task: int | None = None
     """Id of the task to begin in; none: the first held-out one."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Of a run: the last one, or the best by return on train tasks."""
     seed: int = 0
     """Seed of the worlds."""
     host: str = "127.0.0.1"
@@ -36,7 +38,7 @@ class PlayConfig:
 def main(arguments: list[str]) -> int:
     """A browser needs seconds until it draws, and so do the imports of what acts: the page is served first."""
     parsed = parse(PlayConfig, arguments, "play")
-    check_player(parsed.agent)
+    check_player(parsed.agent, parsed.checkpoint)
     try:
         from metarl.experiments.play_server import serving
     except ModuleNotFoundError as error:
@@ -62,7 +64,7 @@ def play(server: viser.ViserServer, config: PlayConfig) -> None:
         raise missing_extra(str(error.name), "play") from error
     from metarl.experiments.play import Playground, load_player
 
-    run, agent = load_player(config.agent)
+    run, agent = load_player(config.agent, config.checkpoint)
     playground = Playground(agent, run.distribution, config.task, config.seed)
     title = " · ".join((run.distribution.name, run.config.algo, run.memory.method))
     Page(server, playground, title).run()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -26,11 +26,13 @@ class VideoConfig:
     """Shots that it was measured at, side by side; none: the first and the last."""
     out: Path | None = None
     """A .gif or .mp4; none: task<id>.gif in the folder of the run."""
+    checkpoint: Literal["last", "best"] = "last"
+    """The last one, or the best by return on train tasks."""
 
 
 def main(arguments: list[str]) -> int:
     parsed = parse(VideoConfig, arguments, "video")
-    run = Run.load(parsed.run, reference=None, beside=())
+    run = replace(Run.load(parsed.run, reference=None, beside=()), checkpoint=parsed.checkpoint)
     with console.status("running the trials again") as status:
         path = film(
             run,

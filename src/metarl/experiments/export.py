@@ -21,7 +21,7 @@ from torch import Tensor
 
 from metarl.core.agent import Agent, Array
 from metarl.core.errors import Failure, UsageError, missing_extra
-from metarl.experiments.checkpoint import LAST, restore
+from metarl.experiments.checkpoint import restore
 from metarl.experiments.files import atomic_write
 from metarl.experiments.results import versions
 from metarl.experiments.run import Run
@@ -58,7 +58,7 @@ class Export:
 
 
 def export_policy(run: Run, out: Path) -> Export:
-    """Write the policy of a run's last checkpoint to `out`, an .onnx or a .pt2, if it acts as the agent does.
+    """Write the policy of a run, as its checkpoint has it, to `out`, an .onnx or a .pt2, if it acts as the agent does.
 
     The file holds the memory's step, the normalisation as it stood, and the way to the environment's actions:
     `PolicyStep` describes inputs and outputs. The number of rows is free.
@@ -72,7 +72,7 @@ def export_policy(run: Run, out: Path) -> Export:
     if "reward_model" in find_algorithm(run.config.algo).knows:
         raise UsageError(f"{run.config.algo} plans with a model at every step and has no policy to export")
     agent = run.make_agent()
-    trained = restore(agent, run.checkpoints / LAST)
+    trained = restore(agent, run.weights)
     step = policy_step(agent)
     metadata = _metadata(run, agent, step, trained["epoch"])
     data = write(_trace(step, agent), metadata)

@@ -9,7 +9,6 @@ from pathlib import Path
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
-from metarl.experiments.checkpoint import LAST, restore
 from metarl.experiments.protocol import evaluate, parts
 from metarl.experiments.results import Results
 from metarl.experiments.run import Run
@@ -70,8 +69,7 @@ def film(
     known = [task.id for task in run.test_tasks]
     if task_id is not None and task_id not in known:
         raise UsageError(f"task {task_id} was not measured in {run.folder}: choose from {id_ranges(known)}")
-    agent = run.make_agent()
-    restore(agent, run.checkpoints / LAST)
+    agent = run.trained_agent()
     last = max(shots)
     shorter = replace(protocol, name="few-shot" if last else "zero-shot", few_shot=(last,) if last else ())
     recorder = Recorder(shots, task_id)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,15 +207,15 @@ class Playground:
         self.agent.explore = self.by_gradients and not self.frozen
 
 
-def load_player(name: str) -> tuple[Run, Agent]:
+def load_player(name: str, checkpoint: Literal["last", "best"] = "last") -> tuple[Run, Agent]:
     """A run and its agent, on the CPU: that of a folder, or one that ships with the package.
 
     Raises:
-        UsageError: there is neither; or as `Run.load` and `restore`.
+        UsageError: there is neither, a shipped agent has no such checkpoint, or as `Run.load` and `restore`.
     """
-    check_player(name)
+    check_player(name, checkpoint)
     if Path(name).is_dir():
-        run = Run.load(name, reference=None, beside=(), device="cpu")
+        run = replace(Run.load(name, reference=None, beside=(), device="cpu"), checkpoint=checkpoint)
         return run, acting_agent(run)
     return pretrained_run(name), load_pretrained(name)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -55,25 +57,26 @@ def load_pretrained(name: str, device: str = "cpu") -> Agent:
     return _ready(agent)
 
 
-def load_agent(folder: str | Path, device: str = "cpu") -> Agent:
-    """The agent of a run's last checkpoint, ready to act as `load_pretrained` says.
+def load_agent(folder: str | Path, device: str = "cpu", checkpoint: Literal["last", "best"] = "last") -> Agent:
+    """The agent of a run's checkpoint, ready to act as `load_pretrained` says.
 
         agent = metarl.load_agent("runs/20260102-030405-halfcheetah-vel-rl2-ssm-s0")
 
     Args:
         folder: of a run, finished or not.
         device: cpu or cuda.
+        checkpoint: the last one, or the best by return on train tasks.
 
     Raises:
         UsageError: no folder of a run, no checkpoint in it, or a damaged one.
     """
-    return acting_agent(Run.load(folder, reference=None, beside=(), device=device))
+    return acting_agent(replace(Run.load(folder, reference=None, beside=(), device=device), checkpoint=checkpoint))
 
 
 def acting_agent(run: Run) -> Agent:
-    """The agent of a run's last checkpoint, without the state of its optimiser."""
+    """The agent of a run's checkpoint, without the state of its optimiser."""
     agent = run.make_agent()
-    restore(agent, run.checkpoints / LAST, acting=True)
+    restore(agent, run.weights, acting=True)
     return _ready(agent)
 
 

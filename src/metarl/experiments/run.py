@@ -58,7 +58,7 @@ class Run:
     source: str | None = field(repr=False)
     """Sum of the own file that the family is from, when the run was made; None: the family ships with the package."""
     checkpoint: Literal["last", "best"] = "last"
-    """Which one is measured."""
+    """Which one is measured, and acts."""
 
     @classmethod
     def plan(
@@ -164,7 +164,7 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The checkpoint that is measured."""
+        """The checkpoint that is measured, and acts."""
         return self.checkpoints / f"{self.checkpoint}.safetensors"
 
     @property

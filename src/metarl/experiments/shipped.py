@@ -36,11 +36,13 @@ def load_card(name: str) -> Card:
     return card
 
 
-def check_player(name: str) -> None:
-    """Refuse what is neither the folder of a run nor the name of a shipped agent."""
+def check_player(name: str, checkpoint: str) -> None:
+    """Refuse what is neither the folder of a run nor the name of a shipped agent, or has no such checkpoint."""
     if not Path(name).is_dir() and name not in list_pretrained():
         shipped = ", ".join(list_pretrained())
         raise UsageError(f"'{name}' is neither the folder of a run nor an agent that ships with metarl: {shipped}")
+    if not Path(name).is_dir() and checkpoint != "last":
+        raise UsageError(f"--checkpoint {checkpoint} is for a run: '{name}' ships with one checkpoint; leave it out")
 
 
 def shipped_folder(name: str) -> Path:
