@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metarl.core.scan import linear_scan
-from metarl.meta_rl.compiled import Programs, can_compile
+from metarl.meta_rl.compiled import Programs, can_compile, identity
 
 needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch compiles with g++, which is not installed")
 
@@ -105,3 +105,17 @@ def test_scans_are_held_with_their_derivatives():
     (found,) = Programs().held("scan", function, [(given,)], vector)(vector)
     for got, expected in zip(found, function(given, vector), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_function_made_anew_with_the_same_values_is_the_same():
+    def scaled(by):
+        return lambda x: (by * x,)
+
+    model = torch.nn.Linear(1, 1)
+    assert identity(scaled(2)) == identity(scaled(2))
+    assert identity(scaled(model)) == identity(scaled(model))
+    others = [scaled(2), scaled(3), scaled(2.0), scaled(model), scaled(torch.nn.Linear(1, 1)), lambda x: (2 * x,)]
+    assert len({identity(each) for each in others}) == len(others)
+    unhashable = scaled([2])
+    assert identity(unhashable) is unhashable
+    assert identity(torch.nn.functional.mse_loss) == identity(torch.nn.functional.mse_loss)

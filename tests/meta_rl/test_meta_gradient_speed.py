@@ -98,6 +98,22 @@ def test_groups_run_side_by_side_and_sum_to_the_whole(really_compiled):
     assert_same(maml.meta_gradient(ragged), MetaMAML(model, 0.1).meta_gradient(ragged))
 
 
+@pytest.mark.parametrize("loss", [nn.functional.l1_loss, nn.functional.huber_loss, nn.functional.smooth_l1_loss])
+def test_losses_whose_curvature_is_zero_can_be_traced(loss, monkeypatch):
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+    model, tasks = make_model(), make_tasks()
+    assert_same(MetaMAML(model, compile=True).meta_gradient(tasks, loss), MetaMAML(model).meta_gradient(tasks, loss))
+
+
+def test_a_loss_that_is_written_in_a_loop_is_traced_once(monkeypatch):
+    made = []
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: made.append(graph) or graph)
+    maml, tasks = MetaMAML(make_model(), compile=True), make_tasks()
+    losses = [maml.meta_update(tasks, lambda y, target: (y - target).abs().mean()) for _ in range(3)]
+    assert len(set(losses)) == 3
+    assert len(made) == 1
+
+
 def test_several_threads_run_what_draws_nothing(monkeypatch):
     monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
     threads = set()

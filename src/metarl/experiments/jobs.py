@@ -169,9 +169,10 @@ def _work(folder: Path) -> None:
 
     if not run.train(report, asked.is_set):
         sys.exit(STOPPED)
-    kept = run.kept_parts()
-    write_results(folder, run.measure(kept=kept))
-    kept.forget()
+    with only_one(run.checkpoints):
+        kept = run.kept_parts()
+        write_results(folder, run.measure(kept=kept))
+        kept.forget()
     print(f"{time.process_time():.0f} s of processor time since it was started or resumed", flush=True)
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -120,6 +121,21 @@ class Programs:
         return self._splits[form]
 
 
+def identity(function: Callable[..., Any]) -> Hashable:
+    """Equal for functions that compute the same: of one code, over the same values. So a lambda that is written in a
+    loop, and made anew each time, is one key of `Programs`."""
+    if not isinstance(function, FunctionType):
+        return function
+    try:
+        over = [cell.cell_contents for cell in function.__closure__ or ()]
+        over += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        found = function.__code__, *((type(value), value) for value in over)  # 1 and 1.0 are equal, and not the same
+        hash(found)
+    except (TypeError, ValueError):  # a value that has no hash, or is not there yet
+        return function
+    return found
+
+
 def _forms(tensors: Sequence[Tensor]) -> list[Hashable]:
     return [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors]
 
@@ -222,7 +238,7 @@ def _run_all(work: Sequence[tuple[_Program, Sequence[Tensor]]]) -> list[Sequence
 
 def _traced(function: Function, tensors: Sequence[Tensor]) -> GraphModule:
     # With fake tensors, code that takes the numbers out of torch fails, where it would else be frozen with them.
-    rewritten = REWRITTEN if tensors[0].device.type == "cpu" else {}
+    rewritten = ZEROS | (REWRITTEN if tensors[0].device.type == "cpu" else {})
     unbound = partial(function)  # of a method, the tracer would count `self` as an argument
     trace = make_fx(unbound, rewritten, tracing_mode="fake", _allow_non_fake_inputs=True)
     try:
@@ -245,6 +261,9 @@ def _sum_with_product(addend: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, 
     """Apart, so that the sum is fused with what comes after."""
     return NotImplemented if (beta, alpha) != (1, 1) else addend + torch.matmul(a, b)
 
+
+ZEROS: dict[OpOverload[..., Any], Callable[..., Any]] = {aten._efficientzerotensor.default: torch.zeros}
+"""A derivative that is zero everywhere, as that of a sign, is a tensor without memory, which fake tensors misplace."""
 
 REWRITTEN: dict[OpOverload[..., Any], Callable[..., Any]] = {
     aten.mm.default: _product,

@@ -23,7 +23,7 @@ from metarl.core.optimization import (
     part_of,
     step_along_gradients,
 )
-from metarl.meta_rl.compiled import Programs
+from metarl.meta_rl.compiled import Programs, identity
 from metarl.meta_rl.diagnosis import diverged
 from metarl.meta_rl.inner_loop import Batch, Loss, Parameters, inner_step, over_tasks
 from metarl.meta_rl.inner_rates import learnable_rates, matching, named_rates
@@ -372,7 +372,7 @@ class MetaMAML:
         work = partial(self._differentiated, loss_fn)
         if self.programs is None:
             return [work(*call) for call in calls]
-        return self.programs.run_trees((loss_fn, self._anneals, self.frozen), work, calls)
+        return self.programs.run_trees((identity(loss_fn), self._anneals, self.frozen), work, calls)
 
     def _differentiated(
         self, loss_fn: PredictionLoss, support: Batch, query: Batch, weights: Tensor, share: Tensor
