@@ -152,6 +152,12 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("watch nowhere", "nowhere is not the folder of a run: it has no readable config.json"),
         ("watch", "Missing from metarl watch: RUN Folder of the run"),
         ("doctor --verbose", "unknown flag '--verbose'"),
+        ("report nowhere --png curve.pdf", "--png is a .png file, got curve.pdf"),
+        ("watch -- -run --once", "'--once' stands after '--', where all is taken by position: put flags before it"),
+        (
+            "--task-dist bandit --backend official",
+            "--backend and --reward-version go with Meta-World, and this is bandit",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_what_is_allowed(refused, line: str, message: str) -> None:

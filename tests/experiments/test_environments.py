@@ -113,6 +113,6 @@ def test_a_results_folder_holds_them_and_intervals_are_over_tasks(family, evalua
     assert (measured["interval"], measured["environment"]) == ("tasks", "world")
     # Two goals of each environment, mean returns 2, 6 and 12, 20: one draw of sixteen has the lower one of both twice.
     assert measured["shots"]["2"]["return"]["ci95"] == [2 * (1 + 6) / 2, 2 * (3 + 10) / 2]
-    assert "over the tasks of an environment" in str(adaptation_table([measured]).caption)
+    assert "over tasks of an environment" in str(adaptation_table([measured]).caption)
     names = [path.name for path in write_results(tmp_path, measured)]
     assert names == ["results.json", "adaptation_curve.png", "environments.csv", "environments.png"]

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 from rich.console import Console
 
 from metarl.core.errors import UsageError
+from metarl.experiments import plots
 from metarl.experiments.plots import adaptation_curve, adaptation_table
 from metarl.experiments.statistics import SEEDS, summary
 
@@ -117,6 +121,57 @@ def test_curve_of_scores_without_spread(tmp_path: Path) -> None:
     assert share_of(imread(tmp_path / "curve.png"), BLUE) > 1e-4
 
 
+@pytest.fixture
+def figure_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
+    """Draws an adaptation curve; the figure, laid out."""
+
+    def draw(results: list[dict[str, Any]], labels: list[str] | None = None) -> Figure:
+        figures: list[Figure] = []
+        monkeypatch.setattr(plots, "save_figure", lambda path, figure: figures.append(figure))
+        adaptation_curve("curve.png", results, labels or [])
+        figures[0].canvas.draw()
+        return figures[0]
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    "labels", [[f"rl2 transformer, learning_rate 0.{k:03}, past 16" for k in range(12)], ["x" * 130]]
+)
+def test_every_label_is_in_the_picture_and_no_two_lines_are_alike(figure_of, labels: list[str]) -> None:
+    figure = figure_of([result() for _ in labels], labels)
+    box, (legend,) = figure.bbox, figure.legends
+    for text in legend.get_texts():
+        extent = text.get_window_extent()
+        assert box.x0 <= extent.x0
+        assert extent.x1 <= box.x1
+        assert box.y0 <= extent.y0
+    lines = figure.axes[0].containers  # of means, with their intervals
+    assert len({line[0].get_color() for line in lines}) == len(labels)
+    assert figure.axes[0].get_window_extent().height > 0.5 * 4.8 * figure.dpi
+
+
+@pytest.mark.parametrize("scale", [1e9, 1e-6])
+def test_no_factor_above_the_axis_covers_the_subtitle(figure_of, scale: float) -> None:
+    large = result(references={})
+    for scores in [*large["shots"].values()]:
+        scores["return"] = {name: np.multiply(value, scale).tolist() for name, value in scores["return"].items()}
+    for task in large["tasks"]:
+        for scores in task["shots"].values():
+            scores["return"] = [scale * value for value in scores["return"]]
+    assert figure_of([large]).axes[0].yaxis.get_offset_text().get_text() == ""
+
+
+def test_numbers_of_many_shots_stand_apart_and_the_last_one_has_its_own(figure_of) -> None:
+    figure = figure_of([result(shots=tuple(range(31)), task_dist="an-own-family-with-a-long-name-" * 3)])
+    axes = figure.axes[0]
+    extents = [label.get_window_extent() for label in axes.get_xticklabels()]
+    ordered = sorted(extents, key=lambda extent: extent.x0)
+    assert all(one.x1 + 3 < other.x0 for one, other in pairwise(ordered))
+    assert "30" in [label.get_text() for label in axes.get_xticklabels()]
+    assert axes._left_title.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
     adaptation_curve(tmp_path / "curve.png", [result()])
     assert plt.get_fignums() == []
@@ -157,6 +212,12 @@ def test_results_of_several_seeds_say_so() -> None:
         (beside, "3 held-out tasks, 4 seeds or 4 repeats each; mean with 95 % CI over training seeds or over repeats"),
     ):
         assert said in " ".join(text_of(results).split())
+
+
+def test_intervals_over_tasks_name_the_environment_only_where_there_is_one() -> None:
+    for environment, said in ((None, "with 95 % CI over tasks\n"), ("env", "over tasks of an environment")):
+        caption = str(adaptation_table([result(interval="tasks", environment=environment)]).caption)
+        assert said in f"{caption}\n"
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,9 @@ def test_what_is_no_finished_run_is_refused(make_run: MakeRun, tmp_path: Path) -
         load_entries([])
     with pytest.raises(UsageError, match="a is given twice: give each run once"):
         load_entries([run, run / "results.json"])
+    (tmp_path / "link").symlink_to(run)
+    with pytest.raises(UsageError, match="a is given twice: give each run once"):
+        load_entries([run, tmp_path / "link"])
     with pytest.raises(UsageError, match="cannot read"):
         load_entries([tmp_path])
     for damaged in ("{", "[1]", '{"run": []}'):

@@ -16,7 +16,7 @@ import pytest
 
 from metarl.cli import main
 from metarl.experiments.report import load_entries
-from metarl.experiments.report_page import render
+from metarl.experiments.report_page import render, write_report
 
 MakeRun = Callable[..., Path]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -45,6 +45,18 @@ def entries(make_run: MakeRun) -> list[Any]:
             make_run("c", scores(1.0), HOSTILE, success=success),
         ]
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are Unicode there")
+def test_a_folder_whose_name_is_no_unicode_is_reported(make_run: MakeRun, tmp_path: Path) -> None:
+    write_report(tmp_path / "page.html", load_entries([make_run(os.fsdecode(b"caf\xe9"))]))
+    assert "caf?" in (tmp_path / "page.html").read_text()
+
+
+def test_agents_are_told_apart_also_where_there_are_a_dozen(make_run: MakeRun) -> None:
+    runs = [make_run(f"{index}", run={"epochs": index + 1}) for index in range(12)]
+    colour = next(iter(data_of(render(load_entries(runs)), "specs")["adaptation"]["layer"]))["encoding"]["color"]
+    assert len(set(colour["scale"]["range"])) == 12
 
 
 def test_the_page_holds_the_rows_of_every_figure_and_table(entries: list[Any]) -> None:

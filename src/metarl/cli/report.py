@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from metarl.core.errors import missing_extra
+from metarl.core.errors import UsageError, missing_extra
 from metarl.experiments.console import console
 from metarl.experiments.flags import parse
 from metarl.experiments.plots import adaptation_curve, adaptation_table
@@ -24,11 +24,13 @@ class ReportConfig:
     out: Path | None = None
     """Where to write the page of figures, tables and settings; none: report.html, or no page where --png is given."""
     png: Path | None = None
-    """Where to draw the return by shot of all of them as one picture."""
+    """A .png: where to draw the return by shot of all of them as one picture."""
 
 
 def main(arguments: list[str]) -> int:
     parsed = parse(ReportConfig, arguments, "report")
+    if parsed.png is not None and parsed.png.suffix != ".png":
+        raise UsageError(f"--png is a .png file, got {parsed.png}; the page of --out saves every figure as SVG too")
     entries = load_entries(parsed.runs)
     results, labels = [entry.results for entry in entries], [entry.label for entry in entries]
     console.print(adaptation_table(results, labels))

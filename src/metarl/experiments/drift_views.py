@@ -11,7 +11,17 @@ from rich.padding import Padding
 from rich.table import Table
 
 from metarl.experiments.drift import CHANGE, UNCHANGED
-from metarl.experiments.plots import COLOURS, GREY, INK, interval_text, measured_on, new_figure, number, save_figure
+from metarl.experiments.plots import (
+    COLOURS,
+    GREY,
+    INK,
+    interval_text,
+    legend_below,
+    measured_on,
+    new_figure,
+    number,
+    save_figure,
+)
 from metarl.experiments.results import Results
 
 if TYPE_CHECKING:
@@ -83,8 +93,7 @@ def drift_picture(path: str | Path, results: Results) -> None:
         axes.set_xlabel("steps from the change on" if timed else "step of the episode", color=INK)
     title = " · ".join((results["task_dist"], measured_on(results), interval_text([results])))
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9, labelcolor=INK)
+    legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
     save_figure(path, figure)
 
 

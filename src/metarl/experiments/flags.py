@@ -126,6 +126,8 @@ def _unknown(unknown: Sequence[str], known: Sequence[str]) -> str:
     flags = [token.partition("=")[0] for token in unknown if token.startswith("-")]
     if not flags:
         return f"unexpected argument '{unknown[0]}': no flag before it takes it"
+    if flags[0].lstrip("-").replace("_", "-") in known:
+        return f"'{flags[0]}' stands after '--', where all is taken by position: put flags before it"
     nearest = difflib.get_close_matches(flags[0].lstrip("-").replace("_", "-"), known, n=1)
     return f"unknown flag '{flags[0]}'" + (f": did you mean --{nearest[0]}?" if nearest else "")
 

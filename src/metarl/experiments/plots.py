@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,16 +19,21 @@ from metarl.experiments.results import Results
 from metarl.experiments.statistics import SEEDS, Summary
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito (2008), Color Universal Design: told apart by readers with any colour vision, and in print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito (2008), Color Universal Design: told apart by readers with any colour vision, and in print. Then five
+# more, so that no two of a dozen lines are alike.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#332288", "#882255", "#999933", "#661100", "#AA99DD"),
+)
 # Name in the results: label, dashes of its line.
 REFERENCES = {"random": ("random policy", (0, (1, 2))), "task_conditioned": ("policy told the task", (0, (6, 2)))}
 INK, GREY = "#333333", "#767676"
 
-INTERVALS = {"repeats": "over repeats", "tasks": "over the tasks of an environment", SEEDS: "over training seeds"}
+INTERVALS = {"repeats": "over repeats", "tasks": "over tasks", SEEDS: "over training seeds"}
 
 FAR = 0.5
 """A reference further from all scores than this fraction of their spread is named at the border, not drawn to scale."""
@@ -41,7 +47,17 @@ OFFSET = 0.03
 LABEL_HEIGHT = 0.09
 """Height of a reference's two-line label, as a fraction of the axes."""
 
-LEGEND_COLUMNS = 6
+LEGEND_COLUMNS, LEGEND_ROW = 6, 0.18
+"""At most so many columns, and the height of a row in inches."""
+
+LETTERS = 13
+"""Of a legend, in an inch; a handle takes as much as six."""
+
+TITLE = 58
+"""So many letters of a title stand in a line."""
+
+SHOTS_LABELLED = 20
+"""At most so many shots have their number on the axis."""
 
 MARGIN = 0.06
 """Free space above and below what is drawn, as a fraction of its spread."""
@@ -209,7 +225,7 @@ def _drawn_range(results: Sequence[Results]) -> tuple[float, float]:
 
 
 def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Sequence[int]) -> None:
-    axes.set_title(_title(results), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22)
+    axes.set_title(fill(_title(results), TITLE), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22)
     axes.text(
         0,
         1.025,
@@ -219,7 +235,8 @@ def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Seq
         color=GREY,
     )
     axes.set_xlim(-0.35, len(shots) - 0.65)
-    axes.set_xticks(range(len(shots)), [str(shot) for shot in shots])
+    every = -(-len(shots) // SHOTS_LABELLED)
+    axes.set_xticks(range(len(shots) - 1, -1, -every), [str(shot) for shot in shots[::-1][::every]])
     axes.set_xlabel("shot (rounds of experience in the task before this one)", color=INK)
     axes.set_ylabel("return per episode", color=INK)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -227,14 +244,23 @@ def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Seq
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b0b0b0")
     axes.tick_params(colors=INK, labelsize=9.5)
+    axes.ticklabel_format(axis="y", style="plain", useOffset=False)  # a factor above the axis would cover the subtitle
     handles, _ = axes.get_legend_handles_labels()
     if len(results[0]["tasks"]) > 1:
         from matplotlib.lines import Line2D
 
         handles.append(Line2D([], [], color=GREY, linewidth=0.8, marker="o", markersize=2, label="single tasks"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=9, labelcolor=INK
-    )
+    legend_below(figure, handles)
+
+
+def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend under all axes, in as many columns as have room; the figure grows by what is more than two rows."""
+    letters = int(LETTERS * figure.get_figwidth())
+    labels = [fill(str(handle.get_label()), letters - 6) for handle in handles]
+    columns = min(LEGEND_COLUMNS, max(1, letters // (6 + max(map(len, labels)))))
+    rows = -(-len(labels) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * max(0, rows - 2))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _title(results: Sequence[Results]) -> str:
@@ -259,8 +285,14 @@ def _repeats(results: Results) -> str:
 
 def interval_text(results: Sequence[Results]) -> str:
     """What the intervals of these results are."""
-    over = dict.fromkeys(INTERVALS[result.get("interval", "repeats")] for result in results)
+    over = dict.fromkeys(map(_over, results))
     return f"mean with 95 % CI {' or '.join(over)}"
+
+
+def _over(results: Results) -> str:
+    interval = results.get("interval", "repeats")
+    of_each = " of an environment" if interval == "tasks" and results["environment"] else ""
+    return INTERVALS[interval] + of_each
 
 
 def _task_means(task: dict[str, Any]) -> list[float]:

@@ -114,7 +114,7 @@ def load_entries(paths: Sequence[str | Path]) -> list[Entry]:
     if not paths:
         raise UsageError("a report needs at least one RUN: give the folder of a finished run")
     runs = [load_run(path) for path in paths]
-    twice = [str(folder) for folder, count in Counter(run.folder for run in runs).items() if count > 1]
+    twice = [str(folder) for folder, count in Counter(run.folder.resolve() for run in runs).items() if count > 1]
     if twice:
         raise UsageError(f"{twice[0]} is given twice: give each run once")
     check_comparable([(str(run.folder), run.results) for run in runs])

@@ -36,7 +36,7 @@ PRECISION = ".8g"
 
 def write_report(path: str | Path, entries: Sequence[Entry]) -> None:
     """Write the report on some runs as an HTML file that needs no network. Equal runs give equal bytes."""
-    atomic_write(path, render(entries).encode())
+    atomic_write(path, render(entries).encode(errors="replace"))  # a folder's name need not be Unicode
 
 
 def write_suite_report(folder: Path, families: Families, title: str, failures: Mapping[str, str]) -> Path:
