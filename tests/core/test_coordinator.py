@@ -220,7 +220,15 @@ def test_adapt_all_names_the_agent_that_fails_after_the_others_are_done():
         (lambda c: c.distribute(point_tasks(1), "deal"), "1 tasks cannot be dealt out to 2 agents"),
         (lambda c: c.run_episodes(point_worlds(point_tasks(3)), 1, 5), "3 rows cannot be split between 2 agents"),
         (lambda c: c.run_episodes(point_worlds(point_tasks(2)), 0, 5), "at least 1, got 0 and 5"),
-        (lambda c: c.run_episodes(point_worlds, 1, 5, tasks={"a": ()}), "tasks are given for a, the agents are a, b"),
+        (
+            lambda c: c.run_episodes(point_worlds, 1, 5, tasks={"a": ()}),
+            "tasks are given by agent, .*: got a, the agents are a, b",
+        ),
+        (lambda c: c.run_episodes(point_worlds, 1, 5, tasks=point_tasks(2)), "tasks are given by agent, .*: got a "),
+        (
+            lambda c: c.run_episodes(point_worlds(point_tasks(1)), 1, 5, tasks=c.distribute(point_tasks(1))),
+            "with tasks, env is a function that makes worlds for them, got PointWorlds",
+        ),
         (lambda c: c.run_episodes(gymnasium.make("CartPole-v1"), 1, 5), "agents share a metarl.Environment"),
         (lambda c: c.run_episodes(Environment("CartPole-v1", 2), 1, 5), "agent 'a' maps .* but its worlds map"),
     ],

@@ -10,11 +10,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
-from metarl.env_runner.gym_values import raised, read_step
+from metarl.env_runner.gym_values import raised, read_observation, read_step
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.rows import WorldError
 
@@ -65,6 +66,9 @@ def worlds(env: Returns) -> GymWorkers:
             r"got an observation that is no array of numbers: an array of <U1",
         ),
         (([[1.0], [1.0, 2.0]], 1.0, False, False, {}), r"got an observation that is not of Box.*: a list of 2"),
+        ((torch.ones(2, requires_grad=True), 1.0, False, False, {}), "got an observation that is not of Box.*: Tensor"),
+        ((SEEN, torch.ones((), requires_grad=True), False, False, {}), "the reward is one number or bool, got Tensor"),
+        ((SEEN, 10**400, False, False, {}), "the reward is one number or bool, got int 100000"),
     ],
 )
 def test_what_step_must_not_return_is_named(returned: Any, message: str) -> None:
@@ -90,6 +94,28 @@ def test_what_step_must_not_return_is_named(returned: Any, message: str) -> None
 def test_what_reset_must_not_return_is_named(returned: Any, message: str) -> None:
     with pytest.raises(WorldError, match=rf"row 0, Task\(3: \): {message}"):
         worlds(Returns(reset=returned)).reset()
+
+
+@pytest.mark.parametrize(
+    ("space", "fits", "outside"),
+    [
+        (spaces.Discrete(5), (0, np.int64(4), np.array(2)), (-1, 5, np.array([0, 0, 1, 0, 0]))),
+        (spaces.Discrete(3, start=2), (2, 4), (1, 0, 5)),
+        (spaces.MultiDiscrete([2, 3]), ([1, 2], np.array([0, 0])), ([-1, 0], [2, 0], np.array([0, 3]))),
+        (spaces.MultiDiscrete([2, 3], start=[5, 6]), ([5, 8],), ([1, 2],)),
+        (spaces.Dict(a=spaces.Discrete(3)), ({"a": 2}, {"a": 2, "more": 1}), ({"a": -1}, {"a": 3}, {"b": 0})),
+        (spaces.Tuple([spaces.Discrete(3), spaces.Discrete(2)]), ((2, 1), [0, 0]), ((0, -1), (1,), (1, 1, 1))),
+    ],
+)
+def test_a_choice_that_its_space_does_not_have_is_refused(
+    space: spaces.Space[Any], fits: tuple[Any, ...], outside: tuple[Any, ...]
+) -> None:
+    size = spaces.flatdim(space)
+    for observation in fits:
+        assert np.array_equal(read_observation(space, observation, size), spaces.flatten(space, observation))
+    for observation in outside:
+        with pytest.raises(UsageError, match="got an observation that is not of "):
+            read_observation(space, observation, size)
 
 
 def test_numbers_may_be_of_any_kind_that_is_one() -> None:

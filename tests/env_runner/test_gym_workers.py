@@ -452,11 +452,78 @@ def test_wrong_use_is_one_line() -> None:
         env.step(np.zeros(2))
     with pytest.raises(UsageError, match="2 rows need 2 tasks, got 1"):
         env.set_tasks(tasks(1.0))
+    with pytest.raises(UsageError, match=r"a row takes a task, such as .*, got None"):
+        env.set_tasks([None, None])  # type: ignore[list-item]
+    with pytest.raises(UsageError, match=r"a row takes a task, such as .*, got \{'value': 1.0\}"):
+        GymWorkers(Counter, [{"value": 1.0}], apply=set_value, max_episode_steps=9)  # type: ignore[list-item]
     with pytest.raises(UsageError, match="takes the option 'reset_mask' only"):
         env.reset(options={"low": 0.0})
     with pytest.raises(UsageError, match=r"bool array of shape \(2,\), got int64 \(2,\)"):
         env.reset(options={"reset_mask": np.array([0, 1])})
     assert not env.closed, "wrong use does not end the worlds"
+
+
+def test_an_environment_needs_its_spaces() -> None:
+    class Bare(gymnasium.Env[Any, Any]):
+        action_space = spaces.Discrete(2)
+
+    for num_workers in (0, 1):
+        with pytest.raises(
+            UsageError, match=r"Bare.* needs an observation_space, one of gymnasium.spaces, .*; got None"
+        ):
+            workers(Bare, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_environment_that_does_not_close_is_named(num_workers: int) -> None:
+    closed: list[float] = []
+
+    class Stuck(Counter):
+        def close(self) -> None:
+            closed.append(self.value)
+            raise OSError("no answer")
+
+    place = r"row \d, Task\(\d: value=\d+.0\): close raised OSError: no answer \(test_gym_workers.py:\d+ in close\)"
+    if num_workers:
+        with pytest.raises(WorldError, match=place):
+            workers(Stuck, num_workers=num_workers)
+        return
+    env = workers(Stuck)
+    env.reset()
+    with pytest.raises(WorldError, match=place):
+        env.close()
+    assert sorted(closed) == [10.0, 20.0]  # every row was, whichever failed
+    with pytest.raises(UsageError, match="these worlds are closed"):
+        env.reset()
+
+
+def test_a_failure_is_told_before_that_of_the_closing_after_it() -> None:
+    class Dead(Counter):
+        def step(self, action: Any) -> Any:
+            raise RuntimeError("the engine is gone")
+
+        def close(self) -> None:
+            raise OSError("no answer")
+
+    env = workers(Dead)
+    env.reset()
+    with pytest.raises(WorldError, match="the engine is gone"):
+        env.step(NO_ACTION)
+
+
+def test_workers_that_hang_while_they_close_are_waited_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Counter):
+        def close(self) -> None:
+            if self.episodes:
+                time.sleep(60.0)
+
+    env = workers(Slow, (1.0, 2.0, 3.0, 4.0), num_workers=4)
+    ids = pids(env)
+    monkeypatch.setattr("metarl.env_runner.gym_workers.SHUTDOWN_SECONDS", 1.0)
+    start = time.monotonic()
+    env.close()
+    assert time.monotonic() - start < 3.0  # not 1 s a worker
+    wait_for_end(ids)
 
 
 def test_rows_share_their_spaces() -> None:

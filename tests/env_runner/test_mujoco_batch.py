@@ -393,6 +393,8 @@ def test_bad_input_is_refused_in_one_line():
         MujocoBatch(env.family, env.tasks, max_episode_steps=10).step(np.zeros((2, 6)))
     with pytest.raises(UsageError, match="need 2 tasks, got 1"):
         env.set_tasks(_speed_tasks(1.0))
+    with pytest.raises(UsageError, match=r"a row takes a task, such as .*, got \{'velocity': 1.0\}"):
+        env.set_tasks([{"velocity": 1.0}] * 2)
     with pytest.raises(UsageError, match="no parameter 'velocity'"):
         env.set_tasks([Task(0, {"angle": 0.0}), Task(1, {"angle": 1.0})])
     with pytest.raises(UsageError, match="reset_mask is a bool array"):
@@ -424,3 +426,34 @@ def test_a_change_comes_at_a_step_of_the_episode(step):
     env = distribution.make_env(distribution.train[:1])
     with pytest.raises(UsageError, match=r"'change_at' is a step of the episode, 0 or later"):
         env.set_tasks([Task(0, {**distribution.train[0].params, "change_at": step})])
+
+
+def _let_go(model, task):
+    model.eq_active0[:] = False
+
+
+def test_a_constraint_can_end_within_an_episode(tmp_path):
+    """It holds the mass in its place, then that falls: sqrt(2 h / g) = 0.45 s for 1 m, and 25 steps of 5 ms in here."""
+    (tmp_path / "held.xml").write_text(
+        """<mujoco><option timestep="0.005"/><worldbody><body name="mass"><joint name="z" type="slide" axis="0 0 1"/>
+        <geom size=".1"/></body></worldbody><equality><joint joint1="z" polycoef="0 0 0 0 0"/></equality>
+        <actuator><motor joint="z" ctrlrange="-1 1"/></actuator></mujoco>"""
+    )
+    family = MujocoFamily(
+        str(tmp_path / "held.xml"),
+        frame_skip=1,
+        torso_axes=1,
+        progress=lambda task, at, speed: speed[:, 0],
+        late_edit=_let_go,
+        hidden_positions=0,
+    )
+    env = _batch(family, [Task(0, {"change_at": 10})], max_episode_steps=35)
+    for _ in range(2):
+        heights = [env.qpos[0, 0]]
+        for _ in range(34):
+            env.step(np.zeros((1, 1)))
+            heights.append(env.qpos[0, 0])
+        assert abs(heights[10]) < 1e-3
+        fallen = heights[10] - heights[34]
+        assert fallen == pytest.approx(0.5 * 9.81 * (24 * 0.005) ** 2, rel=0.1)
+        env.step(np.zeros((1, 1)))

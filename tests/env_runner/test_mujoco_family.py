@@ -76,6 +76,10 @@ def _add_a_tail(spec, task):
     spec.body("torso").add_geom(name="tail", size=[0.1, 0.1, 0.1])
 
 
+def _lose_its_way(spec, task):
+    spec.geom("torso").size[0] *= task["width"]
+
+
 def _empty_a_limb(spec, task):
     spec.geom("bfoot").size = [-1.0, 0.0, 0.0]
 
@@ -85,6 +89,10 @@ def _empty_a_limb(spec, task):
     [
         (_add_a_tail, r"adds or removes parts \(ngeom 10, not 9\)"),
         (_empty_a_limb, r"Task\(0: .* cannot compile: .*size 0 must be pos"),
+        (
+            _lose_its_way,
+            r"Task\(0: length=1.0\): changing the model raised KeyError: 'width' \(test_mujoco_family.py:\d+ in _lose",
+        ),
     ],
 )
 def test_a_description_that_rows_cannot_hold_is_refused(reshape, message):

@@ -164,7 +164,9 @@ def test_tasks_that_are_others_every_time(tmp_path: Path) -> None:
             check_tasks(wrong)  # type: ignore[arg-type]
 
 
-def test_rows_that_share_a_global() -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_rows_that_share_a_global(num_workers: int) -> None:
+    """Workers do not hide it: two rows have a process each, and more of them share one."""
     common: dict[str, Any] = {}
 
     class Shared(Slide):
@@ -175,7 +177,7 @@ def test_rows_that_share_a_global() -> None:
     def set_common(env: Any, task: Task) -> None:
         common["speed"] = task["speed"]
 
-    report = check_tasks(slides(Shared, apply=set_common))
+    report = check_tasks(slides(Shared, apply=set_common, num_workers=num_workers))
     assert failed(report) == ["rows independent"]
     assert "differs beside Task(99: " in detail(report, "rows independent")
 

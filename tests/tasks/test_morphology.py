@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 
@@ -25,6 +26,32 @@ SWIMMER = """<mujoco><option timestep="0.01" density="4000" viscosity="0.1"/><wo
 <body pos="0 0 0"><joint name="hip" axis="0 0 1" range="-100 100" limited="true"/>
 <geom name="tail" type="capsule" size=".1" fromto="0 0 0 -1 0 0"/></body></body></worldbody>
 <actuator><motor joint="hip" gear="150" ctrlrange="-1 1" ctrllimited="true"/></actuator></mujoco>"""
+
+
+LEASHED = """<mujoco><worldbody><geom type="plane" size="9 9 .1"/><body name="post" mocap="true" pos="0 0 1"/>
+<body name="torso" pos="0 0 1"><freejoint/><geom name="torso" type="capsule" size=".1" fromto="0 0 0 .5 0 0"/>
+<body name="leg" pos=".5 0 0"><joint name="hip" axis="0 1 0"/>
+<geom name="leg" type="capsule" size=".05" fromto="0 0 0 0 0 -.9"/></body></body></worldbody>
+<equality><weld name="leash" body1="post" body2="torso" relpose="0 0 0 1 0 0 0"/></equality>
+<actuator><motor joint="hip" gear="9" ctrlrange="-1 1"/></actuator></mujoco>"""
+
+
+def move_the_post(spec):
+    spec.body("post").pos = [0.5, 0.0, 1.5]
+
+
+def turn_the_post(spec):
+    spec.body("post").quat = [0.8, 0.0, 0.6, 0.0]
+
+
+def let_go(spec):
+    spec.equality("leash").active = False
+
+
+def let_through(spec):
+    let_go(spec)
+    for name in ("torso", "leg"):
+        spec.geom(name).contype = spec.geom(name).conaffinity = 0
 
 
 def unchanged(spec):
@@ -112,6 +139,7 @@ def test_functions_and_families_are_taken_and_travel_between_processes():
     [
         ({"geom": "bfoot", "mass": 1.25}, "massinc_25_bfoot"),
         ({"joint": "foot_joint", "range": 0.5}, "jointdec_50_footjoint"),
+        ({"joint": "foot_joint", "range": np.float32(0.5)}, "jointdec_50_footjoint"),
         ({"geom": ("foot_geom", "foot_left_geom"), "friction": 3}, "frictioninc_200_footgeom+footleftgeom"),
         ({"geom": "torso", "length": 1.1, "mass": 0.9}, "lengthinc_10_massdec_10_torso"),
         ({"geom": "torso", "length": 1.1, "name": "long"}, "long"),
@@ -169,8 +197,9 @@ def lengthen_an_empty_foot(spec):
             "HalfCheetah-v5",
             [unchanged, {"geom": [], "mass": 2}],
             {},
-            '"geom" is a name or a list of names, got an',
+            r'"geom" is a name or a list of names, got \[\]',
         ),
+        ("HalfCheetah-v5", [unchanged, {"geom": 3, "mass": 2}], {}, '"geom" is a name or a list of names, got 3'),
         ("HalfCheetah-v5", [unchanged, add_a_tail], {}, r"add_a_tail\) adds or removes parts \(ngeom 10, not 9\)"),
         ("HalfCheetah-v5", [unchanged, lose_a_head], {}, r"lose_a_head\) adds or removes parts \(ngeom 8, not 9\)"),
         ("HalfCheetah-v5", [unchanged, empty_a_foot], {}, r"empty_a_foot\) has a model that MuJoCo cannot compile: "),
@@ -242,6 +271,38 @@ def test_a_free_first_joint_carries_the_torso_in_the_plane(tmp_path):
     )
     distribution = MorphologyDistribution(path, [unchanged, {"geom": "ball", "mass": 2.0}])
     assert distribution.make_env(distribution.train).single_observation_space.shape == (8 - 2 + 7,)
+
+
+def test_every_kind_of_change_is_that_of_the_model_stepped_alone(tmp_path):
+    (tmp_path / "leashed.xml").write_text(LEASHED)
+    edits = [unchanged, move_the_post, turn_the_post, let_go, let_through]
+    distribution = MorphologyDistribution(tmp_path / "leashed.xml", edits, horizon=40)
+    family, tasks = distribution.family, (*distribution.train, *distribution.test)
+    env = distribution.make_env(tasks)
+    actions = np.random.default_rng(0).uniform(-1.0, 1.0, (39, *env.action_space.shape))
+    for seed in (1, 2):  # the second episode follows one of the same tasks
+        env.reset(seed=seed)
+        datas = []
+        for row, task in enumerate(tasks):
+            model = family.task_model(template_model(family), task)
+            data = mujoco.MjData(model)
+            data.qpos[:], data.qvel[:] = env.qpos[row], env.qvel[row]
+            datas.append((model, data))
+        for action in actions:
+            env.step(action)
+            for row, (model, data) in enumerate(datas):
+                data.ctrl[:] = action[row]
+                mujoco.mj_step(model, data, nstep=family.frame_skip)
+                assert np.array_equal(env.qpos[row], data.qpos), tasks[row]
+        heights = {task["variant"]: env.qpos[row, 2] for row, task in enumerate(tasks)}
+        assert heights["let_through"] < 0.3 < heights["let_go"] < 0.6 < heights["unchanged"] < 1.1, heights
+        assert heights["move_the_post"] > 1.2, heights
+    env.set_tasks([tasks[0]] * len(tasks))
+    env.reset(seed=3)
+    fresh = distribution.make_env([tasks[0]] * len(tasks))
+    fresh.reset(seed=3)
+    for action in actions:
+        assert np.array_equal(env.step(action)[0], fresh.step(action)[0])  # the changes leave no trace
 
 
 def test_an_unknown_variant_names_the_known_ones():

@@ -234,8 +234,14 @@ class AgentCoordinator:
         pool: ThreadPoolExecutor,
         how: Mapping[str, Any],
     ) -> dict[str, AgentRun]:
-        if set(tasks) != set(self.agents):
-            raise UsageError(f"tasks are given for {', '.join(tasks)}, the agents are {', '.join(self.agents)}")
+        if not isinstance(tasks, Mapping) or set(tasks) != set(self.agents):
+            given = ", ".join(tasks) if isinstance(tasks, Mapping) else f"a {type(tasks).__name__}"
+            raise UsageError(
+                f"tasks are given by agent, as distribute(tasks) returns them: got {given}, the agents are "
+                f"{', '.join(self.agents)}"
+            )
+        if not callable(make_env):
+            raise UsageError(f"with tasks, env is a function that makes worlds for them, got {type(make_env).__name__}")
         runs, jobs = {}, []
         with ExitStack() as to_close:
             for agent_id, agent in self.agents.items():

@@ -6,10 +6,10 @@ from types import TracebackType
 
 import numpy as np
 
-from metarl.core.errors import UsageError
 from metarl.core.normalization import RunningMoments
 from metarl.core.task import Task
 from metarl.env_runner.named_worlds import UNLIMITED, find_spec, make_named_worlds
+from metarl.env_runner.rows import check_whole
 from metarl.env_runner.task_env import Array, successor
 
 
@@ -31,12 +31,11 @@ class Environment:
         seed: row i starts from an independent stream of this seed; None takes a fresh one.
 
     Raises:
-        UsageError: a name that Gymnasium does not know, or a batch size below 1.
+        UsageError: a name that Gymnasium does not know, or a batch size that is no whole number of at least 1.
     """
 
     def __init__(self, env_name: str, batch_size: int = 1, normalize: bool = False, seed: int | None = None) -> None:
-        if batch_size < 1:
-            raise UsageError(f"batch_size is at least 1, got {batch_size}")
+        check_whole("batch_size", batch_size, least=1)
         self.env_name = env_name
         self.batch_size = batch_size
         self._worlds = make_named_worlds(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn, TypeAlias
 
@@ -104,7 +105,7 @@ def make_envs(make_env: MakeEnv, tasks: Sequence[Task], first: int) -> list[Env]
 
     Raises:
         WorldError: `make_env` raised.
-        UsageError: it gave what is no environment, or one environment twice.
+        UsageError: it gave what is no environment or lacks a space, or one environment twice.
     """
     envs: list[Env] = []
     for task in tasks:
@@ -115,11 +116,36 @@ def make_envs(make_env: MakeEnv, tasks: Sequence[Task], first: int) -> list[Env]
         except Exception as error:
             row = first + len(envs)
             raise WorldError(f"row {row}, {task}: make_env raised {raised(error)}") from error
-        if not isinstance(envs[-1], gymnasium.Env):
-            raise UsageError(f"make_env returns a gymnasium.Env, got {envs[-1]!r}")
+        _check_env(envs[-1])
     if len({id(env.unwrapped) for env in envs}) < len(envs):
         raise UsageError("make_env gave the same environment twice: every row needs its own, so make it in make_env")
     return envs
+
+
+def _check_env(env: Any) -> None:
+    if not isinstance(env, gymnasium.Env):
+        raise UsageError(f"make_env returns a gymnasium.Env, got {env!r}")
+    for name in ("observation_space", "action_space"):
+        if not isinstance(space := getattr(env, name, None), spaces.Space):
+            raise UsageError(f"{env} needs an {name}, one of gymnasium.spaces, from its __init__ on; got {space!r}")
+
+
+def close_envs(envs: Sequence[Env], tasks: Sequence[Task], first: int) -> None:
+    """Close environments, those of the rows from `first` on.
+
+    Raises:
+        WorldError: one does not close; the others are closed all the same.
+    """
+
+    def close(env: Env, row: int, task: Task) -> None:
+        try:
+            env.close()
+        except Exception as error:
+            raise WorldError(f"row {row}, {task}: close raised {raised(error)}") from error
+
+    with ExitStack() as to_close:
+        for index, env in enumerate(envs):
+            to_close.callback(close, env, first + index, tasks[index])
 
 
 class GymRows:
@@ -211,9 +237,8 @@ class GymRows:
         return env.render() if env.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Close every environment."""
-        for env in self.envs:
-            env.close()
+        """Close every environment, as `close_envs`."""
+        close_envs(self.envs, self._running, self.first)
 
     def _reset_rows(self, rows: NDArray[np.intp]) -> None:
         for index in rows.tolist():

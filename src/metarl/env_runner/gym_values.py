@@ -93,10 +93,12 @@ def read_observation(space: spaces.Space[Any], observation: Any, size: int) -> N
         UsageError: one that is not of `space`.
     """
     try:
-        flat = (
-            np.ravel(observation) if isinstance(space, spaces.Box) else np.asarray(spaces.flatten(space, observation))
-        )
-    except (TypeError, ValueError, KeyError, IndexError) as error:
+        if isinstance(space, spaces.Box):
+            flat = np.ravel(observation)
+        else:
+            _check_choices(space, observation)
+            flat = np.asarray(spaces.flatten(space, observation))
+    except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:  # the last from torch
         raise UsageError(f"got an observation that is not of {space}: {_what(observation)}") from error
     if flat.shape != (size,):
         raise UsageError(f"got an observation of {flat.size} numbers from a space of {size}: {space}")
@@ -105,24 +107,48 @@ def read_observation(space: spaces.Space[Any], observation: Any, size: int) -> N
     return flat
 
 
+def _check_choices(space: spaces.Space[Any], observation: Any) -> None:
+    """Refuse a choice that its space does not have. One-hot, a negative one would count from the end, and one of a
+    MultiDiscrete space that is too large would be another of the next."""
+    if isinstance(space, spaces.Dict):
+        for name, part in space.spaces.items():
+            _check_choices(part, observation[name])
+    elif isinstance(space, spaces.Tuple):
+        for part, value in zip(space.spaces, observation, strict=True):
+            _check_choices(part, value)
+    elif isinstance(space, spaces.Discrete):
+        if not space.start <= observation < space.start + space.n:
+            raise ValueError
+    elif isinstance(space, spaces.MultiDiscrete):
+        places = np.asarray(observation) - space.start
+        if (places < 0).any() or (places >= space.nvec).any():
+            raise ValueError
+
+
 def _check_info(info: Any) -> None:
     if not isinstance(info, _INFO):
         raise UsageError(f"info is a dictionary, got {_what(info)}")
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, _SCALARS):
-        return float(value)
-    number = np.asarray(value)
-    if number.ndim or number.dtype.kind not in "fiub":
-        raise UsageError(f"{name} is one number or bool, got {_what(value)}")
-    return float(number)
+    cause: Exception | None = None
+    try:
+        if isinstance(value, _SCALARS):
+            return float(value)
+        number = np.asarray(value)
+        if number.ndim == 0 and number.dtype.kind in "fiub":
+            return float(number)
+    except (OverflowError, ValueError, RuntimeError) as error:  # the last from torch
+        cause = error
+    raise UsageError(f"{name} is one number or bool, got {_what(value)}") from cause
 
 
 def _what(value: Any) -> str:
-    """The type of a value, and its size where it is a tuple or an array."""
+    """The type of a value, with its size where it is a tuple or an array, and the value where it is a number."""
     if isinstance(value, _SEVERAL):
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {value.shape}"
+    if isinstance(value, _SCALARS):
+        return f"{type(value).__name__} {value!s:.12}"
     return "None" if value is None else type(value).__name__

@@ -25,7 +25,7 @@ from metarl.env_runner.gym_rows import ApplyTask, GymRows, MakeEnv, RowArrays, m
 from metarl.env_runner.rows import WorldError
 
 SHUTDOWN_SECONDS = 5.0
-"""How long a worker may take to close its environments before it is killed."""
+"""How long workers may take to close their environments before they are killed."""
 
 THREAD_LIMITS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The workers are the parallelism already; numerical libraries inside them must not fight over the cores."""
@@ -76,7 +76,7 @@ class LocalRows:
         """Close the environments."""
         self.rows.close()
 
-    def join(self) -> None:
+    def join(self, seconds: float) -> None:
         """Nothing to wait for."""
 
 
@@ -125,10 +125,10 @@ class Worker:
         """Tell the worker to close its environments and end."""
         self._pipe.close()
 
-    def join(self) -> None:
-        """Wait until the worker has ended; kill it where it does not."""
+    def join(self, seconds: float) -> None:
+        """Wait until the worker has ended; kill it where it does not in so many seconds."""
         try:
-            self._process.wait(SHUTDOWN_SECONDS)
+            self._process.wait(seconds)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -137,7 +137,7 @@ class Worker:
         return f"worker {self._index} (pid {self.pid}, rows {self.first}..{self.last - 1})"
 
     def _died(self) -> WorldError:
-        self.join()
+        self.join(SHUTDOWN_SECONDS)
         code = self._process.returncode
         how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return WorldError(f"{self._name()} died: {how}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import mmap
+import time
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,9 +15,24 @@ from gymnasium.vector.utils import batch_space
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
-from metarl.env_runner.gym_rows import ApplyTask, MakeEnv, RowArrays, check_action_space, flat_box, make_envs
-from metarl.env_runner.gym_worker import LocalRows, RowsRecipe, Worker, make_rows, shared_memory
-from metarl.env_runner.rows import check_actions, check_row_tasks, check_seed, read_reset_mask
+from metarl.env_runner.gym_rows import (
+    ApplyTask,
+    MakeEnv,
+    RowArrays,
+    check_action_space,
+    close_envs,
+    flat_box,
+    make_envs,
+)
+from metarl.env_runner.gym_worker import (
+    SHUTDOWN_SECONDS,
+    LocalRows,
+    RowsRecipe,
+    Worker,
+    make_rows,
+    shared_memory,
+)
+from metarl.env_runner.rows import WorldError, check_actions, check_row_tasks, check_seed, read_reset_mask
 from metarl.env_runner.task_env import Array, Infos, TaskVectorEnv
 
 
@@ -60,7 +77,7 @@ class GymWorkers(TaskVectorEnv):
         if not tasks or max_episode_steps < 1:
             raise UsageError(f"worlds need a task and a step: got {len(tasks)} tasks, {max_episode_steps} steps")
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        self.tasks = tuple(tasks)
+        self.tasks = check_row_tasks(tasks, len(tasks))
         self.num_envs = len(self.tasks)
         self.max_episode_steps = max_episode_steps
         envs = make_envs(make_env, self.tasks[: 1 if num_workers else None], 0)
@@ -81,7 +98,7 @@ class GymWorkers(TaskVectorEnv):
             action_space=self.single_action_space,
         )
         if num_workers:
-            envs[0].close()
+            close_envs(envs, self.tasks, 0)
             self._start_workers(recipe, min(num_workers, self.num_envs))
         else:
             self._arrays = RowArrays.over(mmap.mmap(-1, RowArrays.size(*recipe.layout)), *recipe.layout)
@@ -143,7 +160,12 @@ class GymWorkers(TaskVectorEnv):
         )
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the environments; no process is left behind."""
+        """Close the environments; no process is left behind.
+
+        Raises:
+            WorldError: an environment in this process does not close.
+        """
+        self.closed = True  # also where that fails
         self._finalizer()
 
     def _run(self, method: str, *args: tuple[Any, ...]) -> None:
@@ -156,12 +178,14 @@ class GymWorkers(TaskVectorEnv):
             for each in self._slices:
                 each.wait()
         except BaseException:
-            self.close()
+            with suppress(WorldError):  # the failure before it is the one to mend
+                self.close()
             raise
 
 
 def _shut_down(slices: Sequence[LocalRows | Worker]) -> None:
     for each in slices:
         each.hang_up()
+    deadline = time.monotonic() + SHUTDOWN_SECONDS
     for each in slices:
-        each.join()
+        each.join(max(0.0, deadline - time.monotonic()))

@@ -123,8 +123,21 @@ class MujocoBatch(TaskVectorEnv):
         self._ctrl = self._batch.bind("ctrl")
         self.qpos: NDArray[np.float64] = self._batch.bind("qpos")
         self.qvel: NDArray[np.float64] = self._batch.bind("qvel")
+        # What a model says of its constraints and mocap bodies, and a simulation keeps a copy of: that is what it uses.
+        mocap, state = np.flatnonzero(self._template.body_mocapid >= 0), mujoco.mjtState
+        kept = {
+            "eq_active0": (state.mjSTATE_EQ_ACTIVE, np.arange(self._template.neq)),
+            "body_pos": (state.mjSTATE_MOCAP_POS, mocap),
+            "body_quat": (state.mjSTATE_MOCAP_QUAT, mocap),
+        }
+        self._kept = {name: (self._in_state(copy), parts) for name, (copy, parts) in kept.items() if parts.size}
         # A simulation's state begins with its time, qpos and qvel.
         self._observed = self._state[:, 1 + self.family.hidden_positions : 1 + self._template.nq + self._template.nv]
+
+    def _in_state(self, part: mujoco.mjtState) -> NDArray[np.float64]:
+        """Where the simulations' states hold one of their parts [B, n]: they follow each other in the order of bits."""
+        start, size = (mujoco.mj_stateSize(self._template, bits) for bits in (part.value - 1, part.value))
+        return self._state[:, start : start + size]
 
     def _seed(self, seed: int) -> None:
         check_seed(seed)
@@ -194,6 +207,7 @@ class MujocoBatch(TaskVectorEnv):
                 self._load_fields(row, self.family)
             if start is not None:
                 self.qpos[row] = start[row]
+            self._copy_kept(row)
             generator = self._generators[row]
             self.qpos[row] += generator.uniform(-noise, noise, self._template.nq)
             if self.family.gaussian_velocity_noise:
@@ -218,6 +232,13 @@ class MujocoBatch(TaskVectorEnv):
         fields = task_fields(family, self._running[row])
         for name, values in self._row_fields.items():
             values[row] = fields.get(name, self._template_fields[name])
+        self._copy_kept(row)
+
+    def _copy_kept(self, row: int) -> None:
+        """Give a row's simulation what its own model says of constraints and mocap bodies."""
+        for name, (values, parts) in self._kept.items():
+            if name in self._row_fields:
+                values[row] = self._row_fields[name][row, parts].ravel()
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         """Advance all rows by frame_skip simulator steps; a row whose episode ends starts its next one."""

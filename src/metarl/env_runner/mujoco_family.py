@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import gymnasium
 import mujoco  # type: ignore[import-untyped]
@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 from metarl.core.errors import UsageError, check_limits
 from metarl.core.task import Task
+from metarl.env_runner.gym_values import raised
 from metarl.env_runner.rows import check_whole
 from metarl.env_runner.task_env import Array
+
+T = TypeVar("T")
 
 TaskColumns: TypeAlias = Mapping[str, NDArray[np.float64]]
 """Task parameters by name, one entry a row: [B] for a number, [B, k] for a vector."""
@@ -27,7 +30,7 @@ ModelFields: TypeAlias = dict[str, Array]
 
 _ASSETS = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
 _SHARED_FIELDS = frozenset({"timestep"})
-_PARTS = ("nbody", "njnt", "ngeom", "nsite", "nu", "ntendon", "neq", "nsensor", "nmesh")
+_PARTS = ("nbody", "njnt", "ngeom", "nsite", "nu", "ntendon", "neq", "nsensor", "nmesh", "npair", "nexclude", "nkey")
 """Sizes of MjModel that count what a description has."""
 
 
@@ -135,15 +138,19 @@ class MujocoFamily:
         return model
 
     def task_model(self, template: mujoco.MjModel, task: Task) -> mujoco.MjModel:
-        """The compiled model of one task."""
+        """The compiled model of one task.
+
+        Raises:
+            UsageError: `reshape` or `edit` raised, or gave a description that does not compile.
+        """
         if self.reshape is None:
             model = copy.copy(template)
         else:
             spec = self.load_spec()
-            self.reshape(spec, task)
+            _change(self.reshape, spec, task)
             model = compile_spec(spec, repr(task))
         if self.edit is not None:
-            self.edit(model, task)
+            _change(self.edit, model, task)
             mujoco.mj_setConst(model, mujoco.MjData(model))
         return model
 
@@ -154,6 +161,16 @@ def compile_spec(spec: mujoco.MjSpec, what: str) -> mujoco.MjModel:
         return spec.compile()
     except ValueError as error:
         raise UsageError(f"{what} has a model that MuJoCo cannot compile: {_one_line(error)}") from error
+
+
+def _change(change: Callable[[T, Task], None], what: T, task: Task) -> None:
+    """Change a model or its description into the task's."""
+    try:
+        change(what, task)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{task!r}: changing the model raised {raised(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -203,7 +220,8 @@ def _find_fields(family: MujocoFamily, task: Task) -> ModelFields:
             )
     fields = changed_fields(template, variant)
     if template.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_MIDPHASE:
-        fields = {name: values for name, values in fields.items() if not name.startswith("bvh_")}  # no step reads them
+        # No step reads the bounding boxes then, nor which geoms have one: only those that can collide.
+        fields = {name: values for name, values in fields.items() if "bvh" not in name and name != "nbuffer"}
     for name in _SHARED_FIELDS & fields.keys():
         raise UsageError(f"{task!r} changes the model's '{name}', which all tasks of a family share")
     return fields

@@ -49,9 +49,12 @@ def check_threads(num_threads: int) -> int:
 
 
 def check_row_tasks(tasks: Sequence[Task], num_rows: int) -> tuple[Task, ...]:
-    """`tasks` as a tuple, unless there is not exactly one a row."""
+    """`tasks` as a tuple, unless there is not exactly one `Task` a row."""
     if len(tasks) != num_rows:
         raise UsageError(f"worlds with {num_rows} rows need {num_rows} tasks, got {len(tasks)}")
+    for task in tasks:
+        if not isinstance(task, Task):
+            raise UsageError(f'a row takes a task, such as metarl.Task(0, {{"goal": 1.5}}), got {task!r}')
     return tuple(tasks)
 
 

@@ -99,10 +99,12 @@ def check_tasks(distribution: TaskDistribution | str | Callable[[], TaskDistribu
         spaces_seen = f"observations {env.single_observation_space.shape}, {env.single_action_space}"
     different = list({task.items_: task for task in distribution.train}.values())
     pair = [tasks[0], different[-1]]
+    together = copy.copy(distribution)
+    together.num_workers = min(distribution.num_workers, 1)  # rows of one process, as there are with more of them
     with (
         closing(distribution.make_env(pair[:1], seed=seed)) as env,
         closing(distribution.make_env(pair[:1], seed=seed)) as other,
-        closing(distribution.make_env(pair, seed=seed)) as both,
+        closing(together.make_env(pair, seed=seed)) as both,
     ):
         plans = list(_action_plans(env.single_action_space, min(distribution.max_episode_steps, MAX_STEPS), seed))
         # First of all, while the worlds are as they were made.

@@ -135,7 +135,7 @@ class TaskDistribution:
             raise UsageError(f"episodes is a pair (before an adaptation, in the query), got {episodes!r}")
         for number in episodes:
             check_whole("each of episodes", number, least=1)
-        if not isinstance(reward_scale, int | float) or not 0.0 < reward_scale < math.inf:
+        if not isinstance(reward_scale, int | float | np.integer | np.floating) or not 0.0 < reward_scale < math.inf:
             raise UsageError(f"reward_scale is a finite number above 0, got {reward_scale!r}")
         self.name = name
         self.seed = seed
@@ -144,7 +144,7 @@ class TaskDistribution:
         self.oracle = oracle
         self.environment = environment
         self.episodes = episodes
-        self.reward_scale = reward_scale
+        self.reward_scale = float(reward_scale)
         self.reward_model = reward_model
         self.drift = drift
         self._make_env = make_env

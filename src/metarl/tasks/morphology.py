@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -146,11 +146,12 @@ def _read(edit: Mapping[str, Any]) -> tuple[str, tuple[str, ...], dict[str, floa
     for what, factor in changes.items():
         if (kinds[0], what) not in CHANGES:
             raise unknown_name(f"change of a {kinds[0]}", what, [known for kind, known in CHANGES if kind == kinds[0]])
-        if not isinstance(factor, int | float) or not 0.0 < factor < np.inf:
+        if not isinstance(factor, int | float | np.integer | np.floating) or not 0.0 < factor < np.inf:
             raise UsageError(f"'{what}' is a factor above 0, such as 1.25; got {factor!r} in {edit}")
-    parts = (edit[kinds[0]],) if isinstance(edit[kinds[0]], str) else tuple(edit[kinds[0]])
-    if not parts:
-        raise UsageError(f'"{kinds[0]}" is a name or a list of names, got an empty one in {edit}')
+    named = edit[kinds[0]]
+    parts = (named,) if isinstance(named, str) or not isinstance(named, Collection) else tuple(named)
+    if not parts or not all(isinstance(part, str) for part in parts):
+        raise UsageError(f'"{kinds[0]}" is a name or a list of names, got {named!r} in {edit}')
     return kinds[0], parts, changes
 
 

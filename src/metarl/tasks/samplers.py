@@ -33,7 +33,7 @@ class Uniform:
     """U[low, high), a scalar or an array of `shape`, which a task holds as one flat vector.
 
     Raises:
-        UsageError: bounds that are no finite numbers, or low above high.
+        UsageError: bounds that are no finite numbers, low above high, or a shape that is none.
     """
 
     low: float
@@ -42,6 +42,7 @@ class Uniform:
 
     def __post_init__(self) -> None:
         _check_bounds("Uniform", self.low, self.high)
+        _check_shape("Uniform", self.shape)
 
     def sample(self, generator: np.random.Generator) -> Any:
         return generator.uniform(self.low, self.high, size=self.shape)
@@ -54,7 +55,8 @@ class LogUniform:
     A factor that is as often below as above 1 where low = -high.
 
     Raises:
-        UsageError: a base that is not above 0, bounds that are no finite numbers, or low above high.
+        UsageError: a base that is not above 0, bounds that are no finite numbers, low above high, or a shape that is
+            none.
     """
 
     base: float
@@ -64,6 +66,7 @@ class LogUniform:
 
     def __post_init__(self) -> None:
         _check_bounds("LogUniform", self.low, self.high)
+        _check_shape("LogUniform", self.shape)
         if not _is_finite(self.base) or self.base <= 0:
             raise UsageError(f"LogUniform(base, low, high) has a base above 0, got {self.base!r}")
 
@@ -94,6 +97,11 @@ def _check_bounds(name: str, low: float, high: float) -> None:
         raise UsageError(f"{name} has finite bounds, low not above high; got low={low!r} and high={high!r}")
 
 
+def _check_shape(name: str, shape: int | tuple[int, ...]) -> None:
+    for size in shape if isinstance(shape, tuple) else (shape,):
+        check_whole(f"the shape of {name}, or each of its numbers,", size, least=0)
+
+
 def _is_finite(value: object) -> bool:
     return isinstance(value, int | float | np.number) and math.isfinite(value)
 
@@ -102,7 +110,8 @@ def draw(side: str, source: TaskSource, count: int, first_id: int, generator: np
     """The tasks of one side, `side` being train or test: `count` drawn ones, or those that `source` lists.
 
     Raises:
-        UsageError: what is neither samplers by name nor a list of parameters, or a parameter that no task can hold.
+        UsageError: what is neither samplers by name nor a list of parameters, or a parameter that no task can hold or
+            that is not finite, which no result could name: JSON knows no such number.
     """
     if isinstance(source, Mapping):
         for name, sampler in source.items():
@@ -122,7 +131,13 @@ def draw(side: str, source: TaskSource, count: int, first_id: int, generator: np
     for each in params:
         if not isinstance(each, Mapping):
             raise UsageError(f'{side} lists the parameters of each task by name, as {{"gravity": 3.7}}, got {each!r}')
-    return tuple(each if isinstance(each, Task) else Task(first_id + index, each) for index, each in enumerate(params))
+    tasks = tuple(each if isinstance(each, Task) else Task(first_id + index, each) for index, each in enumerate(params))
+    for task in tasks:
+        for name, value in task.items_:
+            numbers = value if isinstance(value, tuple) else (value,)
+            if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+                raise UsageError(f"{side}: '{name}' is to be finite in every task, got {task!r}")
+    return tasks
 
 
 def split_tasks(params: Sequence[Params], seed: int, test_fraction: float = 0.2) -> tuple[list[Task], list[Task]]:
