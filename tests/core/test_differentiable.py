@@ -12,8 +12,9 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from metarl.core.differentiable import PlainRecurrence, differentiable_kernels, differentiable_twin
+from metarl.core.differentiable import PlainRecurrence, call_twin, differentiable_kernels, differentiable_twin
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig, make_memory
 
@@ -380,6 +381,60 @@ def test_a_twin_writes_no_running_statistics():
         twin(torch.randn(5, 4, 6))
     for name, value in twin.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1, None])
+def test_weight_normalisation_has_torchs_values_and_true_second_derivatives(dim):
+    layer = weight_norm(nn.Conv1d(2, 3, 2).double(), dim=dim)
+    with differentiable_kernels():
+        weight = layer.weight
+    torch.testing.assert_close(weight, layer.weight)
+
+    def wave(g, v):
+        with differentiable_kernels():
+            return torch._weight_norm(v, g, -1 if dim is None else dim).sin()
+
+    assert torch.autograd.gradgradcheck(wave, tuple(layer.parametrizations.weight.parameters()))
+
+
+def test_weight_normalisation_of_a_vector_has_torchs_values():
+    layer = weight_norm(nn.LayerNorm(4).double())
+    with differentiable_kernels():
+        weight = layer.weight
+    torch.testing.assert_close(weight, layer.weight)
+
+
+class Repeating(nn.Module):
+    """One layer at two places, and its weight in a third."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.again = nn.Linear(SIZE, SIZE)
+        self.tied = nn.Linear(SIZE, SIZE)
+        self.tied.weight = self.first.weight
+
+    def forward(self, x):
+        return self.tied(self.again(self.first(x).tanh()).tanh())
+
+
+def test_a_twin_is_called_by_other_parameters_also_where_layers_and_weights_repeat():
+    model, x = Repeating().double(), normal(3, SIZE)
+    twin = twin_of(model)
+    for factor in (0.5, 2.0):  # a call leaves nothing behind for the next
+        other = {name: factor * value for name, value in model.named_parameters()}
+        changed = copy.deepcopy(model)
+        with torch.no_grad():
+            for value in changed.parameters():
+                value.mul_(factor)
+        torch.testing.assert_close(call_twin(twin, model, other, (x,)), changed(x))
+        assert all(value.is_leaf for value in twin.parameters())
+
+
+def test_a_called_twin_writes_to_no_buffer_of_the_model():
+    model = spectral_norm(nn.Linear(SIZE, SIZE))
+    before = copy.deepcopy(model.state_dict())
+    call_twin(twin_of(model), model, {}, (torch.randn(2, SIZE),))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 def test_torchs_own_kernels_come_back_after_an_error():

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.linalg import solve_discrete_lyapunov
 from scipy.signal import dlsim
+from torch.utils.checkpoint import checkpoint
 
 from metarl.core import ssm_chunks
 from metarl.core.errors import UsageError
@@ -370,3 +371,25 @@ def test_a_step_takes_no_time_axis():
     model = make_model("diagonal", torch.float32)
     with pytest.raises(UsageError, match=r"\[B, m\]"):
         model.step(torch.zeros(1, 2, INPUTS), torch.zeros(2, STATE))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_checkpointed_sequence_has_the_gradients_of_one_that_is_not(structure):
+    model, (inputs, state, starts) = make_model(structure), make_data(9, 3)
+
+    def gradients(outputs):
+        return torch.autograd.grad(outputs.sin().sum(), list(model.parameters()))
+
+    recomputed = checkpoint(lambda: model(inputs, state, starts)[0], use_reentrant=False)
+    torch.testing.assert_close(gradients(recomputed), gradients(model(inputs, state, starts)[0]))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_returned_state_can_be_written_to(structure):
+    model, (inputs, state, _) = make_model(structure), make_data(4, 3)
+    _, untouched = model(inputs, state)
+    last = model(inputs, state)[1]
+    last[0] = 0
+    last.sum().backward()
+    torch.testing.assert_close(last[1:], untouched[1:])
+    assert not last[0].any()

@@ -454,6 +454,22 @@ def test_multi_step_weights_go_linearly_from_equal_to_the_last():
         assert gradient == pytest.approx(weight * first + (1 - weight) * last, rel=1e-12)
 
 
+def test_tasks_of_different_sizes_adapt_one_after_the_other_by_a_model_that_mixes_samples():
+    model = nn.Sequential(nn.Linear(INPUTS, 6), nn.BatchNorm1d(6), nn.Linear(6, OUTPUTS)).double()
+    maml = MetaMAML(model, inner_lr=0.1, vectorize=False)
+    xs, ys = [normal(size, INPUTS) for size in (3, 5)], [normal(size, OUTPUTS) for size in (3, 5)]
+    adapted = maml.adapt_tasks(xs, ys)
+    for task, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        for name, value in maml.adapt_task(x, y).items():
+            torch.testing.assert_close(adapted[name][task], value, rtol=0, atol=0)
+
+
+def test_multi_step_weights_are_as_precise_as_the_model():
+    maml, tasks = scalar_case(inner_steps=3, multi_step_updates=1)
+    gradient = maml.meta_gradient(tasks).gradients["weight"].item()
+    assert gradient == pytest.approx(-2 * (0.8 + 0.8**2 + 0.8**3) / 3, rel=1e-12)
+
+
 def test_every_update_counts_towards_the_weights():
     maml, tasks = scalar_case(inner_steps=2, multi_step_updates=2)
     for number in range(1, 4):

@@ -15,10 +15,9 @@ import gymnasium
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarl.core.agent import Array
-from metarl.core.differentiable import differentiable_kernels, differentiable_twin
+from metarl.core.differentiable import call_twin, differentiable_twin
 from metarl.core.errors import UsageError
 from metarl.core.normalization import RunningMoments
 
@@ -143,9 +142,7 @@ class Controller(ABC):
         None: by its own."""
         if weights is None:
             return self.model(*arguments)
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **weights}
-        with differentiable_kernels():
-            return functional_call(self._twin, tensors, arguments)
+        return call_twin(self._twin, self.model, weights, arguments)
 
     def check_rows(self, num_rows: int, running: int) -> None:
         """Refuse rows that are not those of the running trial."""

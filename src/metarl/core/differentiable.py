@@ -1,21 +1,23 @@
 """A twin of a model that `torch.func` can map over tasks and that has derivatives of every order.
 
 Some fused layers stand in the way of meta-gradients: recurrent kernels (no second derivative on CUDA, no rule for vmap
-anywhere), attention (no second derivative) and normalisation (a wrong second derivative under vmap; batch normalisation
-also writes its running statistics in place). The twin has the same parameters and buffers under the same names and
-computes the same, by elementary operations.
+anywhere), attention (no second derivative) and normalisation (a wrong second derivative, of weights always, else under
+vmap; batch normalisation also writes its running statistics in place). The twin has the same parameters and buffers
+under the same names and computes the same, by elementary operations.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
@@ -97,7 +99,7 @@ _CELLS: dict[str, Callable[[Tensor, Tensor, tuple[Tensor, ...]], tuple[Tensor, .
 
 
 def differentiable_twin(model: nn.Module) -> tuple[nn.Module, list[str]]:
-    """A copy of `model` to be called inside `differentiable_kernels`, and which of its layers run by other operations.
+    """A copy of `model` for `call_twin`, and which of its layers run by other operations.
 
     Batch normalisation in the twin uses the statistics of the batch in training, the running ones otherwise, and never
     writes.
@@ -123,6 +125,28 @@ def differentiable_twin(model: nn.Module) -> tuple[nn.Module, list[str]]:
     return twin, replaced
 
 
+def call_twin(twin: nn.Module, model: nn.Module, parameters: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
+    """What `model` returns for `arguments` by `parameters`, {name: tensor} in place of its own; computed by its twin.
+
+    Layers that write to buffers in place, as spectral normalisation does in training, write to copies.
+    """
+    own, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    names = {id(tensor): name for name, tensor in (own | buffers).items()}
+    given = own | {name: buffer.clone() for name, buffer in buffers.items()} | dict(parameters)
+    # A tied tensor is at several places, and a module that the model holds twice is one place. Told to find the ties,
+    # functional_call would write to such a place twice, and leave the first tensor there when it restores the second.
+    places = chain.from_iterable(
+        chain(
+            module.named_parameters(path, recurse=False, remove_duplicate=False),
+            module.named_buffers(path, recurse=False, remove_duplicate=False),
+        )
+        for path, module in model.named_modules()
+    )
+    filled = {place: given[names[id(tensor)]] for place, tensor in places}
+    with differentiable_kernels():
+        return functional_call(twin, filled, arguments, tie_weights=False)
+
+
 def differentiable_kernels() -> AbstractContextManager[Any]:
     """Inside, attention, normalisation and recurrent cells run by elementary operations, in torch's own layers too.
 
@@ -134,8 +158,8 @@ def differentiable_kernels() -> AbstractContextManager[Any]:
 
 class _PlainKernels(TorchFunctionMode):
     """Fused attention has no second derivative. torch's normalisations have wrong second derivatives under vmap where
-    they are affine, and wrong third ones everywhere (pytorch issues 175754 and functorch 534), and its recurrent cells
-    fail under vmap. Elementary operations do none of that."""
+    they are affine, and wrong third ones everywhere (pytorch issues 175754 and functorch 534), its weight normalisation
+    has wrong second ones everywhere, and its recurrent cells fail under vmap. Elementary operations do none of that."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result: Any = _PLAIN.get(func, func)(*args, **(kwargs or {}))
@@ -242,6 +266,13 @@ def _group_norm(
     return _affine(_standardize(grouped, range(2, grouped.ndim), eps).flatten(1, 2), scale, shift)
 
 
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / ‖v‖, the norm over every axis but `dim`; -1: over all."""
+    over = [axis for axis in range(v.ndim) if dim == -1 or axis != dim]
+    norm: Tensor = torch.linalg.vector_norm(v[..., None], dim=(*over, -1), keepdim=True)[..., 0]
+    return v * (g / norm)
+
+
 def _plain_cell(mode: str) -> Callable[..., Any]:
     """One step of nn.RNNCell, nn.GRUCell or nn.LSTMCell."""
 
@@ -262,6 +293,7 @@ _PLAIN: dict[Any, Callable[..., Any]] = {
     functional.batch_norm: _batch_norm,
     functional.instance_norm: _instance_norm,
     functional.group_norm: _group_norm,
+    torch._weight_norm: _weight_norm,
     torch.lstm_cell: _plain_cell("LSTM"),
     torch.gru_cell: _plain_cell("GRU"),
     torch.rnn_tanh_cell: _plain_cell("RNN_TANH"),

@@ -237,7 +237,8 @@ class DiagonalLayer(Function):
 
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor, grad_last: Tensor) -> tuple[Any, ...]:
-        arguments, kept = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+        saved = ctx.saved_tensors  # once: torch.utils.checkpoint computes them for a single reading
+        arguments, kept = saved[:8], saved[8:]
         if torch.is_grad_enabled():
             return (None, *_through(ctx.composed, arguments, ctx.needs_input_grad[1:], (grad_outputs, grad_last)))
         inputs, log_rate, log_phase, drive, _, _, keep, state = arguments
@@ -282,6 +283,6 @@ def _parted(state: Tensor) -> Tensor:
 
 
 def _paired(state: Tensor) -> Tensor:
-    """The inverse of `_parted`; a copy of a single pair too, for operations of torch must not return views."""
+    """The inverse of `_parted`; no view, for operations of torch must not return one, and nobody could write to it."""
     parts: Tensor = state.unflatten(1, (2, -1))
-    return parts.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(1)
+    return parts.transpose(1, 2).flatten(1).clone(memory_format=torch.contiguous_format)

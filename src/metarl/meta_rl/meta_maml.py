@@ -11,10 +11,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.functional import mse_loss
 
-from metarl.core.differentiable import differentiable_kernels, differentiable_twin
+from metarl.core.differentiable import call_twin, differentiable_twin
 from metarl.core.errors import UsageError, check_limits
 from metarl.core.optimization import (
     TrainingDiverged,
@@ -188,10 +187,8 @@ class MetaMAML:
         """
         for own, twin in zip(self.model.modules(), self._twin.modules(), strict=True):
             twin.training = own.training
-        tensors = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers()), **params}
         arguments = (x, initial_state, starts)[: 3 if starts is not None else 2 if initial_state is not None else 1]
-        with differentiable_kernels():
-            return functional_call(self._twin, tensors, arguments)
+        return call_twin(self._twin, self.model, params, arguments)
 
     def forward_tasks(self, x: Tensor, params: Parameters) -> Tensor:
         """Predictions [M, N, ...] for x [M, N, ...], each task by its own parameters, as `adapt_tasks` returns them."""
@@ -279,7 +276,7 @@ class MetaMAML:
             initial_state: of a sequence model; None: its own.
         """
         loss = supervised_loss(partial(self._predict, initial_state=initial_state), loss_fn)
-        stacked = self._adapted(loss, support_batch([support_x], [support_y]), num_steps)
+        stacked = self._adapted(loss, [support_batch([support_x], [support_y])], num_steps)
         return {name: value[0] if name in self.adapted else value for name, value in stacked.items()}
 
     def adapt_tasks(
@@ -293,17 +290,20 @@ class MetaMAML:
 
         Adapted parameters come stacked [M, ...], for `forward_tasks`.
         """
-        support = support_batch(support_x, support_y)
-        self._check_padded(support, loss_fn)
-        return self._adapted(supervised_loss(self._predict, loss_fn), support, num_steps)
+        supports = [support_batch(support_x, support_y)]
+        if "mask" in supports[0] and not self.vectorize:  # one after the other, tasks need no padding
+            supports = [support_batch([x], [y]) for x, y in zip(support_x, support_y, strict=True)]
+        self._check_padded(supports[0], loss_fn)
+        return self._adapted(supervised_loss(self._predict, loss_fn), supports, num_steps)
 
     @torch.no_grad()
-    def _adapted(self, loss: Loss, support: Batch, num_steps: int | None) -> Parameters:
+    def _adapted(self, loss: Loss, supports: Sequence[Batch], num_steps: int | None) -> Parameters:
         steps = self.inner_steps if num_steps is None else num_steps
         if steps < 1:
             raise UsageError(f"num_steps is at least 1, got {steps}")
         each: list[Parameters] = []
-        for (group,) in groups([support], self.samples_at_once(compiled=False)):
+        samples = self.samples_at_once(compiled=False)
+        for (group,) in chain.from_iterable(groups([support], samples) for support in supports):
             *_, last = self.inner_loop(loss, [group] * steps)
             for name, value in last.items():
                 if not bool(torch.isfinite(value).all()):

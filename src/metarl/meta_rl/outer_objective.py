@@ -11,7 +11,7 @@ from torch import Tensor
 def step_weights(inner_steps: int, updates: int, multi_step_updates: int) -> Tensor:
     """Weights [K] of the query loss after each inner step: equal at first, then linearly to the last step alone."""
     annealed = min(1.0, updates / multi_step_updates) if multi_step_updates else 1.0
-    weights = torch.full((inner_steps,), (1 - annealed) / inner_steps)
+    weights = torch.full((inner_steps,), (1 - annealed) / inner_steps, dtype=torch.float64)
     weights[-1] += annealed
     return weights
 
