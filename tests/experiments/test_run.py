@@ -94,7 +94,7 @@ def message_of(error: pytest.ExceptionInfo[UsageError]) -> str:
             "^--beside: /nowhere is not the folder",
         ),
         ({"max_episode_steps": 9}, "--max-episode-steps goes with --env-name"),
-        ({"backend": "official"}, "unknown option of 'point-goal' 'backend': choose from .*num_train"),
+        ({"backend": "official"}, "--backend and --reward-version go with Meta-World, and this is point-goal"),
         ({"env_name": "CartPole-v1", "reward_version": "v1"}, "go with a task family, not with --env-name"),
         ({"task_dist": "metaworld-ml1-reach", "backend": "fast"}, "unknown backend 'fast': choose from batched, off"),
         ({"memory": MemoryConfig("grub")}, "unknown method 'grub': choose from gru, lstm, mlp, ssm, transformer"),
