@@ -14,6 +14,7 @@ WARM_UPS = 2
 """Runs before the recording, in which kernels are compiled and libraries take their memory."""
 
 _RECORDING = threading.Lock()
+"""torch records on one stream, which two threads must not share."""
 
 
 class Recordings:
