@@ -116,6 +116,12 @@ def test_a_function_made_anew_with_the_same_values_is_the_same():
     assert identity(scaled(model)) == identity(scaled(model))
     others = [scaled(2), scaled(3), scaled(2.0), scaled(model), scaled(torch.nn.Linear(1, 1)), lambda x: (2 * x,)]
     assert len({identity(each) for each in others}) == len(others)
+    found = []
+    for factor in (1.0, 10.0):
+        names = {"factor": factor}
+        exec("def by_a_global(x): return (lambda y: factor * y)(x)", names)
+        found.append(identity(names["by_a_global"]))
+    assert found[0] != found[1]
     unhashable = scaled([2])
     assert identity(unhashable) is unhashable
     assert identity(torch.nn.functional.mse_loss) == identity(torch.nn.functional.mse_loss)

@@ -29,7 +29,7 @@ class ReportConfig:
 
 def main(arguments: list[str]) -> int:
     parsed = parse(ReportConfig, arguments, "report")
-    if parsed.png is not None and parsed.png.suffix != ".png":
+    if parsed.png is not None and parsed.png.suffix.lower() != ".png":
         raise UsageError(f"--png is a .png file, got {parsed.png}; the page of --out saves every figure as SVG too")
     entries = load_entries(parsed.runs)
     results, labels = [entry.results for entry in entries], [entry.label for entry in entries]

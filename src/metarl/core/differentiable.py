@@ -1,9 +1,9 @@
 """A twin of a model that `torch.func` can map over tasks and that has derivatives of every order.
 
 Some fused layers stand in the way of meta-gradients: recurrent kernels (no second derivative on CUDA, no rule for vmap
-anywhere), attention (no second derivative) and normalisation (a wrong second derivative, of weights always, else under
-vmap; batch normalisation also writes its running statistics in place). The twin has the same parameters and buffers
-under the same names and computes the same, by elementary operations.
+anywhere), attention (no second derivative), normalisation of weights (a wrong one) and of activations (a wrong one
+under vmap; batch normalisation also writes its running statistics in place). The twin has the same parameters and
+buffers under the same names and computes the same, by elementary operations.
 """
 
 from __future__ import annotations
@@ -128,11 +128,14 @@ def differentiable_twin(model: nn.Module) -> tuple[nn.Module, list[str]]:
 def call_twin(twin: nn.Module, model: nn.Module, parameters: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
     """What `model` returns for `arguments` by `parameters`, {name: tensor} in place of its own; computed by its twin.
 
-    Layers that write to buffers in place, as spectral normalisation does in training, write to copies.
+    Raises:
+        UsageError: a name that no parameter and no buffer of the model has.
     """
-    own, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    names = {id(tensor): name for name, tensor in (own | buffers).items()}
-    given = own | {name: buffer.clone() for name, buffer in buffers.items()} | dict(parameters)
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if unknown := parameters.keys() - own.keys():
+        raise UsageError(f"the model has no parameter {', '.join(sorted(unknown))}: give those of named_parameters()")
+    names = {id(tensor): name for name, tensor in own.items()}
+    given = {**own, **parameters}
     # A tied tensor is at several places, and a module that the model holds twice is one place. Told to find the ties,
     # functional_call would write to such a place twice, and leave the first tensor there when it restores the second.
     places = chain.from_iterable(
@@ -268,7 +271,7 @@ def _group_norm(
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     """g v / ‖v‖, the norm over every axis but `dim`; -1: over all."""
-    over = [axis for axis in range(v.ndim) if dim == -1 or axis != dim]
+    over = [axis for axis in range(v.ndim) if dim == -1 or axis != dim % v.ndim]
     norm: Tensor = torch.linalg.vector_norm(v[..., None], dim=(*over, -1), keepdim=True)[..., 0]
     return v * (g / norm)
 

@@ -20,6 +20,9 @@ SUCCESS_KEYS = ("success", "is_success")
 _OURS = {Path(__file__).parents[1]}
 _INSTALLED = {Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")}
 
+LARGE = 1e15
+"""Numbers from here on are not written out."""
+
 # What most environments give comes first: every step of every row passes here.
 _SCALARS = (float, int, np.bool_, np.floating, np.integer)
 _SEVERAL = (tuple, list)
@@ -121,8 +124,13 @@ def _check_choices(space: spaces.Space[Any], observation: Any) -> None:
             raise ValueError
     elif isinstance(space, spaces.MultiDiscrete):
         places = np.asarray(observation) - space.start
-        if (places < 0).any() or (places >= space.nvec).any():
+        if places.shape != space.nvec.shape or (places < 0).any() or (places >= space.nvec).any():
             raise ValueError
+    elif isinstance(space, spaces.OneOf):
+        index, value = observation
+        if not 0 <= index < len(space.spaces):
+            raise ValueError
+        _check_choices(space.spaces[index], value)
 
 
 def _check_info(info: Any) -> None:
@@ -150,5 +158,7 @@ def _what(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {value.shape}"
     if isinstance(value, _SCALARS):
-        return f"{type(value).__name__} {value!s:.12}"
+        number: Any = value
+        kind = type(value).__name__
+        return f"a large {kind}" if abs(number) >= LARGE else f"{kind} {float(number):.6g}"
     return "None" if value is None else type(value).__name__

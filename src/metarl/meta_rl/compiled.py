@@ -10,8 +10,9 @@ import sysconfig
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -122,18 +123,26 @@ class Programs:
 
 
 def identity(function: Callable[..., Any]) -> Hashable:
-    """Equal for functions that compute the same: of one code, over the same values. So a lambda that is written in a
-    loop, and made anew each time, is one key of `Programs`."""
+    """Equal for functions that compute the same: of one code, over the same values, globals included. So a lambda that
+    is written in a loop, and made anew each time, is one key of `Programs`."""
     if not isinstance(function, FunctionType):
         return function
     try:
         over = [cell.cell_contents for cell in function.__closure__ or ()]
         over += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        known = function.__globals__
+        over += [known[name] for name in _names(function.__code__) if name in known]
         found = function.__code__, *((type(value), value) for value in over)  # 1 and 1.0 are equal, and not the same
         hash(found)
     except (TypeError, ValueError):  # a value that has no hash, or is not there yet
         return function
     return found
+
+
+def _names(code: CodeType) -> list[str]:
+    """Of globals and attributes that some code reads, and what is defined in it."""
+    inner = [each for each in code.co_consts if isinstance(each, CodeType)]
+    return [*code.co_names, *chain.from_iterable(map(_names, inner))]
 
 
 def _forms(tensors: Sequence[Tensor]) -> list[Hashable]:

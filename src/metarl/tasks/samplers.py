@@ -98,8 +98,8 @@ def _check_bounds(name: str, low: float, high: float) -> None:
 
 
 def _check_shape(name: str, shape: int | tuple[int, ...]) -> None:
-    for size in shape if isinstance(shape, tuple) else (shape,):
-        check_whole(f"the shape of {name}, or each of its numbers,", size, least=0)
+    for size in shape if isinstance(shape, tuple | list) else (shape,):
+        check_whole(f"shape of {name}, a whole number or a tuple of such: each", size, least=0)
 
 
 def _is_finite(value: object) -> bool:
