@@ -104,6 +104,7 @@ def test_what_reset_must_not_return_is_named(returned: Any, message: str) -> Non
         (spaces.MultiDiscrete([2, 3]), ([1, 2], np.array([0, 0])), ([-1, 0], [2, 0], np.array([0, 3]))),
         (spaces.MultiDiscrete([2, 3], start=[5, 6]), ([5, 8],), ([1, 2],)),
         (spaces.Dict(a=spaces.Discrete(3)), ({"a": 2}, {"a": 2, "more": 1}), ({"a": -1}, {"a": 3}, {"b": 0})),
+        (spaces.OneOf([spaces.Discrete(2), spaces.Discrete(3)]), ((0, 1), (1, 2)), ((-1, 2), (2, 0), (0, 2), (1, -1))),
         (spaces.Tuple([spaces.Discrete(3), spaces.Discrete(2)]), ((2, 1), [0, 0]), ((0, -1), (1,), (1, 1, 1))),
     ],
 )

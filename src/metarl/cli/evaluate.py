@@ -6,7 +6,7 @@ import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -14,7 +14,7 @@ from metarl.cli import INTERRUPTED, complain
 from metarl.cli.measuring import given, measure, publish, stopped
 from metarl.core.errors import UsageError
 from metarl.experiments.console import console
-from metarl.experiments.flags import parse
+from metarl.experiments.flags import Checkpoint, parse
 from metarl.experiments.run import Run
 from metarl.experiments.run_folder import EVALUATIONS, make_new
 from metarl.meta_rl.grbal_agent import GrBALConfig
@@ -47,7 +47,7 @@ class EvaluateConfig:
     """Seed of the worlds; none: that of the run."""
     reference: str | None = None
     """Folder of a finished run whose shot 0 is drawn as the task-conditioned line; none: as the run was started."""
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Checkpoint = "last"
     """The last one, or the best by return on train tasks."""
     device: str | None = None
     """Where to measure, cpu or cuda; none: where the run was started."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from metarl.experiments.console import console
 from metarl.experiments.export import STEPS, TOLERANCE, check_format, export_policy
-from metarl.experiments.flags import parse
+from metarl.experiments.flags import Checkpoint, parse
 from metarl.experiments.run import Run
 
 
@@ -22,7 +22,7 @@ class ExportConfig:
     """Folder of the run."""
     out: Path | None = None
     """An .onnx, for onnxruntime, or a .pt2, for torch.export.load; none: policy.onnx in the folder of the run."""
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Checkpoint = "last"
     """The last one, or the best by return on train tasks."""
 
 

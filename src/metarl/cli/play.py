@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from metarl.core.errors import missing_extra
 from metarl.experiments.console import console
-from metarl.experiments.flags import parse
+from metarl.experiments.flags import Checkpoint, parse
 from metarl.experiments.shipped import check_player, shipped_folder
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class PlayConfig:
     """Folder of a run of a MuJoCo family, or the name of an agent that ships with the package."""
     task: int | None = None
     """Id of the task to begin in; none: the first held-out one."""
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Checkpoint = "last"
     """Of a run: the last one, or the best by return on train tasks."""
     seed: int = 0
     """Seed of the worlds."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
 from metarl.experiments.console import console
 from metarl.experiments.film import film
-from metarl.experiments.flags import parse
+from metarl.experiments.flags import Checkpoint, parse
 from metarl.experiments.run import Run
 
 
@@ -26,7 +26,7 @@ class VideoConfig:
     """Shots that it was measured at, side by side; none: the first and the last."""
     out: Path | None = None
     """A .gif or .mp4; none: task<id>.gif in the folder of the run."""
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Checkpoint = "last"
     """The last one, or the best by return on train tasks."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from itertools import dropwhile, takewhile
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import tyro
 
@@ -18,6 +18,9 @@ from metarl.core.errors import UsageError
 T = TypeVar("T")
 
 EPOCHS_ALIAS = "--num-epochs"
+
+Checkpoint: TypeAlias = Literal["last", "best"]
+"""Of those that a run keeps, the last one or the best by return on train tasks."""
 
 WRONG_VALUES = (
     (r"invalid literal for int\(\) with base 10: (.*)", r"takes an integer, got \1"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.mujoco_family import template_model
 from metarl.env_runner.recording import Episode
 from metarl.env_runner.task_env import successor
+from metarl.experiments.flags import Checkpoint
 from metarl.experiments.play_body import body_of
 from metarl.experiments.pretrained import acting_agent, load_pretrained, pretrained_run
 from metarl.experiments.run import Run
@@ -207,7 +207,7 @@ class Playground:
         self.agent.explore = self.by_gradients and not self.frozen
 
 
-def load_player(name: str, checkpoint: Literal["last", "best"] = "last") -> tuple[Run, Agent]:
+def load_player(name: str, checkpoint: Checkpoint = "last") -> tuple[Run, Agent]:
     """A run and its agent, on the CPU: that of a folder, or one that ships with the package.
 
     Raises:

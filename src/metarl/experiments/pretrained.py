@@ -10,7 +10,6 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore, save_checkpoint
 from metarl.experiments.files import write_json
-from metarl.experiments.flags import without
+from metarl.experiments.flags import Checkpoint, without
 from metarl.experiments.results import Results, load_results
 from metarl.experiments.run import RESUMED, Run
 from metarl.experiments.run_config import RunConfig
@@ -57,7 +56,7 @@ def load_pretrained(name: str, device: str = "cpu") -> Agent:
     return _ready(agent)
 
 
-def load_agent(folder: str | Path, device: str = "cpu", checkpoint: Literal["last", "best"] = "last") -> Agent:
+def load_agent(folder: str | Path, device: str = "cpu", checkpoint: Checkpoint = "last") -> Agent:
     """The agent of a run's checkpoint, ready to act as `load_pretrained` says.
 
         agent = metarl.load_agent("runs/20260102-030405-halfcheetah-vel-rl2-ssm-s0")

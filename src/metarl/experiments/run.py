@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -26,6 +26,7 @@ from metarl.experiments.drift import CHANGE, check_drift, measure_drift
 from metarl.experiments.drift_variants import variants
 from metarl.experiments.environments import environment_rows, some_of_each
 from metarl.experiments.files import only_one, write_json
+from metarl.experiments.flags import Checkpoint
 from metarl.experiments.kept_parts import KeptParts
 from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.protocol import Protocol, check_disjoint, check_unique, evaluate, reference_lines
@@ -57,7 +58,7 @@ class Run:
     test_tasks: Sequence[Task] = field(repr=False)
     source: str | None = field(repr=False)
     """Sum of the own file that the family is from, when the run was made; None: the family ships with the package."""
-    checkpoint: Literal["last", "best"] = "last"
+    checkpoint: Checkpoint = "last"
     """Which one is measured, and acts."""
 
     @classmethod

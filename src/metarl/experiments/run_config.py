@@ -20,7 +20,6 @@ from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.single import single_environment
 
 DEVICES = ("cpu", "cuda")
-OF_ONE_BACKEND = [name for name in list_tasks() if not name.startswith("metaworld-")]
 REPEATS = 4
 """Trials a task where intervals are drawn from their spread."""
 MIN_ROWS = 32
@@ -96,7 +95,8 @@ class RunConfig:
             raise UsageError("--max-episode-steps goes with --env-name: a task family has a fixed horizon")
         if self.env_name is not None and (self.backend or self.reward_version):
             raise UsageError("--backend and --reward-version go with a task family, not with --env-name")
-        if (self.backend or self.reward_version) and self.task_dist in OF_ONE_BACKEND:
+        other = self.task_dist in list_tasks() and not self.task_dist.startswith("metaworld-")
+        if (self.backend or self.reward_version) and other:
             raise UsageError(f"--backend and --reward-version go with Meta-World, and this is {self.task_dist}")
         if self.device not in DEVICES:
             raise unknown_name("device", self.device, DEVICES)
