@@ -17,7 +17,7 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.policy import Actor
-from metarl.meta_rl import meta_objective, trust_region
+from metarl.meta_rl import trust_region
 from metarl.meta_rl.compiled import COMPILED_STEPS, can_compile
 from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.meta_rl.maml_config import OF_OUTER
@@ -34,7 +34,7 @@ ROWS, TASK_ROWS, STEPS = 4, 2, 6
 TASKS = ROWS // TASK_ROWS
 SMALL = MemoryConfig(method="mlp", width=8, state_dim=8, heads=2, context=5)
 COMMON = {"trial_rows": TASK_ROWS, "inner_lr": 0.5}
-TRPO = MAMLConfig(**COMMON, curvature_tasks=1.0)
+TRPO = MAMLConfig(**COMMON, curvature_share=1.0)
 PPO = MAMLConfig(**COMMON, outer="ppo", update_epochs=3, learning_rate=1e-2)
 OUTER = {"trpo": TRPO, "ppo": PPO}
 VARIANTS = {
@@ -910,26 +910,6 @@ def joined(tensors):
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
-def test_the_curvature_may_come_from_some_of_the_tasks(monkeypatch):
-    agent, batches = in_double(replace(TRPO, curvature_tasks=0.3))
-    seen = {}
-
-    def watch(parameters, outcome, slope, curvature, **bounds):
-        seen.update(divergence=outcome()[1], curvature=curvature)
-        return {}
-
-    monkeypatch.setattr(meta_objective, "trust_region_step", watch)
-    agent.objective.trust_region(batches)
-    *_, adapted = agent.maml.inner_loop(agent.objective.inner_loss, batches[:-1])
-    divergences = agent.maml.task_losses(agent.objective.divergence, adapted, batches[-1])
-    torch.testing.assert_close(seen["divergence"], divergences.mean())
-    vector = torch.randn(sum(value.numel() for value in agent.maml.learned_tensors().values()), dtype=torch.float64)
-    first = [{name: values[:1] for name, values in batch.items()} for batch in batches]
-    torch.testing.assert_close(seen["curvature"](vector), agent.objective.curvature(first)(vector))
-    everything = agent.objective.curvature(batches)(vector)
-    assert float((everything - seen["curvature"](vector)).norm()) > 0.01 * float(everything.norm())
-
-
 def names(agent):
     """Of what was compiled."""
     return sorted(key[0][0][0] for key in agent.maml.programs._programs)
@@ -1115,16 +1095,57 @@ def test_an_outer_step_by_groups_of_tasks_is_that_of_all_at_once(outer, options)
 
 
 def test_the_curvature_may_come_from_some_of_the_windows():
-    """Whatever a window holds stays together: the memory with which it began, and its steps."""
-    agent, batches = in_double(replace(TRPO, window=2), method="gru")
-    length, windows = batches[0]["starts"].shape[1:]
-    config = replace(agent.config, curvature_steps=length * windows // 2)
-    agent.objective.config = config
+    """Of every task; what a window holds stays together: the memory with which it began, and its steps."""
+    agent, batches = in_double(replace(TRPO, window=2, curvature_share=0.5), method="gru")
+    windows = batches[0]["starts"].shape[2]
     for part, whole in zip(agent.objective._sample(batches), batches, strict=True):
+        assert len(part["x"]) == len(whole["x"])
         assert part["x"].shape[2] == part["memory"].shape[1] == -(-windows // 2)
-        output = agent.objective.output_of(agent.maml.parameters(), {name: value[0] for name, value in part.items()})
-        entire = agent.objective.output_of(agent.maml.parameters(), {name: value[0] for name, value in whole.items()})
-        torch.testing.assert_close(output, entire[:, ::2])
+        for task in range(len(whole["x"])):
+            output, entire = (
+                agent.objective.output_of(agent.maml.parameters(), {name: value[task] for name, value in each.items()})
+                for each in (part, whole)
+            )
+            torch.testing.assert_close(output, entire[:, ::2])
+
+
+def test_the_windows_that_the_curvature_comes_from_are_spread_over_all():
+    agent, batches = in_double(replace(TRPO, window=1))
+    windows = batches[0]["starts"].shape[2]
+    marked = [{**batch, "x": torch.arange(windows).expand((*batch["x"].shape[:2], windows))} for batch in batches]
+    for share in (0.01, 0.3, 0.7, 1.0):
+        agent.objective.config = replace(agent.config, curvature_share=share)
+        (chosen,) = {tuple(part["x"][0, 0].tolist()) for part in agent.objective._sample(marked)}
+        assert len(chosen) == math.ceil(share * windows)
+        assert chosen[0] == 0
+        gaps = np.diff([*chosen, windows])
+        assert gaps.min() >= 1
+        assert gaps.max() - gaps.min() <= 1
+
+
+def test_curvature_is_not_negative_where_some_of_the_data_adapt_to_other_parameters():
+    """A step along a direction of negative curvature has no length: it was refused, and the update lost."""
+    agent, batches = in_double(method="gru")
+    batches = collected_exactly(agent, batches)
+    windows = batches[0]["starts"].shape[2]
+    half = [
+        {
+            name: values[:, : windows // 2] if name == "memory" else values[:, :, : windows // 2]
+            for name, values in batch.items()
+        }
+        for batch in batches
+    ]
+    vector = torch.zeros(sum(value.numel() for value in agent.maml.learned_tensors().values()), dtype=torch.float64)
+    product = agent.objective.curvature(half)
+    columns = []
+    for index in range(len(vector)):
+        unit = vector.clone()
+        unit[index] = 1.0
+        columns.append(product(unit))
+    hessian = torch.stack(columns)
+    torch.testing.assert_close(hessian, hessian.T, rtol=1e-6, atol=1e-8 * float(hessian.abs().max()))
+    lowest, *_, highest = torch.linalg.eigvalsh((hessian + hessian.T) / 2).tolist()
+    assert lowest > -1e-9 * highest
 
 
 @each_method
@@ -1348,8 +1369,7 @@ CHANGED = {
     "trace": 0.2,
     "max_divergence": 1e-3,
     "conjugate_iterations": 1,
-    "curvature_tasks": 0.5,
-    "curvature_steps": 4,
+    "curvature_share": 0.5,
     "learning_rate": 2e-2,
     "update_epochs": 4,
     "clip": 1e-4,
@@ -1396,9 +1416,8 @@ def test_every_field_of_the_config_makes_a_difference(field):
         ("trace", -0.1),
         ("max_divergence", 0.0),
         ("conjugate_iterations", 0),
-        ("curvature_tasks", 0.0),
-        ("curvature_tasks", 1.1),
-        ("curvature_steps", 0),
+        ("curvature_share", 0.0),
+        ("curvature_share", 1.1),
         ("window", 0),
         ("learning_rate", 0.0),
         ("update_epochs", 0),

@@ -8,7 +8,7 @@ from typing import Literal
 from metarl.core.errors import UsageError, check_limits
 
 OF_OUTER = {
-    "trpo": ("max_divergence", "conjugate_iterations", "curvature_tasks", "curvature_steps"),
+    "trpo": ("max_divergence", "conjugate_iterations", "curvature_share"),
     "ppo": ("learning_rate", "update_epochs", "clip", "divergence_weight", "grad_clip_norm"),
 }
 """Settings that only one of the outer steps reads."""
@@ -44,10 +44,8 @@ class MAMLConfig:
     """trpo: largest mean KL divergence of an outer step (Schulman et al. 2015)."""
     conjugate_iterations: int = 10
     """trpo: iterations of conjugate gradients (Schulman et al. 2015)."""
-    curvature_tasks: float = 0.2
-    """trpo: fraction of the tasks on which the divergence's Hessian is taken (Schulman et al. 2015: of the data)."""
-    curvature_steps: int = 2000
-    """trpo: of each of these tasks about so many steps at most, in whole windows."""
+    curvature_share: float = 0.2
+    """trpo: share of every task's windows on which the divergence's Hessian is taken (Schulman et al. 2015)."""
     learning_rate: float = 2e-3
     """ppo: Adam's step size at the start; it falls linearly to 5 % over the run."""
     update_epochs: int = 5
@@ -79,8 +77,7 @@ class MAMLConfig:
             ("trace", "in [0, 1]", 0 <= self.trace <= 1),
             ("max_divergence", "above 0", self.max_divergence > 0),
             ("conjugate_iterations", "at least 1", self.conjugate_iterations >= 1),
-            ("curvature_tasks", "in (0, 1]", 0 < self.curvature_tasks <= 1),
-            ("curvature_steps", "at least 1", self.curvature_steps >= 1),
+            ("curvature_share", "in (0, 1]", 0 < self.curvature_share <= 1),
             ("window", "at least 1", self.window >= 1),
             ("learning_rate", "above 0", self.learning_rate > 0),
             ("update_epochs", "at least 1", self.update_epochs >= 1),

@@ -23,7 +23,7 @@ from metarl.meta_rl.curvature import AdaptedCurvature
 from metarl.meta_rl.inner_loop import Loss, Parameters
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
-from metarl.meta_rl.supervised_tasks import groups, num_tasks
+from metarl.meta_rl.supervised_tasks import groups
 from metarl.meta_rl.trial_parts import Trial, TrialParts
 from metarl.meta_rl.trust_region import trust_region_step
 
@@ -98,7 +98,13 @@ class MetaObjective:
 
     def curvature(self, batches: Trial) -> AdaptedCurvature:
         """The Hessian of the divergence after adaptation, where no parameter has moved yet."""
-        return AdaptedCurvature(self.maml, self.inner_loss, self.divergence, batches)
+
+        def from_itself(params: Parameters, batch: Round) -> Tensor:
+            # Some of the data adapt to other parameters than all do. Only from where it is measured is a divergence
+            # convex in all directions.
+            return self.divergence(params, batch | {"output": self.output_of(params, batch).detach()})
+
+        return AdaptedCurvature(self.maml, self.inner_loss, from_itself, batches)
 
     def clipped(self, batches: Trial, programs: Programs | None = None) -> Metrics:
         """Steps of Adam on PPO's clipped loss, with ProMP's penalty on how far the policies of earlier rounds move."""
@@ -147,16 +153,16 @@ class MetaObjective:
         return TrialParts(groups(batches, samples), programs, (self.config, self.maml.frozen))
 
     def _sample(self, batches: Trial) -> list[Round]:
-        """What the curvature is taken on: the first tasks, and every so many of their windows."""
-        config = self.config
-        tasks = math.ceil(config.curvature_tasks * num_tasks(batches[0]))
+        """What the curvature is taken on: some windows of every task, spread evenly. A task that is left out may move
+        by any amount: where tasks are of many kinds, few of them give steps that have to be cut to a tenth."""
         sample = []
         for batch in batches:
-            length, windows = batch["starts"].shape[1:]
-            every = -(-length * windows // config.curvature_steps)
-            part = {name: values[:tasks, :, ::every] for name, values in batch.items() if name != "memory"}
-            part["memory"] = batch["memory"][:tasks, ::every]
-            sample.append({name: values.contiguous() for name, values in part.items()})
+            windows = batch["starts"].shape[2]
+            count = math.ceil(self.config.curvature_share * windows)
+            chosen = torch.arange(count, device=batch["starts"].device) * windows // count
+            sample.append(
+                {name: values.index_select(1 if name == "memory" else 2, chosen) for name, values in batch.items()}
+            )
         return sample
 
     @torch.no_grad()
