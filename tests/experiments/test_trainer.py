@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from metarl.core.agent import Agent, Array, Metrics
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.core.optimization import TrainingDiverged
+from metarl.core.task import Task
 from metarl.env_runner.trial import run_trial
 from metarl.experiments import protocol, trainer
 from metarl.experiments.checkpoint import load_checkpoint
@@ -360,6 +362,31 @@ def test_rows_keep_their_task_until_they_are_renewed(
     going_on = np.mean([~renew for _, renew, anew, _ in trials if not anew])
     assert going_on == pytest.approx(0.5, abs=0.15)  # 126 draws: more than three standard deviations
     assert trials[0][3] != trials[10][3]
+
+
+def test_environments_take_turns_where_there_are_fewer_trials_than_tasks(
+    bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials: list[list[Any]] = []
+
+    def watch(agent: Agent, env: Any, tasks: Any, **options: Any) -> Any:
+        trials.append(tasks)
+        return run_trial(agent, env, tasks, **options)
+
+    monkeypatch.setattr(trainer, "run_trial", watch)
+    family, agent = bonus_family(), PlannedAgent([1.0] * 3)
+    agent.continuation = 0.0
+    lengths = [2] * 7 + [3] * 3 + [4] * 2
+    tasks = [Task(index, {"bonus": 1.0, "length": length}) for index, length in enumerate(lengths)]
+    family.environment = "length"
+    Trainer(agent, family, tasks, family.test, tmp_path, epochs=3, num_envs=5, seed=0).train()
+    assert len(trials) == 30
+    for drawn in trials:
+        assert len(set(drawn)) == 5
+        assert sorted(Counter(task["length"] for task in drawn).values()) == [1, 2, 2]
+    chosen = Counter(task.id for drawn in trials for task in drawn)
+    assert set(chosen) == set(range(len(tasks)))
+    assert len({drawn[0]["length"] for drawn in trials}) == 3  # none is always the first
 
 
 def test_tasks_come_in_blocks_of_the_rows_that_share_a_trial(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -204,13 +205,24 @@ class Trainer:
         self, generator: np.random.Generator, tasks: Sequence[Task], renewed: NDArray[np.bool_]
     ) -> list[Task]:
         """The rows' tasks with new ones for the trials that are renewed, out of a draw for all trials that holds every
-        train task as often as any other, to within one."""
+        train task as often as any other, to within one; and where there are fewer trials than tasks, every environment
+        of the family as often as any other."""
         rounds = -(-self.num_trials // len(self.train_tasks))
-        shuffled = [self.train_tasks[i] for _ in range(rounds) for i in generator.permutation(len(self.train_tasks))]
+        shuffled = [self.train_tasks[i] for _ in range(rounds) for i in self._shuffled(generator)]
         current = tasks[:: self.agent.trial_rows]
         return self._by_row(
             [new if again else old for old, new, again in zip(current, shuffled, renewed, strict=False)]
         )
+
+    def _shuffled(self, generator: np.random.Generator) -> NDArray[np.intp]:
+        """Places of all train tasks, one of every environment before any has its second."""
+        order = generator.permutation(len(self.train_tasks))
+        seen: Counter[str] = Counter()
+        turns = []
+        for environment in self.distribution.environments([self.train_tasks[i] for i in order]):
+            turns.append(seen[environment])
+            seen[environment] += 1
+        return order[np.argsort(turns, kind="stable")]
 
     def _by_row(self, tasks: Sequence[Task]) -> list[Task]:
         """The task of every row, from that of every trial."""

@@ -1,8 +1,7 @@
 """Products with the Hessian of a divergence after adaptation, by the inner loop's tangent.
 
-Let φ_0 = θ and φ_{k+1} = φ_k − α ∇L_k(φ_k), and D(φ_K) how far the policy of φ_K is from itself as it collected, whose
-gradient is zero there (elsewhere this is the Gauss-Newton part of H). Then, with J the derivative of φ_K with respect
-to θ and α,
+Let φ_0 = θ and φ_{k+1} = φ_k − α ∇L_k(φ_k), and D how far a policy is from that of φ_K, whose gradient is zero there.
+Then, with J the derivative of φ_K with respect to θ and α,
 
     H v = Jᵀ ∇²D J v,        J v = u_K,    u_0 = δθ,   u_{k+1} = u_k − α ∇²L_k(φ_k) u_k − δα ∇L_k(φ_k)
 
@@ -26,7 +25,7 @@ class AdaptedCurvature:
 
     Args:
         inner_loss: L, descended on all batches but the last.
-        divergence: D, on the last one.
+        divergence: D, of the policy of its parameters from itself, on the last one.
         batches: {name: [M, ...]} for every round.
     """
 
