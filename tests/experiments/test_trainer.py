@@ -389,6 +389,15 @@ def test_environments_take_turns_where_there_are_fewer_trials_than_tasks(
     assert len({drawn[0]["length"] for drawn in trials}) == 3  # none is always the first
 
 
+def test_tasks_of_one_environment_are_drawn_as_a_permutation(bonus_family, tmp_path: Path) -> None:
+    family = bonus_family()
+    tasks = [Task(index, {"bonus": 1.0, "length": 2}) for index in range(20)]
+    trained = Trainer(PlannedAgent([1.0]), family, tasks, family.test, tmp_path, epochs=1, num_envs=5, seed=0)
+    np.testing.assert_array_equal(
+        trained._shuffled(np.random.default_rng(3)), np.random.default_rng(3).permutation(len(tasks))
+    )
+
+
 def test_tasks_come_in_blocks_of_the_rows_that_share_a_trial(
     bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

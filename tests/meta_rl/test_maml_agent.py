@@ -17,7 +17,7 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.policy import Actor
-from metarl.meta_rl import trust_region
+from metarl.meta_rl import meta_objective, trust_region
 from metarl.meta_rl.compiled import COMPILED_STEPS, can_compile
 from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.meta_rl.maml_config import OF_OUTER
@@ -1107,6 +1107,24 @@ def test_the_curvature_may_come_from_some_of_the_windows():
                 for each in (part, whole)
             )
             torch.testing.assert_close(output, entire[:, ::2])
+
+
+def test_loss_and_divergence_are_of_all_the_data_whatever_the_curvature_is_of(monkeypatch):
+    agent, batches = in_double(replace(TRPO, window=2, curvature_share=0.3))
+    seen = {}
+
+    def watch(parameters, outcome, slope, curvature, **bounds):
+        seen.update(outcome=tuple(outcome()), slope=tuple(slope()), curvature=curvature)
+        return {}
+
+    monkeypatch.setattr(meta_objective, "trust_region_step", watch)
+    agent.objective.trust_region(batches)
+    torch.testing.assert_close(seen["outcome"], tuple(agent.objective._outcome(batches)))
+    torch.testing.assert_close(seen["slope"], tuple(agent.objective._slope(batches)))
+    vector = torch.randn(sum(value.numel() for value in agent.maml.learned_tensors().values()), dtype=torch.float64)
+    found, everything = seen["curvature"](vector), agent.objective.curvature(batches)(vector)
+    torch.testing.assert_close(found, agent.objective.curvature(agent.objective._sample(batches))(vector))
+    assert float((everything - found).norm()) > 0.01 * float(everything.norm())
 
 
 def test_the_windows_that_the_curvature_comes_from_are_spread_over_all():

@@ -100,9 +100,10 @@ class MetaObjective:
         """The Hessian of the divergence after adaptation, where no parameter has moved yet."""
 
         def from_itself(params: Parameters, batch: Round) -> Tensor:
-            # Some of the data adapt to other parameters than all do. Only from where it is measured is a divergence
-            # convex in all directions.
-            return self.divergence(params, batch | {"output": self.output_of(params, batch).detach()})
+            # Not from what collected: some of the data adapt to other parameters than all do, and only from where it is
+            # measured is a divergence convex in all directions.
+            output = self.output_of(params, batch)
+            return masked_mean(self.actor.head.divergence(output.detach(), output), batch["active"])
 
         return AdaptedCurvature(self.maml, self.inner_loss, from_itself, batches)
 
