@@ -31,6 +31,7 @@ from common import add_device_flag, median_ratio, take_turns, wait_for, write_re
 from mjbatch import Batch
 
 from metarl.core.memory import MemoryConfig
+from metarl.env_runner.mujoco_family import batch_model
 from metarl.env_runner.trial import Trial, run_trial
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 from metarl.tasks.locomotion import FAMILIES, HORIZON
@@ -47,7 +48,8 @@ PEER_FRACTION = 4
 """RecurrentPPO is measured with as many rows as ours, and with this fraction of them."""
 
 NOTES = (
-    "physics limit: mj_step on every core through mjbatch, random actions; no policy, observations, rewards or resets.",
+    "physics limit: mj_step on every core through mjbatch, of the model as our worlds step it, random actions; no "
+    "policy, observations, rewards or resets.",
     "Seconds are of one update. observe: everything between worlds and learning (memory, recording, bootstrap values, "
     "and on RecurrentPPO's side advantages). rest: the loop itself. Evaluation, logs and checkpoints are on no side.",
     "Ours runs a different target speed in every row, with previous action, reward and episode start as inputs, and "
@@ -96,7 +98,7 @@ def make_ours(rows: int, config: RL2Config, device: str, cleanup: ExitStack) -> 
 
 def make_limit(rows: int, steps: int) -> Iteration:
     """The same number of environment steps, physics alone."""
-    batch = Batch(FAMILY.load_model(), rows, 0)
+    batch = Batch(batch_model(FAMILY), rows, 0)
     controls = batch.bind("ctrl")
     actions = np.random.default_rng(0).uniform(-1.0, 1.0, (steps, *controls.shape))
 

@@ -17,7 +17,7 @@ from metarl.core.task import Task
 from metarl.env_runner.metaworld_official import action_space, observation_space
 from metarl.env_runner.metaworld_room import Outcome, Room
 from metarl.env_runner.metaworld_scene import Description
-from metarl.env_runner.mujoco_batch import configure_mujoco_log
+from metarl.env_runner.mujoco_engine import configure_log, stop_timers
 from metarl.env_runner.rows import (
     check_actions,
     check_finite,
@@ -65,7 +65,8 @@ class MetaworldBatch(TaskVectorEnv):
         seed: int = 0,
         num_threads: int = 0,
     ) -> None:
-        configure_mujoco_log(logto_console=False)
+        configure_log(logto_console=False)
+        stop_timers()
         check_seed(seed)
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs = len(tasks)

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task, TaskValue
-from metarl.env_runner.mujoco_family import ModelFields, MujocoFamily, task_fields, template_model
+from metarl.env_runner.mujoco_engine import configure_log, stop_timers
+from metarl.env_runner.mujoco_family import ModelFields, MujocoFamily, batch_model, task_fields, template_model
 from metarl.env_runner.rows import (
     check_actions,
     check_row_tasks,
@@ -33,16 +34,8 @@ CHANGE_AT = "change_at"
 """The task parameter that says at which step of an episode its `late_edit` comes into force."""
 
 
-def configure_mujoco_log(**settings: bool) -> None:
-    """Change MuJoCo's process-wide log settings; installing an own handler would disable mjbatch's error trap."""
-    config = mujoco.MjLogConfig.get()
-    for name, value in settings.items():
-        setattr(config, name, value)
-    mujoco.MjLogConfig.set(config)
-
-
 # MuJoCo would append its warnings to a MUJOCO_LOG.TXT in whatever folder the program runs in.
-configure_mujoco_log(logto_file=False)
+configure_log(logto_file=False)
 
 
 def _is_step(value: TaskValue) -> bool:
@@ -81,7 +74,8 @@ class MujocoBatch(TaskVectorEnv):
         num_threads: int = 0,
     ) -> None:
         # Blow-ups are counted and reported in infos, so the console copy of MuJoCo's warnings is noise.
-        configure_mujoco_log(logto_console=False)
+        configure_log(logto_console=False)
+        stop_timers()
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.family = family
         self.num_envs = len(tasks)
@@ -115,7 +109,7 @@ class MujocoBatch(TaskVectorEnv):
 
     def _bind(self, num_threads: int) -> None:
         """Make the simulations, and the arrays through which they are read and written."""
-        self._batch = Batch(self._template, self.num_envs, check_threads(num_threads))
+        self._batch = Batch(batch_model(self.family), self.num_envs, check_threads(num_threads))
         self._batch.reset()
         self._state = self._batch.bind("state")
         self._start_state = self._state[0].copy()

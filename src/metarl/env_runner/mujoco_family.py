@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from metarl.core.errors import UsageError, check_limits
 from metarl.core.task import Task
 from metarl.env_runner.gym_values import raised
+from metarl.env_runner.mujoco_engine import stepped_model
 from metarl.env_runner.rows import check_whole
 from metarl.env_runner.task_env import Array
 
@@ -192,6 +193,12 @@ def changed_fields(template: mujoco.MjModel, variant: mujoco.MjModel) -> ModelFi
 def template_model(family: MujocoFamily) -> mujoco.MjModel:
     """The family's compiled model, shared by all who ask: copy it before a change."""
     return family.load_model()
+
+
+@lru_cache(maxsize=32)
+def batch_model(family: MujocoFamily) -> mujoco.MjModel:
+    """The family's model as the rows of a batch are stepped, with the numbers of `template_model`; shared, too."""
+    return stepped_model(family.load_spec()) if family.shares_model else template_model(family)
 
 
 def task_fields(family: MujocoFamily, task: Task) -> ModelFields:
