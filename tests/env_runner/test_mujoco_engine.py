@@ -9,7 +9,8 @@ from metarl.tasks.registry import make_tasks
 CHAIN = """
 <mujoco>
   <option solver="{solver}" cone="{cone}"/>
-  <default><geom friction="0.8 0.01 0.001" solref="0.03 0.9" margin="0.004" solmix="3"/></default>
+  <default><geom friction="0.8 0.01 0.001" solref="0.03 0.9" margin="0.004" solmix="3"/>
+    <pair gap="0.002" solreffriction="0.05 1"/></default>
   <worldbody>
     <geom name="floor" type="plane" size="5 5 1" friction="0.4 0.02 0.002" condim="1" {floor}/>
     <body name="base" pos="0 0 0.3">

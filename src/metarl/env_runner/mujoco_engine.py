@@ -92,3 +92,5 @@ def _set_contact_parameters(model: mujoco.MjModel, geoms: mujoco.MjModel) -> Non
     model.pair_margin[:] = geoms.geom_margin[pair].sum(axis=0)
     for mean, own in ((model.pair_solref, geoms.geom_solref), (model.pair_solimp, geoms.geom_solimp)):
         mean[:] = weight[:, None] * own[pair[0]] + (1 - weight[:, None]) * own[pair[1]]
+    # These geoms have neither; a listed pair would take both from the description's defaults for pairs.
+    model.pair_gap[:] = model.pair_solreffriction[:] = 0.0
