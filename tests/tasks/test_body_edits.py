@@ -193,6 +193,31 @@ def test_friction_follows_the_priority_of_geoms():
         scale_friction(balls("<geom name='floor' type='plane' size='9 9 1' priority='1'/>", foot=""), "foot", 0.5)
 
 
+LISTED = """<mujoco><default><geom contype="0" conaffinity="0" size=".1"/></default>
+<worldbody><geom name="floor" type="plane" size="9 9 1"/>
+<body name="leg" pos="0 0 .45"><freejoint/><geom name="foot" type="capsule" size=".05" fromto="0 0 0 0 0 -.4"/></body>
+<body name="ball" pos="1 0 .1"><freejoint/><geom name="other"/></body></worldbody>
+<contact><pair geom1="floor" geom2="foot" friction=".8 .8 .1 .1 .1" margin=".01"/>
+<pair geom1="other" geom2="floor" margin=".01"/><pair geom1="other" geom2="foot"/></contact></mujoco>"""
+
+
+def test_the_friction_of_a_listed_pair_is_scaled():
+    spec = mujoco.MjSpec.from_string(LISTED)
+    assert on_the_floor(spec) == {"foot": 0.8, "other": 1.0}
+    scale_friction(spec, "foot", 0.5)
+    assert on_the_floor(spec) == pytest.approx({"foot": 0.4, "other": 1.0})
+    assert spec.pairs[2].friction[0] == 1.0  # of the foot and the ball
+    scale_friction(spec, "floor", 2.0)
+    assert on_the_floor(spec) == pytest.approx({"foot": 0.8, "other": 2.0})
+
+
+def test_a_body_whose_contacts_are_listed_stands_after_its_leg_has_grown():
+    spec = mujoco.MjSpec.from_string(LISTED)
+    assert lowest_point(spec.compile()) == pytest.approx(0.0)
+    scale_length(spec, "foot", 1.5)
+    assert spec.compile().body("leg").pos == pytest.approx([0.0, 0.0, 0.65])
+
+
 GIVEN_INERTIA = """<mujoco><worldbody><body name="arm"><joint name="free" axis="0 1 0"/>
 <inertial pos="0 0 0" mass="1" diaginertia="1 1 1"/><geom name="box" type="box" size="1 1 1"/></body>
 <body><joint axis="0 1 0"/><geom name="cube" type="box" size="1 1 1"/></body></worldbody></mujoco>"""

@@ -75,9 +75,14 @@ def scale_friction(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
 
     MuJoCo takes the larger friction of two geoms. So the part starts from the larger of its own and the floor's; where
     it falls below the floor's, the floor falls with it, and the other parts are given what the floor had. Between two
-    parts of a body the larger still counts.
+    parts of a body the larger still counts. A pair that the file lists has a friction of its own, which is scaled, too.
     """
     limb = _find("geom", geom, spec.geoms)
+    named = {each.name: each for each in spec.geoms}
+    for pair in spec.pairs:
+        names = pair.geomname1, pair.geomname2
+        if geom in names and any(_is_fixed(named[name].parent) for name in names):
+            pair.friction = factor * pair.friction
     rivals = [each for each in spec.geoms if each.priority == limb.priority and each.name != geom]
     if _is_fixed(limb.parent):
         limb.friction = factor * limb.friction
@@ -110,6 +115,7 @@ def lowest_point(model: mujoco.MjModel) -> float:
     mujoco.mj_kinematics(model, data)
     moves = model.body_weldid[model.geom_bodyid] != 0
     collides = (model.geom_contype | model.geom_conaffinity) != 0
+    collides[model.pair_geom1] = collides[model.pair_geom2] = True
     heights = [
         data.geom_xpos[geom, 2] - _reach_down(model, geom, data.geom_xmat[geom].reshape(3, 3)[2])
         for geom in np.flatnonzero(moves & collides).tolist()
