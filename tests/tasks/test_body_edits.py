@@ -79,6 +79,33 @@ def test_limbs_given_by_their_ends_grow_along_them():
     assert np.array_equal(after.qpos0, ANT.load_model().qpos0)
 
 
+@pytest.mark.parametrize(
+    "frames",
+    [
+        '<frame euler="0 90 0" pos="0 0 .1">',
+        '<frame pos="0 0 .1"><frame axisangle="0 2 0 90">',
+        '<frame pos="0 0 .1" xyaxes="0 1 0 -1 0 0"><frame quat="2 0 0 2"><frame euler="0 0 180"><frame euler="0 90 0">',
+    ],
+)
+@pytest.mark.parametrize("limb", ['fromto=".1 0 0 .5 0 0" size=".05"', 'pos=".3 0 0" euler="0 90 0" size=".05 .2"'])
+def test_limbs_in_frames_grow_as_they_lie_in_their_bodies(frames, limb):
+    spec = mujoco.MjSpec.from_string(
+        f"""<mujoco><worldbody><frame euler="90 0 0"><body name="torso" pos="0 .5 0" euler="-90 0 0"><freejoint/>
+        <geom size=".05"/><body name="leg"><joint axis="0 1 0"/>{frames}<geom name="leg" type="capsule" {limb}/>
+        <geom name="knob" size=".01" pos=".3 0 .1"/><site name="sole" pos=".5 0 .1"/>
+        <body name="foot" pos=".5 0 0"><joint axis="0 1 0"/><geom size=".05"/></body>
+        {"</frame>" * frames.count("<frame")}</body></body></frame></worldbody></mujoco>"""
+    )
+    scale_length(spec, "leg", 1.5)
+    model = spec.compile()  # the frame's x points down, from 0.1 above the leg's origin
+    assert model.geom("leg").size[:2] == pytest.approx([0.05, 0.3])
+    assert model.geom("leg").pos == pytest.approx([0.0, 0.0, -0.3])
+    assert model.geom("knob").pos == pytest.approx([0.1, 0.0, -0.3])
+    assert model.site("sole").pos == pytest.approx([0.1, 0.0, -0.6])
+    assert model.body("foot").pos == pytest.approx([0.0, 0.0, -0.6])
+    assert model.body("torso").pos == pytest.approx([0.0, 0.0, 0.7])
+
+
 def test_a_free_body_on_longer_legs_starts_higher():
     legs = "".join(
         f"<body pos='{x} {y} 0'><joint axis='0 1 0'/><geom name='leg{x}{y}' type='capsule' size='.02'"

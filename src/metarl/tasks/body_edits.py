@@ -54,18 +54,18 @@ def scale_length(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
 
     for child in limb.parent.bodies:
         hinge = _rotate(model.body_quat[child.id], _anchor(model, child.id))
-        child.pos = child.pos + shift(model.body_pos[child.id] + hinge)
+        child.pos = child.pos + _in_frame(spec, child, shift(model.body_pos[child.id] + hinge))
     for other in limb.parent.geoms:
         if other.id != limb.id:
-            _translate(other, shift(model.geom_pos[other.id]))
+            _translate(other, _in_frame(spec, other, shift(model.geom_pos[other.id])))
     for site in limb.parent.sites:
-        _translate(site, shift(model.site_pos[site.id]))
+        _translate(site, _in_frame(spec, site, shift(model.site_pos[site.id])))
     if np.isnan(limb.fromto[0]):
-        limb.pos = limb.pos + shift(model.geom_pos[limb.id])
+        limb.pos = limb.pos + _in_frame(spec, limb, shift(model.geom_pos[limb.id]))
         limb.size = limb.size * [1.0, factor, 1.0]
     else:
-        start, end = limb.fromto[:3], limb.fromto[3:]
-        limb.fromto = np.concatenate([start + shift(start), end + shift(end)])
+        ends = limb.fromto[:3], limb.fromto[3:]
+        limb.fromto = np.concatenate([end + _in_frame(spec, limb, shift(_in_body(spec, limb, end))) for end in ends])
     _lift(spec, lowest_point(model) - lowest_point(_compile(spec)))
 
 
@@ -196,6 +196,33 @@ def _rotate(quaternion: Array, vector: Array) -> Array:
     return rotated
 
 
+def _in_frame(spec: mujoco.MjSpec, part: Any, displacement: Array) -> Array:
+    """A displacement in the axes of a part's parent, in those of the `<frame>` that the part stands in, if any."""
+    frame = part.frame
+    if frame is None:
+        return displacement
+    return _rotate(_turn(spec, frame) * [1.0, -1.0, -1.0, -1.0], _in_frame(spec, frame, displacement))
+
+
+def _in_body(spec: mujoco.MjSpec, part: Any, point: Array) -> Array:
+    """A point in the axes of the `<frame>` that a part stands in, if any, in those of the part's parent."""
+    frame = part.frame
+    if frame is None:
+        return point
+    return _in_body(spec, frame, frame.pos + _rotate(_turn(spec, frame), point))
+
+
+def _turn(spec: mujoco.MjSpec, frame: Any) -> Array:
+    """How a frame is turned, as a quaternion."""
+    if frame.alt.type == mujoco.mjtOrientation.mjORIENTATION_QUAT:
+        quaternion = np.array(frame.quat)
+    else:
+        compiler = frame.compiler
+        quaternion = np.array(spec.resolve_orientation(compiler.degree, compiler.eulerseq, frame.alt))
+    mujoco.mju_normalize4(quaternion)
+    return quaternion
+
+
 def _translate(part: Any, displacement: Array) -> None:
     if np.isnan(part.fromto[0]):
         part.pos = part.pos + displacement
@@ -207,4 +234,4 @@ def _lift(spec: mujoco.MjSpec, height: float) -> None:
     if abs(height) < 1e-9:  # rounding
         return
     for body in spec.worldbody.bodies:
-        body.pos = body.pos + np.array([0.0, 0.0, height])
+        body.pos = body.pos + _in_frame(spec, body, np.array([0.0, 0.0, height]))
