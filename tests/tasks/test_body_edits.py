@@ -245,18 +245,21 @@ def test_a_body_whose_contacts_are_listed_stands_after_its_leg_has_grown():
     assert spec.compile().body("leg").pos == pytest.approx([0.0, 0.0, 0.65])
 
 
-GIVEN_INERTIA = """<mujoco><worldbody><body name="arm"><joint name="free" axis="0 1 0"/>
+GIVEN_INERTIA = """<mujoco><compiler inertiagrouprange="0 2"/><worldbody>
+<body name="arm"><joint name="free" axis="0 1 0"/>
 <inertial pos="0 0 0" mass="1" diaginertia="1 1 1"/><geom name="box" type="box" size="1 1 1"/></body>
-<body><joint axis="0 1 0"/><geom name="cube" type="box" size="1 1 1"/></body></worldbody></mujoco>"""
+<body><joint axis="0 1 0"/><geom name="cube" type="box" size="1 1 1"/>
+<geom name="shell" type="capsule" size="1 1" group="3"/></body></worldbody></mujoco>"""
 
 
 @pytest.mark.parametrize(
     ("edit", "part", "message"),
     [
-        (scale_mass, "lid", "unknown geom 'lid': choose from box, cube"),
+        (scale_mass, "lid", "unknown geom 'lid': choose from box, cube, shell"),
         (scale_range, "free", "joint 'free' has no range"),
         (scale_mass, "box", "inertia of body 'arm' is given"),
         (scale_length, "box", "inertia of body 'arm' is given"),
+        (scale_mass, "shell", "geom 'shell' has no mass to scale: its group 3 is outside"),
         (scale_length, "cube", "'length' is for capsules and cylinders, geom 'cube'"),
     ],
 )
