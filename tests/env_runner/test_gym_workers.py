@@ -526,6 +526,17 @@ def test_workers_that_hang_while_they_close_are_waited_for_together(monkeypatch:
     wait_for_end(ids)
 
 
+def test_what_cannot_be_sent_to_a_worker_is_refused() -> None:
+    lock = threading.Lock()
+
+    def make_one_at_a_time() -> Counter:
+        with lock:
+            return Counter()
+
+    with pytest.raises(UsageError, match=r"make_env and apply are sent .* cannot pickle '_thread.lock' object"):
+        GymWorkers(make_one_at_a_time, tasks(1.0), apply=set_value, max_episode_steps=5, num_workers=1)
+
+
 def test_rows_share_their_spaces() -> None:
     sizes = iter([1, 2])
 

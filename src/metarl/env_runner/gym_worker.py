@@ -105,7 +105,14 @@ class Worker:
     def submit(self, method: str, *args: Any) -> None:
         """Have a method of `GymRows` run in the worker; `start` makes the rows. `wait` for it."""
         try:
-            self._pipe.send_bytes(cloudpickle.dumps((method, args)))
+            message = cloudpickle.dumps((method, args))
+        except Exception as error:
+            raise UsageError(
+                f"make_env and apply are sent to worker processes, and cannot hold what they do: {error}; "
+                "make it inside make_env, or set num_workers to 0"
+            ) from error
+        try:
+            self._pipe.send_bytes(message)
         except (BrokenPipeError, ConnectionResetError):
             raise self._died() from None
 
