@@ -50,3 +50,9 @@ def test_the_check_of_the_limit_has_nothing_to_note():
 def test_a_name_that_gymnasium_does_not_know():
     with pytest.raises(UsageError, match=r"no environment 'Pendulim-v1': did you mean 'Pendulum-v1'"):
         single_environment("Pendulim-v1")
+
+
+@pytest.mark.parametrize("name", ["./tasks.py:make", "tasks.py:make", ".tasks:Own-v0"])
+def test_a_file_is_no_module(name):
+    with pytest.raises(UsageError, match=r"tasks.*: before the colon stands the name of a module, .* --task-dist"):
+        single_environment(name)

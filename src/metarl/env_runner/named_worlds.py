@@ -24,6 +24,11 @@ UNLIMITED = sys.maxsize
 def find_spec(env_name: str) -> EnvSpec:
     """Gymnasium's entry for `env_name`, or a `UsageError` with the nearest names; `module:name` imports the module."""
     module, _, name = env_name.rpartition(":")
+    if module.startswith(".") or module.endswith(".py"):
+        raise UsageError(
+            f"environment '{env_name}': before the colon stands the name of a module, as package.module, not a file; "
+            "a task family in a file goes with --task-dist"
+        )
     try:
         if module:
             importlib.import_module(module)
