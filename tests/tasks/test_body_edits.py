@@ -245,6 +245,33 @@ def test_a_body_whose_contacts_are_listed_stands_after_its_leg_has_grown():
     assert spec.compile().body("leg").pos == pytest.approx([0.0, 0.0, 0.65])
 
 
+def test_only_the_body_with_the_longer_leg_is_lifted():
+    spec = mujoco.MjSpec.from_string(
+        """<mujoco><worldbody><body name="slab"><geom type="box" size="5 5 1" pos="0 0 -1"/></body>
+        <body name="ball" pos="2 0 .1"><freejoint/><geom size=".1"/></body>
+        <body name="torso" pos="0 0 .75"><freejoint/><geom size=".1"/><body><joint axis="0 1 0"/>
+        <geom name="leg" type="capsule" size=".05" fromto="0 0 0 0 0 -.4"/></body></body></worldbody></mujoco>"""
+    )
+    scale_length(spec, "leg", 1.5)
+    model = spec.compile()
+    assert [model.body(name).pos[2] for name in ("slab", "ball", "torso")] == pytest.approx([0.0, 0.1, 0.95])
+    assert lowest_point(model) == pytest.approx(0.0)
+    assert lowest_point(model, model.body("torso").id) == pytest.approx(0.3)
+
+
+def test_a_longer_pole_of_the_world_moves_nothing_else():
+    spec = mujoco.MjSpec.from_string(
+        """<mujoco><worldbody><geom name="pole" type="capsule" size=".05" fromto="3 0 0 3 0 1"/>
+        <geom name="roof" size=".1" pos="0 0 2"/><site name="mark" pos="0 0 1"/>
+        <body name="ball" pos="0 0 .5"><freejoint/><geom size=".1"/></body></worldbody></mujoco>"""
+    )
+    scale_length(spec, "pole", 2.0)
+    model = spec.compile()
+    assert model.geom("pole").size[1] == pytest.approx(1.0)
+    assert model.geom("pole").pos == pytest.approx([3.0, 0.0, 1.0])
+    assert (model.geom("roof").pos[2], model.site("mark").pos[2], model.body("ball").pos[2]) == (2.0, 1.0, 0.5)
+
+
 GIVEN_INERTIA = """<mujoco><compiler inertiagrouprange="0 2"/><worldbody>
 <body name="arm"><joint name="free" axis="0 1 0"/>
 <inertial pos="0 0 0" mass="1" diaginertia="1 1 1"/><geom name="box" type="box" size="1 1 1"/></body>

@@ -41,7 +41,7 @@ def scale_length(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
 
     It grows from the joint of its body (from the body's origin, where that has no hinge or ball). What is attached to
     it moves with the point of its axis that is nearest: the next limb stays at its end. Its density, not its mass,
-    stays. The bodies that stand in the world are then lifted, so that the lowest point is as high as it was.
+    stays. The whole of the limbs that it belongs to is then lifted, so that its lowest point is as high as it was.
     """
     limb = _find("geom", geom, spec.geoms)
     _check_inertia(spec, limb)
@@ -58,21 +58,24 @@ def scale_length(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
         moved: Array = (factor - 1.0) * along * axis
         return moved
 
-    for child in limb.parent.bodies:
-        hinge = _rotate(model.body_quat[child.id], _anchor(model, child.id))
-        child.pos = child.pos + _in_frame(spec, child, shift(model.body_pos[child.id] + hinge))
-    for other in limb.parent.geoms:
-        if other.id != limb.id:
-            _translate(other, _in_frame(spec, other, shift(model.geom_pos[other.id])))
-    for site in limb.parent.sites:
-        _translate(site, _in_frame(spec, site, shift(model.site_pos[site.id])))
+    if limb.parent.name != "world":  # there, nothing is attached to it
+        for child in limb.parent.bodies:
+            hinge = _rotate(model.body_quat[child.id], _anchor(model, child.id))
+            child.pos = child.pos + _in_frame(spec, child, shift(model.body_pos[child.id] + hinge))
+        for other in limb.parent.geoms:
+            if other.id != limb.id:
+                _translate(other, _in_frame(spec, other, shift(model.geom_pos[other.id])))
+        for site in limb.parent.sites:
+            _translate(site, _in_frame(spec, site, shift(model.site_pos[site.id])))
     if np.isnan(limb.fromto[0]):
         limb.pos = limb.pos + _in_frame(spec, limb, shift(model.geom_pos[limb.id]))
         limb.size = limb.size * [1.0, factor, 1.0]
     else:
         ends = limb.fromto[:3], limb.fromto[3:]
         limb.fromto = np.concatenate([end + _in_frame(spec, limb, shift(_in_body(spec, limb, end))) for end in ends])
-    _lift(spec, lowest_point(model) - lowest_point(_compile(spec)))
+    for root in spec.worldbody.bodies:
+        if root.id == model.body_rootid[limb.parent.id]:
+            _lift(spec, root, lowest_point(model, root.id) - lowest_point(_compile(spec), root.id))
 
 
 def scale_friction(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
@@ -115,16 +118,18 @@ def scale_range(spec: mujoco.MjSpec, joint: str, factor: float) -> None:
     limited.range = rest + factor * (limited.range - rest)
 
 
-def lowest_point(model: mujoco.MjModel) -> float:
-    """Height in m of the lowest point of all that can move and collide, as the body starts."""
+def lowest_point(model: mujoco.MjModel, root: int | None = None) -> float:
+    """Height in m of the lowest point of all that can move and collide, as the body starts; with the id of a body in
+    the world, of that and of what hangs on it."""
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
     moves = model.body_weldid[model.geom_bodyid] != 0
     collides = (model.geom_contype | model.geom_conaffinity) != 0
     collides[model.pair_geom1] = collides[model.pair_geom2] = True
+    counts = root is None or model.body_rootid[model.geom_bodyid] == root
     heights = [
         data.geom_xpos[geom, 2] - _reach_down(model, geom, data.geom_xmat[geom].reshape(3, 3)[2])
-        for geom in np.flatnonzero(moves & collides).tolist()
+        for geom in np.flatnonzero(moves & collides & counts).tolist()
     ]
     return min(heights, default=0.0)
 
@@ -236,8 +241,6 @@ def _translate(part: Any, displacement: Array) -> None:
         part.fromto = part.fromto + np.tile(displacement, 2)
 
 
-def _lift(spec: mujoco.MjSpec, height: float) -> None:
-    if abs(height) < 1e-9:  # rounding
-        return
-    for body in spec.worldbody.bodies:
+def _lift(spec: mujoco.MjSpec, body: Any, height: float) -> None:
+    if abs(height) >= 1e-9:  # rounding
         body.pos = body.pos + _in_frame(spec, body, np.array([0.0, 0.0, height]))
