@@ -117,3 +117,20 @@ def test_a_hand_reaches_into_both_halves_of_an_episode_that_changes():
     light = template_model(family).body_mass[3]
     assert model_of(family, task).body_mass[3] == pytest.approx(4.0 * light)
     assert model_of(family.later, task).body_mass[3] == pytest.approx(8.0 * light)
+
+
+def test_actuators_without_a_joint_to_themselves_go_by_their_own_names():
+    model = mujoco.MjModel.from_xml_string(
+        """<mujoco><worldbody><body><joint name="hip" axis="0 1 0"/><geom size=".1"/>
+        <body pos="1 0 0"><joint name="knee" axis="0 1 0"/><geom size=".1"/></body></body></worldbody>
+        <tendon><fixed><joint joint="hip" coef="1"/></fixed><fixed><joint joint="knee" coef="1"/></fixed>
+        <fixed name="both"><joint joint="hip" coef="1"/><joint joint="knee" coef="1"/></fixed></tendon>
+        <actuator><position name="servo" joint="hip"/><velocity joint="hip"/><motor joint="knee"/>
+        <motor name="cable" tendon="both"/></actuator></mujoco>"""
+    )
+    for dead, name in enumerate(["servo", "actuator 1", "knee", "cable"]):
+        task = Task(0, {"dead_actuator": dead})
+        (knob,) = knobs(model, [task], ["dead_actuator"])
+        assert isinstance(knob, Options)
+        assert knob.read(task) == name
+    assert list(knob.options) == ["none", "servo", "actuator 1", "knee", "cable"]

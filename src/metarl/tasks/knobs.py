@@ -25,6 +25,8 @@ Edit: TypeAlias = Callable[[mujoco.MjModel, Task], None]
 TORSO = 1
 """The first body after the world."""
 
+_ON_A_JOINT = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
+
 FEW = 3
 """Vectors with more elements have no slider for each of them."""
 
@@ -161,8 +163,16 @@ def _directions(model: mujoco.MjModel) -> Options:
 
 
 def _actuators(model: mujoco.MjModel) -> Options:
-    joints = [model.joint(int(joint)).name for joint, _ in model.actuator_trnid]
-    dead: dict[str, Params] = {joint: {"dead_actuator": actuator} for actuator, joint in enumerate(joints)}
+    """An actuator goes by the name of its joint, or by its own where it has no joint to itself."""
+    joints = [
+        model.joint(int(target)).name if kind in _ON_A_JOINT else ""
+        for kind, (target, _) in zip(model.actuator_trntype, model.actuator_trnid, strict=True)
+    ]
+    dead: dict[str, Params] = {}
+    for actuator, joint in enumerate(joints):
+        alone = joint and joints.count(joint) == 1
+        name = joint if alone else model.actuator(actuator).name or f"actuator {actuator}"
+        dead[name] = {"dead_actuator": actuator}
     return Options("dead joint", {"none": {"dead_actuator": NONE}, **dead})
 
 
