@@ -272,21 +272,24 @@ def test_a_longer_pole_of_the_world_moves_nothing_else():
     assert (model.geom("roof").pos[2], model.site("mark").pos[2], model.body("ball").pos[2]) == (2.0, 1.0, 0.5)
 
 
-GIVEN_INERTIA = """<mujoco><compiler inertiagrouprange="0 2"/><worldbody>
+GIVEN_INERTIA = """<mujoco><compiler inertiagrouprange="0 2"/><worldbody><geom name="floor" size="1"/>
 <body name="arm"><joint name="free" axis="0 1 0"/>
 <inertial pos="0 0 0" mass="1" diaginertia="1 1 1"/><geom name="box" type="box" size="1 1 1"/></body>
 <body><joint axis="0 1 0"/><geom name="cube" type="box" size="1 1 1"/>
-<geom name="shell" type="capsule" size="1 1" group="3"/></body></worldbody></mujoco>"""
+<geom name="shell" type="capsule" size="1 1" group="3"/>
+<geom name="skin" size="1" density="0"/></body></worldbody></mujoco>"""
 
 
 @pytest.mark.parametrize(
     ("edit", "part", "message"),
     [
-        (scale_mass, "lid", "unknown geom 'lid': choose from box, cube, shell"),
+        (scale_mass, "lid", "unknown geom 'lid': choose from box, cube, floor, shell, skin"),
         (scale_range, "free", "joint 'free' has no range"),
         (scale_mass, "box", "inertia of body 'arm' is given"),
         (scale_length, "box", "inertia of body 'arm' is given"),
-        (scale_mass, "shell", "geom 'shell' has no mass to scale: its group 3 is outside"),
+        (scale_mass, "shell", "geom 'shell' has no mass to scale: .* inertiagrouprange"),
+        (scale_mass, "skin", "geom 'skin' has no mass to scale: its own or its density is 0"),
+        (scale_mass, "floor", "geom 'floor' has no mass to scale: .* part of the world"),
         (scale_length, "cube", "'length' is for capsules and cylinders, geom 'cube'"),
     ],
 )

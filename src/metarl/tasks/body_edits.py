@@ -26,14 +26,14 @@ def scale_mass(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
     """Scale the mass of a geom, and the inertia that follows from it; the other parts keep theirs."""
     limb = _find("geom", geom, spec.geoms)
     _check_inertia(spec, limb)
-    lowest, highest = spec.compiler.inertiagrouprange
-    if not lowest <= limb.group <= highest:
-        raise UsageError(
-            f"geom '{geom}' has no mass to scale: its group {limb.group} is outside the file's inertiagrouprange, "
-            f"{lowest} to {highest}"
-        )
     _release_total_mass(spec)
+    before = _compile(spec).body_mass
     _scale_density(limb, factor)
+    if factor != 1.0 and np.array_equal(_compile(spec).body_mass, before):
+        raise UsageError(
+            f"geom '{geom}' has no mass to scale: its own or its density is 0, its group is outside the file's "
+            "inertiagrouprange, or it is part of the world"
+        )
 
 
 def scale_length(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
