@@ -262,6 +262,19 @@ def test_a_model_file_without_bounds_on_its_actions_is_refused(tmp_path):
         MorphologyDistribution(path, [unchanged, {"geom": "tail", "mass": 2.0}])
 
 
+def put_to_sleep(spec):
+    spec.option.enableflags |= mujoco.mjtEnableBit.mjENBL_SLEEP
+
+
+def test_bodies_that_sleep_are_refused(tmp_path):
+    path = tmp_path / "sleepy.xml"
+    path.write_text(SWIMMER.replace("<worldbody>", '<option><flag sleep="enable"/></option><worldbody>'))
+    with pytest.raises(UsageError, match=r"sleepy\.xml lets bodies sleep"):
+        MorphologyDistribution(path, [unchanged, {"geom": "tail", "mass": 2.0}])
+    with pytest.raises(UsageError, match=r"variant=put_to_sleep.* lets bodies sleep"):
+        MorphologyDistribution("Hopper-v5", [unchanged, put_to_sleep])
+
+
 def test_a_free_first_joint_carries_the_torso_in_the_plane(tmp_path):
     path = tmp_path / "ball.xml"
     path.write_text(

@@ -157,11 +157,14 @@ class MujocoFamily:
 
 
 def compile_spec(spec: mujoco.MjSpec, what: str) -> mujoco.MjModel:
-    """The compiled description; `what` names it in the `UsageError` where MuJoCo cannot compile it."""
+    """The compiled description; `what` names it in the `UsageError` where that fails or rows could not have it."""
     try:
-        return spec.compile()
+        model = spec.compile()
     except ValueError as error:
         raise UsageError(f"{what} has a model that MuJoCo cannot compile: {_one_line(error)}") from error
+    if model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
+        raise UsageError(f"{what} lets bodies sleep, which rows cannot: take the flag 'sleep' out of the model")
+    return model
 
 
 def _change(change: Callable[[T, Task], None], what: T, task: Task) -> None:
