@@ -223,6 +223,21 @@ def test_a_layer_by_chunks_has_exact_first_and_second_derivatives(monkeypatch):
     assert torch.autograd.gradgradcheck(work, (*arguments, state))
 
 
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_halves_with_the_state_carried_have_the_first_and_second_derivatives_of_the_whole(structure):
+    model, (inputs, state, starts) = make_model(structure), make_data(8, 3)
+    parameters = list(model.parameters())
+    first, held = model(inputs[:4], state, starts[:4])
+    halves = torch.cat([first, model(inputs[4:], held, starts[4:])[0]])
+    found, wanted = (
+        torch.autograd.grad(outputs.sin().sum(), parameters, create_graph=True)
+        for outputs in (halves, model(inputs, state, starts)[0])
+    )
+    torch.testing.assert_close(found, wanted)
+    second, wanted = (torch.autograd.grad(sum(g.sin().sum() for g in each), parameters) for each in (found, wanted))
+    torch.testing.assert_close(second, wanted)
+
+
 def test_the_sequence_goes_by_chunks_on_a_cpu_and_one_by_one_where_tasks_are_vmapped(monkeypatch):
     model, inputs = make_model("diagonal", torch.float32), torch.randn(3, 7, 2, INPUTS)
     each = torch.stack([model(task)[0] for task in inputs])

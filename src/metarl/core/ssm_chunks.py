@@ -255,6 +255,9 @@ def _through(
     gradients: tuple[Tensor, Tensor],
 ) -> list[Tensor | None]:
     """Gradients of the arguments as a graph, which can be differentiated again."""
+    # Aliases: an argument may have come from another one, as a state does from the layer itself in the steps before,
+    # and a gradient with respect to the tensors themselves would go on through that.
+    arguments = [argument.view_as(argument) for argument in arguments]
     wanted = [argument for argument, need in zip(arguments, needed, strict=True) if need]
     found = iter(torch.autograd.grad(function(*arguments), wanted, gradients, create_graph=True, allow_unused=True))
     return [next(found) if need else None for need in needed]
