@@ -382,6 +382,18 @@ def test_what_was_stored_equals_the_sequence_from_the_first_memory(method, kind)
         assert metrics["policy_loss"] == pytest.approx(0, abs=1e-4)  # normalised advantages, every ratio 1
 
 
+@each_method
+def test_a_trial_that_goes_on_after_an_update_is_learned_from_as_it_went(method):
+    agent = make_agent(method, config=replace(WHOLE, learning_rate=1e-9))
+    trial(agent, Stream.draw(0))
+    agent.update()
+    live(agent, Stream.draw(1))
+    assert agent.update()["kl"] == pytest.approx(0, abs=1e-7)
+    for agent.training in (False, True):
+        live(agent, Stream.draw(2))
+    assert agent.update()["kl"] == pytest.approx(0, abs=1e-7)
+
+
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "mlp"])
 def test_another_first_memory_would_show(method):
     agent = make_agent(method, config=WHOLE)

@@ -123,7 +123,6 @@ class RL2Agent(Agent):
                 kept[forget] = 0
             self._previous_reward[renew] = 0
             self._episode_starts[renew] = 1
-        self._first_memory = self._memory.clone()
         self._noise: Tensor | None = None
         self._prepared = self._prepare()
         self._no_value = torch.zeros(num_rows, device=self.device)
@@ -170,6 +169,8 @@ class RL2Agent(Agent):
             final = self._no_value
             if truncated.any():
                 final = self._value(next_observation, reward, step.encoded, step.memory)
+            if not len(self._trajectory):  # in a trial that begins, or one that goes on after an update
+                self._first_memory = self._memory.clone()
             self._trajectory.append(
                 inputs=step.inputs,
                 output=step.output,
