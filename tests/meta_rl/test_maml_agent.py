@@ -1433,6 +1433,7 @@ def test_every_field_of_the_config_makes_a_difference(field):
         ("trace", 1.1),
         ("trace", -0.1),
         ("max_divergence", 0.0),
+        ("max_divergence", float("inf")),
         ("conjugate_iterations", 0),
         ("curvature_share", 0.0),
         ("curvature_share", 1.1),

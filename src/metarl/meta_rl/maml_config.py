@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,7 +76,8 @@ class MAMLConfig:
             ("adapt", "all or head", self.adapt in ("all", "head")),
             ("discount", "in [0, 1]", 0 <= self.discount <= 1),
             ("trace", "in [0, 1]", 0 <= self.trace <= 1),
-            ("max_divergence", "above 0", self.max_divergence > 0),
+            # Not a cap here: a step of TRPO is as long as this allows.
+            ("max_divergence", "finite and above 0", 0 < self.max_divergence < math.inf),
             ("conjugate_iterations", "at least 1", self.conjugate_iterations >= 1),
             ("curvature_share", "in (0, 1]", 0 < self.curvature_share <= 1),
             ("window", "at least 1", self.window >= 1),
