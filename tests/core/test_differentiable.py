@@ -333,6 +333,19 @@ def test_multi_head_attention_returns_weights_where_they_are_asked_for(need_weig
     torch.testing.assert_close(weights, wanted_weights)
 
 
+def test_a_query_that_may_look_at_nothing_gets_nothing_from_multi_head_attention_as_in_torch():
+    attention, x = nn.MultiheadAttention(8, 2, batch_first=True).double(), normal(3, 5, 8)
+    causal = nn.Transformer.generate_square_subsequent_mask(5).isinf()
+    options = {"need_weights": False, "attn_mask": causal, "key_padding_mask": torch.arange(5).repeat(3, 1) < 2}
+    with sdpa_kernel(SDPBackend.MATH):
+        wanted = attention(x, x, x, **options)[0]
+    with differentiable_kernels():
+        plain = attention(x, x, x, **options)[0]
+    torch.testing.assert_close(plain, wanted, rtol=1e-12, atol=1e-12)
+    found, wanted = (torch.autograd.grad(y.sin().sum(), attention.in_proj_weight)[0] for y in (plain, wanted))
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_second_derivatives_of_attention_are_those_of_torchs_reference_in_every_thread():
     memory = make_memory(MemoryConfig(method="transformer", width=8, heads=2, context=4)).double()
     values, x = {name: value.detach() for name, value in memory.named_parameters()}, normal(5, 3, 8)

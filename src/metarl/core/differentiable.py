@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import chain
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -195,10 +196,13 @@ def _attention(
     return (functional.dropout(weights, dropout_p) if dropout_p else weights) @ value
 
 
-def _multi_head_attention(*args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
-    """Asked for its weights, torch computes them by elementary operations."""
-    output, weights = functional.multi_head_attention_forward(*args, **(options | {"need_weights": True}))
-    return output, weights if options.get("need_weights", True) else None
+# The same code, by `_attention`: a mode does not reach into it. Asked for its weights, it computes them by elementary
+# operations itself, but gives NaN where a query may look at nothing.
+_multi_head_attention = FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    {**vars(functional), "scaled_dot_product_attention": _attention},
+    argdefs=functional.multi_head_attention_forward.__defaults__,
+)
 
 
 def _standardize(x: Tensor, axes: Iterable[int], eps: float) -> Tensor:
