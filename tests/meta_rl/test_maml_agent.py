@@ -704,6 +704,24 @@ def test_an_update_consumes_the_experience_and_moves_the_statistics():
     assert_same(agent._params, agent.maml.parameters())
 
 
+def test_worlds_may_reuse_their_arrays():
+    agent, other = make_agent(), make_agent()
+    reused = Stream.draw(2)
+    trial(agent, [0, 1])
+    other.begin_trial(ROWS)
+    for seed in (0, 1):
+        if seed:
+            other.adapt()
+        for time in range(STEPS):
+            for name, values in Stream.draw(seed).items():
+                reused[name][0] = values[time]
+            other.observe(reused["observation"][0], other.act(reused["observation"][0]), *reused.at(0))
+    for values in reused.values():
+        values[0] = 1
+    assert other.update() == agent.update()
+    assert_same(other.state_dict(), agent.state_dict())
+
+
 def test_statistics_stand_still_within_a_trial_and_scale_what_comes_after():
     agent = make_agent()
     learn(agent, 1)

@@ -362,6 +362,21 @@ def test_experience_given_to_a_copy_makes_the_same_update(method, kind):
         collector.take_experience()
 
 
+def test_worlds_may_reuse_their_arrays():
+    agent, other = make_agent(), make_agent()
+    stream, reused = Stream.draw(0), Stream.draw(1)
+    trial(agent, stream)
+    other.begin_trial(ROWS)
+    for time in range(STEPS):
+        for name, values in vars(reused).items():
+            values[0] = getattr(stream, name)[time]
+        other.observe(reused.observation[0], other.act(reused.observation[0]), *reused.at(0))
+    for values in vars(reused).values():
+        values[0] = 1
+    assert other.update() == agent.update()
+    assert_same(other.state_dict(), agent.state_dict())
+
+
 @each_kind
 @each_method
 def test_what_was_stored_equals_the_sequence_from_the_first_memory(method, kind):

@@ -184,7 +184,7 @@ class MetaMAMLAgent(Agent):
         next_observation: Array,
         active: Array,
     ) -> None:
-        self._raw.append(observation)
+        self._raw.append(observation.copy())  # worlds may reuse their arrays
         if len(self._trajectory) % self.config.window == 0:
             self._windows.append(self._memory)
         mask = self._tensor(active)

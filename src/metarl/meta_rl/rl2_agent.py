@@ -162,7 +162,7 @@ class RL2Agent(Agent):
         reward = reward.astype(np.float32)
         done = terminated | truncated
         step = self._step
-        self._next_observation = next_observation
+        self._next_observation = next_observation.copy()  # worlds may reuse their arrays
         if self.training:
             if not active.all():
                 raise UsageError("training needs every row in every step: run trials that are measured in steps")
