@@ -279,6 +279,7 @@ def test_its_memory_can_be_looked_at_row_by_row(method):
     assert not np.array_equal(states[0], states[1])
     agent.begin_trial(ROWS, np.arange(ROWS) == 1)
     assert [agent.trial_state(row).any() for row in (0, 1)] == [True, False]
+    assert states[1].any()  # what was looked at stays as it was
 
 
 def test_the_memory_goes_on_over_the_end_of_an_episode():

@@ -252,7 +252,7 @@ class RL2Agent(Agent):
 
     def trial_state(self, row: int = 0) -> Array:
         """The row's memory."""
-        memory: Array = self._memory[row].cpu().numpy()
+        memory: Array = self._memory[row].cpu().numpy().copy()
         return memory
 
     def controller(self) -> PolicyController:
