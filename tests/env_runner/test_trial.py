@@ -71,7 +71,13 @@ class Recorder(Agent):
     ) -> None:
         self.calls.append("observe")
         self.transitions.append(
-            {"observation": observation, "next": next_observation, "terminated": terminated, "active": active}
+            {
+                "observation": observation,
+                "next": next_observation,
+                "terminated": terminated,
+                "truncated": truncated,
+                "active": active,
+            }
         )
 
     def adapt(self) -> Metrics:
@@ -161,6 +167,15 @@ def test_every_round_begins_anew_and_adapts_but_the_last() -> None:
     assert first_of_rounds == [[[10, 0], [20, 0]]] * 3
     assert column(agent, "active") == [[True, True]] * 9
     assert agent.renewed == [[True, True]]
+
+
+def test_a_round_of_steps_that_ends_in_a_reset_truncates_running_episodes_to_the_agent() -> None:
+    agent = Recorder()
+    trial = run_trial(agent, ladders(), TASKS, shots=1, steps=2)
+    assert column(agent, "terminated") == [[False, False], [True, False]] * 2
+    assert column(agent, "truncated") == [[False, False], [False, True], [False, False], [False, False]]
+    assert column(agent, "next")[1] == [[10.0, 2.0], [20.0, 2.0]]
+    assert trial.returns == [[[3.0], []]] * 2
 
 
 def test_rows_that_continue_keep_their_world_and_their_running_episode() -> None:

@@ -135,7 +135,8 @@ def run_trial(
     A round lasts until every row has finished `episodes` episodes (a row that is done before the others is inactive:
     the agent ignores it), or for exactly `steps` steps. Give one of the two. Every round begins with a reset of all
     rows, except that rows not marked in `renew` continue a trial: in the first round they keep their world as it
-    stands.
+    stands. An episode that such a reset cuts off after `steps` steps is truncated to the agent, and not finished in
+    what is returned.
 
     Torch acts on one thread, beside worlds that use every core, and adapts on as many as it has.
 
@@ -184,7 +185,8 @@ def run_trial(
         log.running.restart(resetting)
         last = query_episodes if shot == shots and query_episodes is not None else episodes
         with torch_threads(1):
-            _run_round(agent, env, observation, log, shot, episodes=last, steps=steps, on_step=on_step)
+            cut = shot < shots
+            _run_round(agent, env, observation, log, shot, episodes=last, steps=steps, cut=cut, on_step=on_step)
         if shot < shots:
             adapt_metrics.append(agent.adapt())
     return log.trial(adapt_metrics)
@@ -199,9 +201,13 @@ def _run_round(
     *,
     episodes: int | None,
     steps: int | None,
+    cut: bool,
     on_step: Callable[..., None] | None,
 ) -> None:
-    """Act, step, observe: for `steps` steps, or else until every row has finished `episodes` episodes."""
+    """Act, step, observe: for `steps` steps, or else until every row has finished `episodes` episodes.
+
+    cut: all rows are reset afterwards; to the agent, an episode that still runs after `steps` steps is truncated.
+    """
     finished = np.zeros(env.num_envs, dtype=np.int64)
     active = np.ones(env.num_envs, dtype=bool)
     round_steps = 0
@@ -209,11 +215,13 @@ def _run_round(
         action = agent.act(observation)
         next_observation, reward, terminated, truncated, infos = env.step(action)
         following = successor(next_observation, infos)
+        done = terminated | truncated
+        if cut and round_steps + 1 == steps:
+            truncated = truncated | ~terminated
         observed = (observation, action, reward, terminated, truncated, following, active)
         agent.observe(*observed)
         if on_step is not None:
             on_step(*observed)
-        done = terminated | truncated
         log.add(shot, reward, done, active, infos)
         finished += done
         if episodes is not None:
