@@ -19,7 +19,7 @@ from scipy.stats import ttest_1samp
 from metarl.core.agent import Agent
 from metarl.core.coordinator import AgentCoordinator, AgentFailed, results_table
 from metarl.core.errors import UsageError
-from metarl.core.population import mean_interval
+from metarl.core.population import AgentResult, mean_interval
 from metarl.core.task import Task
 from metarl.env_runner.environment import Environment
 from metarl.env_runner.gym_workers import GymWorkers
@@ -513,6 +513,13 @@ def test_interval_is_student_s():
     assert math.isnan(mean_interval([])[0])
     assert mean_interval([2.0])[0] == 2.0
     assert math.isnan(mean_interval([2.0])[1])
+
+
+def test_an_episode_may_be_counted_from_the_end():
+    result = AgentResult((), 1, [[1.0, 2.0], [3.0, 6.0], []], [[1, 1], [1, 1], []], [], None, None)
+    assert [result.mean_interval(episode)[0] for episode in (0, 1, -1)] == [2.0, 4.0, 4.0]
+    assert result.mean_interval(-1) == mean_interval([2.0, 6.0])
+    assert math.isnan(result.mean_interval(2)[0])
 
 
 def test_table_shows_every_agent_and_failures():

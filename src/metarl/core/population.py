@@ -48,12 +48,12 @@ class AgentResult:
     """What it raised."""
 
     def mean_interval(self, episode: int | None = None) -> tuple[float, float, float]:
-        """Mean return, and the limits of its 95 % interval over the trials, of one episode or of all.
+        """Mean return, and the limits of its 95 % interval over the trials, of one episode (-1: the last) or of all.
 
         Student's t on one number a trial, `trial_rows` rows: trials are independent, the episodes of one are not. NaN
         where there is no episode, or no second trial.
         """
-        chosen = [row if episode is None else row[episode : episode + 1] for row in self.returns]
+        chosen = [row if episode is None else row[episode:][:1] for row in self.returns]
         means = [float(np.mean(row)) if row else math.nan for row in chosen]
         trials = [np.array(means[row : row + self.trial_rows]) for row in range(0, len(means), self.trial_rows)]
         played = [trial[~np.isnan(trial)] for trial in trials]
