@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
 from metarl.core.memory import MemoryConfig
 from metarl.core.policy import Actor, ActorCritic
@@ -101,6 +102,16 @@ def test_where_weights_give_no_finite_action_the_own_ones_act(kind):
 
 
 # --- acting -----------------------------------------------------------------------------------------------------------
+
+
+def test_weights_act_in_the_mode_that_the_model_is_in_now():
+    body = nn.Sequential(nn.Linear(3, 16), nn.Dropout(), nn.Linear(16, 4))
+    controller = PolicyController(Actor(OBSERVATIONS, ACTIONS, body=body), OBSERVATIONS, ACTIONS)
+    controller.begin(ROWS)
+    controller.model.eval()
+    observation = stream()[0][0]
+    own, by_weights = (controller.act(observation, weights, explore=False) for weights in (None, stacked(controller)))
+    np.testing.assert_allclose(by_weights, own, atol=1e-6)
 
 
 def test_without_moments_observations_reach_the_model_as_they_are():

@@ -127,11 +127,14 @@ def differentiable_twin(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 
 def call_twin(twin: nn.Module, model: nn.Module, parameters: Mapping[str, Tensor], arguments: tuple[Any, ...]) -> Any:
-    """What `model` returns for `arguments` by `parameters`, {name: tensor} in place of its own; computed by its twin.
+    """What `model` returns for `arguments` by `parameters`, {name: tensor} in place of its own; computed by its twin,
+    in the mode that the model is in.
 
     Raises:
         UsageError: a name that no parameter and no buffer of the model has.
     """
+    for theirs, module in zip(twin.modules(), model.modules(), strict=True):
+        theirs.training = module.training
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     if unknown := parameters.keys() - own.keys():
         raise UsageError(f"the model has no parameter {', '.join(sorted(unknown))}: give those of named_parameters()")

@@ -185,8 +185,6 @@ class MetaMAML:
 
         A sequence model is also given its initial state and, if it is one of `core/memory.py`, the starts [T, B].
         """
-        for own, twin in zip(self.model.modules(), self._twin.modules(), strict=True):
-            twin.training = own.training
         arguments = (x, initial_state, starts)[: 3 if starts is not None else 2 if initial_state is not None else 1]
         return call_twin(self._twin, self.model, params, arguments)
 
