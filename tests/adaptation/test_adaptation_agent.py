@@ -335,9 +335,12 @@ def test_a_planner_forgets_a_number_that_is_not_finite(kind):
     assert torch.isfinite(agent._controller.window.x).all()
 
 
-@pytest.mark.parametrize("rollback", [True, False])
-def test_weights_that_overflow_do_not_act(rollback):
-    agent = make("actor-gru" if rollback else "ssm", replace(EAGER, learning_rate=1e38, rollback=rollback))
+@pytest.mark.parametrize(
+    ("kind", "rollback"),
+    [("actor-gru", True), ("ssm", False), ("plans", True), ("plans-ssm", False), ("plans-gru", True)],
+)
+def test_weights_that_overflow_do_not_act(kind, rollback):
+    agent = make(kind, replace(EAGER, learning_rate=1e38, rollback=rollback))
     actions = trial(agent, Stream(5, steps=40))
     assert np.isfinite(actions).all()
     assert all(bool(guard.rollbacks) is rollback for guard in agent.streams.guards)

@@ -120,14 +120,22 @@ class Planner(Controller):
     def act(self, observation: Array, weights: Weights | None, explore: bool) -> Array:
         self.check_rows(len(observation), len(self.plan))
         weights = None if weights is None else {name: _each(value, len(self.plan)) for name, value in weights.items()}
-        self._memory = self._remembered(weights)
         start = self.tensor(observation)
+        self._plan_by(start, weights)
+        whole = finite_rows({"plan": self.planned})
+        if weights is not None and not bool(whole.all()):  # by the model's own where those give no finite plan
+            own = {name: self.model.get_parameter(name) for name in weights}
+            self._plan_by(start, {name: by_row(whole, value, own[name]) for name, value in weights.items()})
+        strayed = self._half_range * self.exploration * self._own_noise if explore else 0.0
+        return self._to_environment(self.planned[:, 0] + strayed)
+
+    def _plan_by(self, start: Tensor, weights: Weights | None) -> None:
+        """Plans of all rows from observations [B, obs], by weights {name: [B, ...]}."""
+        self._memory = self._remembered(weights)
         size = max(1, ROLLOUTS_AT_ONCE // self.candidates) if self.device.type == "cpu" else len(start)
         groups = [slice(first, first + size) for first in range(0, len(start), size)]
         self.planned = torch.cat([self._improved(rows, start[rows], weights) for rows in groups] or [self.plan])
         self._planned_by, self._planned = weights, True
-        strayed = self._half_range * self.exploration * self._own_noise if explore else 0.0
-        return self._to_environment(self.planned[:, 0] + strayed)
 
     def _improved(self, rows: slice, start: Tensor, weights: Weights | None) -> Tensor:
         """The plans of some rows after a step of MPPI from where they start."""
