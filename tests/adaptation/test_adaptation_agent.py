@@ -344,6 +344,9 @@ def test_weights_that_overflow_do_not_act(kind, rollback):
     actions = trial(agent, Stream(5, steps=40))
     assert np.isfinite(actions).all()
     assert all(bool(guard.rollbacks) is rollback for guard in agent.streams.guards)
+    metrics = agent.streams.metrics()
+    assert math.isnan(metrics["frozen_loss"]) is not rollback
+    assert metrics["loss"] == pytest.approx(metrics["frozen_loss"], nan_ok=True)  # the source acted throughout
 
 
 def test_what_adapts_is_what_acts():

@@ -137,7 +137,8 @@ class Streams:
                 continue
             ours, theirs = adapted[index].item(), frozen[index].item()
             if math.isfinite(theirs):
-                self.losses[:, stream] += torch.tensor([ours, theirs, counts[index].item()])
+                acted = theirs if math.isnan(ours) else ours  # where weights give no number, those of the source act
+                self.losses[:, stream] += torch.tensor([acted, theirs, counts[index].item()])
             broken[stream] = self.guards[stream].score(ours, theirs, observations[index])
         self._go_to_source(broken)
 
