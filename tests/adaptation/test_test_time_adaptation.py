@@ -65,6 +65,26 @@ def test_arguments_may_be_overwritten_after_observe():
     assert weight_of(adapter) == 2.0
 
 
+def test_it_learns_in_inference_mode_too():
+    inside, outside = (Adapter(one_weight(), AdaptationConfig(learning_rate=0.1, update_every=2)) for _ in range(2))
+    for adapter in (inside, outside):
+        with torch.inference_mode(adapter is inside):
+            for time in range(6):
+                x, y = column(1.0 + time), column(3.0)
+                adapter.predict(x)
+                adapter.observe(x, y)
+            adapter.update_step(x, y)
+            adapter.load_state_dict(adapter.state_dict())
+            adapter.reset()
+            adapter.observe(x, y)
+            adapter.observe(x, y)
+    assert inside.metrics() == outside.metrics()
+    assert weight_of(inside) == weight_of(outside) != 1.0
+    with torch.inference_mode():
+        x = column(2.0)
+    assert inside.update_step(x, column(3.0)) == outside.update_step(column(2.0), column(3.0))
+
+
 def test_reset_returns_to_the_weights_that_the_model_holds_now():
     model = one_weight()
     adapter = Adapter(model, AdaptationConfig(learning_rate=0.25, update_every=1, **OFF))

@@ -114,6 +114,7 @@ class Adapter:
         result = self.adapted(*arguments)
         return result if is_finite(result) else mended(result, self.frozen(*arguments))
 
+    @torch.inference_mode(False)
     def observe(self, x: Tensor, y: Tensor | None = None, state: Tensor | None = None) -> None:
         """Take in one step of the stream; score and learn when that is due.
 
@@ -129,7 +130,7 @@ class Adapter:
         self._form = self._form or form
         if self._form != form:
             raise UsageError(f"a stream keeps the shapes of its rows, {self._form}, got {form}: reset() begins anew")
-        self._unscored.append({name: tensor.detach().clone() for name, tensor in rows.items()})
+        self._unscored.append(_copied(rows))
         self.observations += 1
         config = self.config
         due = self.observations % config.update_every == 0
@@ -140,6 +141,7 @@ class Adapter:
         elif due and self._recent and not self.guard.waiting:
             self._learn(self._draw)
 
+    @torch.inference_mode(False)
     def update_step(self, x: Tensor, y: Tensor | None = None, state: Tensor | None = None) -> tuple[float, int]:
         """Adapt now, to this batch alone: `num_steps` gradient steps. Scores nothing.
 
@@ -148,7 +150,7 @@ class Adapter:
             steps: how many were taken: fewer than `num_steps` where something was not finite, none while the guard
                 waits.
         """
-        rows = as_rows(x, y, state)
+        rows = _copied(as_rows(x, y, state))
         if self._unscored:
             self._score()
         return self._learn(lambda: rows)
@@ -323,6 +325,7 @@ class Adapter:
             for name, tensor in tensors.items()
         }
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned, into an adapter of the same model and configuration."""
         parts: dict[str, dict[str, Tensor]] = {}
@@ -345,6 +348,11 @@ class Adapter:
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"frozen": self.frozen, "learner": self._learner, "adapted": self.adapted}
+
+
+def _copied(rows: Rows) -> Rows:
+    """Tensors of its own; those that inference mode made take no part in a gradient."""
+    return {name: tensor.detach().clone() for name, tensor in rows.items()}
 
 
 def _still_copy(model: nn.Module) -> nn.Module:
