@@ -205,6 +205,20 @@ def test_acting_observing_and_adapting_change_nothing_that_tasks_share(kind):
 
 
 @each
+def test_inference_mode_changes_nothing_and_can_be_left(kind):
+    inside, outside = (make(kind) for _ in range(2))
+    found = []
+    for agent in (inside, outside):
+        with torch.inference_mode(agent is inside):
+            actions = trial(agent, Stream(5, steps=6))
+        agent.adapt()
+        with torch.inference_mode(agent is inside):
+            agent.load_state_dict(agent.state_dict())
+        found.append(np.concatenate([actions, live(agent, Stream(6, steps=6))]))
+    np.testing.assert_array_equal(*found)
+
+
+@each
 def test_the_global_random_stream_is_left_alone(kind):
     before = torch.get_rng_state()
     trial(make(kind, replace(EAGER, batch_size=1)), Stream(0))

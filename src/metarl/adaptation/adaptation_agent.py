@@ -104,6 +104,7 @@ class AdaptationAgent(Agent):
 
     # --- acting -------------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # or what it keeps could be written to there alone
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
         """As in `Agent`; all rows of a stream are renewed or none."""
         rows = 1 if num_rows == 1 else self.trial_rows
@@ -130,6 +131,7 @@ class AdaptationAgent(Agent):
     def _act(self, observation: Array) -> Array:
         return self._controller.act(observation, self.streams.weights, self.explore)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def _observe(
         self,
@@ -198,6 +200,7 @@ class AdaptationAgent(Agent):
         able = streams & (self.streams.seen > 0) & ~self.streams.waiting
         return self.streams.learn(torch.nonzero(able).flatten()) if bool(able.any()) else torch.zeros(0)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def adapt(self) -> Metrics:
         """An update of every stream now, whether it is due or not.
@@ -268,6 +271,7 @@ class AdaptationAgent(Agent):
             for name, tensor in tensors.items()
         }
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """As in `Agent`, into one of the same configuration; it goes on in the trial that the other was in."""
         self.adapter.model.load_state_dict(part_of(state, "model"))

@@ -114,7 +114,7 @@ class Adapter:
         result = self.adapted(*arguments)
         return result if is_finite(result) else mended(result, self.frozen(*arguments))
 
-    @torch.inference_mode(False)
+    @torch.inference_mode(False)  # or nothing could be learned there
     def observe(self, x: Tensor, y: Tensor | None = None, state: Tensor | None = None) -> None:
         """Take in one step of the stream; score and learn when that is due.
 
