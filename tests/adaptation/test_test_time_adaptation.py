@@ -394,6 +394,35 @@ def test_batch_normalisation_in_evaluation_mode_keeps_to_the_running_statistics(
     assert torch.equal(Adapter(model).predict(x), model(x))
 
 
+class Centred(nn.Module):
+    """A hidden layer without its running mean, which it writes itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.output = nn.Linear(1, 2), nn.Linear(2, 1)
+        self.register_buffer("mean", torch.zeros(2))
+
+    def forward(self, x):
+        hidden = self.hidden(x)
+        self.mean.lerp_(hidden.detach().mean(0), 0.1)
+        return self.output(hidden - self.mean)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_going_back_restores_what_a_module_has_written_itself(ema_decay):
+    torch.manual_seed(0)
+    adapter = Adapter(Centred(), AdaptationConfig(learning_rate=1e30, update_every=1, ema_decay=ema_decay))
+    for _ in range(400):
+        x = torch.randn(4, 1)
+        adapter.predict(x)
+        adapter.observe(x, torch.randn(4, 1))
+    assert adapter.guard.rollbacks > 1
+    assert adapter.steps > adapter.guard.rollbacks - 2  # it learns again whenever the guard lets it
+    adapter.reset()
+    for module in (adapter._learner, adapter.adapted):
+        assert torch.equal(module.mean, adapter.frozen.mean)
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 

@@ -239,6 +239,11 @@ class Adapter:
         self._weights.values.copy_(self._source)
         self._average.values.copy_(self._source)
         self._optimizer.state.clear()
+        held = dict(self.frozen.named_buffers())
+        for module in {self._learner, self.adapted}:
+            for name, buffer in module.named_buffers():
+                if name in held:
+                    buffer.data = held[name].clone()  # modules write their own, in whatever shape
         self._moved = False
 
     # --- learning -----------------------------------------------------------------------------------------------------
