@@ -430,6 +430,18 @@ def test_what_a_world_or_a_callback_raises_is_not_the_agent_s(mode):
         coordinator.run_episodes(point_worlds, 2, 3, mode, tasks=tasks, on_episode=refuse)
 
 
+def test_a_trial_begins_after_a_run_that_did_not_end():
+    agent = Constant()
+    coordinator = coordinate(a=agent)
+    coordinator.run_step_all(np.zeros((2, 2)))
+    env = point_worlds(point_tasks(4))
+    env.step = lambda action: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        coordinator.run_episodes(env, 1, 3)
+    coordinator.run_step_all(np.zeros((2, 2)))
+    assert agent.rows == [2, 4, 2]
+
+
 @pytest.fixture
 def interruptible():
     """Ctrl-C raises here too; a shell has what it starts in the background ignore it."""

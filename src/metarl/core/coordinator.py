@@ -214,7 +214,6 @@ class AgentCoordinator:
         }
         with torch_threads(1), self._pool(mode) as pool:
             runs = self._run_shared(env, pool, how) if tasks is None else self._run_apart(env, tasks, pool, how)
-        self._rows = {}
         for agent_id, run in runs.items():
             if run.failure:
                 warnings.warn(f"agent '{agent_id}' failed {run.failure}", RuntimeWarning, stacklevel=2)
@@ -224,6 +223,7 @@ class AgentCoordinator:
         worlds = share(env, list(self.agents))
         worlds.check(self.agents)
         runs = {agent_id: AgentRun(agent, worlds.rows[agent_id]) for agent_id, agent in self.agents.items()}
+        self._rows = {}  # agents are in another trial from now on, also where the run is broken off
         play(worlds, runs, partial(in_pool, pool), **how)
         return runs
 
@@ -255,6 +255,7 @@ class AgentCoordinator:
             # These run before the worlds are closed, in which no thread may step then.
             to_close.callback(pool.shutdown, cancel_futures=True)
             to_close.callback(how["stop"].set)
+            self._rows = {}  # as above
             for future in wait([pool.submit(job) for job in jobs], return_when=FIRST_EXCEPTION).done:
                 future.result()
         return runs
