@@ -624,6 +624,28 @@ def test_a_seed_is_that_of_all_draws():
     np.testing.assert_array_equal(*outside)
 
 
+def dropping():
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Dropout(0.5), torch.nn.Linear(8, 4))
+    return Actor(OBSERVATIONS, ACTIONS, body=body)
+
+
+@pytest.mark.parametrize("rollback", [True, False])
+def test_a_policy_with_dropout_learns_in_either_mode_and_follows_its_model_s(rollback):
+    actor = dropping()
+    agent = AdaptationAgent(Adapter(actor, replace(EAGER, rollback=rollback, rollback_tolerance=1e9)))
+    trial(agent, Stream(5))
+    assert agent.streams.moved.all()
+    agent.explore = False
+    seen = Stream(6).observation[0]
+    assert (agent.act(seen) != agent.act(seen)).any()
+    actor.eval()
+    np.testing.assert_array_equal(agent.act(seen), agent.act(seen))
+    agent.explore = True
+    live(agent, Stream(6))
+    assert (agent.streams.steps > STEPS // 4).all()
+
+
 # --- wrong use --------------------------------------------------------------------------------------------------------
 
 

@@ -127,10 +127,10 @@ class Streams:
     def _compare(self, samples: Samples, streams: Tensor, observations: list[int]) -> None:
         counts = samples["active"].flatten(1).sum(1).cpu()
         score = self.controller.score
-        frozen = vmap(score, in_dims=(None, 0))(self._by_name(self.source), samples).cpu() * counts
+        frozen = vmap(score, (None, 0), randomness="different")(self._by_name(self.source), samples).cpu() * counts
         adapted = frozen
         if bool(self.moved[streams].any()):
-            adapted = vmap(score)(self._by_name(self._average[streams]), samples).cpu() * counts
+            adapted = vmap(score, randomness="different")(self._by_name(self._average[streams]), samples).cpu() * counts
         broken = torch.zeros_like(self.moved)
         for index, stream in enumerate(streams.tolist()):
             if not counts[index]:
@@ -174,7 +174,7 @@ class Streams:
         for step in range(self.config.num_steps):
             batch = self._draw(streams)
             objective = grad_and_value(partial(_objective, self.controller, self.config.entropy_weight))
-            gradients, losses = vmap(objective)(self._by_name(self.values[streams]), batch)
+            gradients, losses = vmap(objective, randomness="different")(self._by_name(self.values[streams]), batch)
             flat = torch.cat([gradients[name].flatten(1) for name in self.names], 1)
             first = losses.detach().cpu() if step == 0 else first
             going &= self._descend(streams, flat, losses, going)
