@@ -658,6 +658,9 @@ def test_what_cannot_act_is_refused():
         AdaptationAgent(Adapter(Actor(OBSERVATIONS, ACTIONS, SMALL)), trial_rows=0)
     with pytest.raises(UsageError, match="learns by its controller's loss: give its Adapter no loss_fn"):
         AdaptationAgent(Adapter(Actor(OBSERVATIONS, ACTIONS, SMALL), loss_fn=torch.nn.functional.l1_loss))
+    gains = GrBALAgent(OBSERVATIONS, ACTIONS, replace(PLAN, adapt="gain"), SMALL, reward_model=REWARD)
+    with pytest.raises(UsageError, match="found rates for gain alone, and parameters names none of them: choose all"):
+        AdaptationAgent.from_agent(gains, replace(EAGER, parameters="head"))
     with pytest.raises(UsageError, match="AdaptationAgent has nothing that can be adapted"):
         make().controller()
     with pytest.raises(UsageError, match="entropy_weight is for policies"):

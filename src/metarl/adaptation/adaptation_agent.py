@@ -51,7 +51,8 @@ class AdaptationAgent(Agent):
         seed: of draws from recent experience, and of a policy's noise if no controller is given; None: the adapter's.
 
     Raises:
-        UsageError: an adapter with a loss of its own, or `parameters` of which none acts.
+        UsageError: an adapter with a loss of its own, or `parameters` of which none acts, or none has one of the
+            meta-learned rates that there are.
     """
 
     def __init__(
@@ -82,6 +83,11 @@ class AdaptationAgent(Agent):
         super().__init__(controller.observation_space, controller.action_space)
         self.adapter, self.config, self._controller = adapter, adapter.config, controller
         self.names = select_parameters(controller.model, self.config.parameters, controller.acting)
+        if controller.rates is not None and not set(self.names) & set(controller.rates):
+            raise UsageError(
+                f"meta-learning found rates for {', '.join(controller.rates)} alone, and parameters names none of "
+                "them: choose all, or patterns of those"
+            )
         self.explores_to_adapt = controller.explores_to_adapt
         self.trial_rows, self.meta_rate = trial_rows, meta_rate
         self.generator = torch.Generator().manual_seed(seed)
