@@ -503,6 +503,22 @@ def chase(config, target_at):
 ONLINE = AdaptationConfig(learning_rate=0.2, update_every=20, buffer_size=1, batch_size=1, grad_clip_norm=10.0)
 
 
+def test_rounding_is_no_excess_where_the_source_acts():
+    agent = make("ssm", replace(EAGER, learning_rate=1e-3, rollback=True, rollback_tolerance=0.0))
+    acted = 0
+    for seed in range(10):
+        stream = Stream(seed, steps=8)
+        stream.reward = stream.reward[:4]  # one segment
+        trial(agent, stream)
+        agent.begin_trial(ROWS, np.arange(ROWS) == 0)
+        acted += int(agent.streams.moved.any())
+        live(agent, stream)
+        adapted, frozen, _ = agent.streams.losses[:, 0]
+        assert adapted == frozen
+        assert agent.streams.guards[0].rollbacks == 0
+    assert acted
+
+
 def test_a_policy_learns_online_what_pays_now():
     adapted = chase(ONLINE, lambda step: 0.8 if step < 80 else -0.8)
     frozen = chase(replace(ONLINE, num_steps=0), lambda step: 0.8 if step < 80 else -0.8)

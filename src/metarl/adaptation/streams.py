@@ -131,6 +131,7 @@ class Streams:
         adapted = frozen
         if bool(self.moved[streams].any()):
             adapted = vmap(score, randomness="different")(self._by_name(self._average[streams]), samples).cpu() * counts
+            adapted = torch.where(self.moved[streams], adapted, frozen)  # of the source both calls differ by rounding
         broken = torch.zeros_like(self.moved)
         for index, stream in enumerate(streams.tolist()):
             if not counts[index]:
