@@ -524,6 +524,13 @@ def test_a_gradient_that_overflows_goes_back():
     assert (weight_of(adapter), adapter.guard.rollbacks) == (1.0, 1)
 
 
+def test_a_wait_that_nothing_would_end_does_not_begin():
+    adapter = Adapter(one_weight(), AdaptationConfig(learning_rate=0.25))
+    assert adapter.update_step(column(1e30), column(3.0))[1] == 0  # nothing is scored by update_step
+    assert adapter.guard.rollbacks == 1
+    assert adapter.update_step(column(1.0), column(3.0)) == (4.0, 1)
+
+
 def test_predict_falls_back_where_only_the_frozen_output_is_finite():
     model = one_weight()
     adapter = Adapter(model, AdaptationConfig(learning_rate=1.0, grad_clip_norm=1e30, update_every=10))

@@ -80,9 +80,12 @@ class Guard:
         return self.excess > 0 and self.excess > self.limit and self._go_back()
 
     def fail(self) -> bool:
-        """Something was not finite: the adapted model must go back, and waits as after the least excess that counts."""
+        """Something was not finite: the adapted model must go back, and waits as after the least excess that counts.
+        Where that is 0, as before anything was scored, there is nothing to pay off: it does not wait."""
         self.excess = max(self.excess, self.limit)
-        return self._go_back()
+        self._go_back()
+        self.waiting = self.excess > 0
+        return True
 
     def _go_back(self) -> bool:
         self.waiting = True
