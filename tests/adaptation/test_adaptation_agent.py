@@ -177,6 +177,14 @@ def test_a_frozen_agent_acts_as_the_trained_one(kind):
 
 
 @each
+@pytest.mark.parametrize("explore", [True, False])
+def test_it_explores_where_the_trained_one_does_or_it_must(kind, explore):
+    trained = TRAINED[kind]()
+    trained.explore = explore
+    assert AdaptationAgent.from_agent(trained).explore is (explore or not kind.startswith("plans"))
+
+
+@each
 def test_a_single_observation_is_a_batch_of_one_row(kind):
     single, batch, stream = make(kind), make(kind), Stream(5)
     for agent in (single, batch):

@@ -101,12 +101,15 @@ class AdaptationAgent(Agent):
     ) -> AdaptationAgent:
         """A copy of a trained agent that adapts online; the agent itself is left alone.
 
-        An agent with meta-learned inner rates takes steps of `learning_rate` times those. `seed` is that of all draws.
+        It explores where the agent does, and where it must in order to adapt. An agent with meta-learned inner rates
+        takes steps of `learning_rate` times those. `seed` is that of all draws.
         """
         controller = agent.controller()
         controller.seed(seed)
         adapter = Adapter(controller.model, config, seed=seed)
-        return cls(adapter, controller, trial_rows=agent.trial_rows, meta_rate=meta_rate)
+        adapting = cls(adapter, controller, trial_rows=agent.trial_rows, meta_rate=meta_rate)
+        adapting.explore = agent.explore or adapting.explores_to_adapt
+        return adapting
 
     # --- acting -------------------------------------------------------------------------------------------------------
 

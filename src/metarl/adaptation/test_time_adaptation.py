@@ -59,7 +59,8 @@ class Adapter:
     observation from the state given, which is the adapted model's.
 
     Batch normalisation never writes its running statistics here. In training mode it normalises by the batch itself, as
-    TENT does; with `update_every` 1 that is the batch that was predicted.
+    TENT does; with `update_every` 1 that is the batch that was predicted. Other modules that write buffers of their own
+    as they run write those of the copies, and going back to the source restores them.
 
     Rows with a number that is not finite in x, y or state are neither scored nor learnt from. Where the adapted model's
     output is not finite and the frozen one's is, `predict` returns the frozen one's.
