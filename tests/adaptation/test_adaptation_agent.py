@@ -685,6 +685,10 @@ def test_what_cannot_act_is_refused():
     gains = GrBALAgent(OBSERVATIONS, ACTIONS, replace(PLAN, adapt="gain"), SMALL, reward_model=REWARD)
     with pytest.raises(UsageError, match="found rates for gain alone, and parameters names none of them: choose all"):
         AdaptationAgent.from_agent(gains, replace(EAGER, parameters="head"))
+    for single in ({"update_every": 1}, {"rollback_window": 1}):
+        with pytest.raises(UsageError, match="one of a single step teaches it nothing: set update_every"):
+            make("actor", replace(EAGER, **single))
+        make("plans", replace(EAGER, **single))
     with pytest.raises(UsageError, match="AdaptationAgent has nothing that can be adapted"):
         make().controller()
     with pytest.raises(UsageError, match="entropy_weight is for policies"):

@@ -52,7 +52,7 @@ class AdaptationAgent(Agent):
 
     Raises:
         UsageError: an adapter with a loss of its own, or `parameters` of which none acts, or none has one of the
-            meta-learned rates that there are.
+            meta-learned rates that there are; segments of a single step for a policy.
     """
 
     def __init__(
@@ -92,6 +92,11 @@ class AdaptationAgent(Agent):
         self.trial_rows, self.meta_rate = trial_rows, meta_rate
         self.generator = torch.Generator().manual_seed(seed)
         self._segment_steps = min(self.config.update_every, self.config.rollback_window)
+        if self._segment_steps * trial_rows == 1 and isinstance(controller, PolicyController) and self.config.num_steps:
+            raise UsageError(
+                "a policy learns from how rewards differ within a segment, and one of a single step teaches it "
+                "nothing: set update_every and rollback_window to at least 2"
+            )
         self._given: dict[str, Tensor] | None = None
         self.begin_trial(0)
 
