@@ -16,6 +16,7 @@ from metarl.core.agent import Agent, Array, Metrics
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.core.threads import torch_threads
+from metarl.env_runner.environment import Environment
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.trial import run_trial
 
@@ -233,6 +234,21 @@ def test_wrong_use() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             run_trial(Recorder(), env, TASKS, **options)
+
+
+def test_worlds_without_tasks_are_refused() -> None:
+    for worlds in (gymnasium.make_vec("CartPole-v1", num_envs=2), Environment("CartPole-v1", batch_size=2), Recorder()):
+        with pytest.raises(UsageError, match="run_trial takes worlds with tasks, such as TaskDistribution"):
+            run_trial(Recorder(), worlds, TASKS, steps=1)  # type: ignore[arg-type]
+
+
+def test_rows_of_one_trial_have_one_task() -> None:
+    agent = Recorder()
+    agent.trial_rows = 2
+    with pytest.raises(UsageError, match=r"rows 2 by 2 share a task .* got Task\(0: .* row 0 and Task\(1: .* row 1"):
+        run_trial(agent, ladders(), TASKS, steps=1)
+    assert agent.calls == []
+    run_trial(agent, ladders(), TASKS[:1] * 2, steps=1)
 
 
 def test_a_row_that_continues_a_trial_keeps_its_task() -> None:

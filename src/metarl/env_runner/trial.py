@@ -149,9 +149,12 @@ def run_trial(
         on_step: called after each step with the arguments of `agent.observe`.
 
     Raises:
-        UsageError: rounds without a step or an episode, fewer shots than none, tasks or `renew` that are not one a row,
-            or another task for a row that continues a trial.
+        UsageError: no worlds with tasks, rounds without a step or an episode, fewer shots than none, tasks or `renew`
+            that are not one a row, another task for a row that continues a trial, or rows of one trial
+            (`agent.trial_rows` neighbours) that differ in their task.
     """
+    if not isinstance(env, TaskVectorEnv):
+        raise UsageError(f"run_trial takes worlds with tasks, such as TaskDistribution.make_env(tasks), got {env!r}")
     if (episodes is None) == (steps is None):
         raise UsageError(f"a round lasts for either episodes or steps: got episodes={episodes}, steps={steps}")
     if query_episodes is not None and episodes is None:
@@ -166,11 +169,7 @@ def run_trial(
     renew = np.ones(num_rows, dtype=bool) if renew is None else np.asarray(renew)
     if renew.shape != (num_rows,) or renew.dtype != np.bool_:
         raise UsageError(f"renew is a bool array of shape {(num_rows,)}, got {renew.dtype} {renew.shape}")
-    for row in np.flatnonzero(~renew).tolist():
-        if tasks[row] != env.tasks[row]:
-            raise UsageError(
-                f"row {row} continues the trial of {env.tasks[row]!r}, and so cannot have {tasks[row]!r}: renew it"
-            )
+    _check_tasks(tasks, env.tasks, renew, agent.trial_rows)
     running = RunningEpisodes.none(num_rows) if previous is None else previous.running.copy()
     log = _EpisodeLog(running, shots + 1)
     adapt_metrics: list[Metrics] = []
@@ -190,6 +189,22 @@ def run_trial(
         if shot < shots:
             adapt_metrics.append(agent.adapt())
     return log.trial(adapt_metrics)
+
+
+def _check_tasks(tasks: Sequence[Task], running: Sequence[Task], renew: NDArray[np.bool_], trial_rows: int) -> None:
+    """Refuse a change of the task in the middle of a trial, and different tasks in the rows of one."""
+    for row in np.flatnonzero(~renew).tolist():
+        if tasks[row] != running[row]:
+            raise UsageError(
+                f"row {row} continues the trial of {running[row]!r}, and so cannot have {tasks[row]!r}: renew it"
+            )
+    for row, task in enumerate(tasks):
+        first = row - row % trial_rows
+        if task != tasks[first]:
+            raise UsageError(
+                f"rows {trial_rows} by {trial_rows} share a task (agent.trial_rows), got {tasks[first]!r} in row "
+                f"{first} and {task!r} in row {row}: repeat each task as often"
+            )
 
 
 def _run_round(
