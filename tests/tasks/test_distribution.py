@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -178,12 +179,28 @@ BOX = {"gravity": Uniform(5.0, 15.0)}
         ({"reward_scale": float("nan")}, "reward_scale is a finite number above 0, got nan"),
         ({"episodes": (0, 0)}, "each of episodes is a whole number of at least 1, got 0"),
         ({"episodes": 3}, "episodes is a pair"),
+        ({"details": "v2"}, r"details are strings and numbers by name, as {\"reward\": \"v2\"}, got 'v2'"),
+        ({"details": {"env": Task}}, "details: 'env' is a string or a finite number, got <class"),
+        ({"details": {"limit": np.inf}}, "details: 'limit' is a string or a finite number, got inf"),
     ],
 )
 def test_beginners_mistakes_are_one_line(poles: Poles, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         poles(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_may_be_numpys_and_results_can_hold_them(poles: Poles) -> None:
+    numbers = {"seed": np.int64(3), "max_episode_steps": np.int32(7), "episodes": (np.int64(2), np.int64(1))}
+    made = poles(**numbers, num_workers=np.int64(0), details={"torque": np.float32(0.5), "name": "v2"})
+    held = {name: getattr(made, name) for name in (*numbers, "num_workers", "details")}
+    assert json.loads(json.dumps(held)) == {
+        "seed": 3,
+        "max_episode_steps": 7,
+        "episodes": [2, 1],
+        "num_workers": 0,
+        "details": {"torque": 0.5, "name": "v2"},
+    }
 
 
 @pytest.mark.parametrize("extra", [{"apply": lambda env, task: None}, {"num_workers": 2}])

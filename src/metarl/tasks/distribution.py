@@ -128,29 +128,26 @@ class TaskDistribution:
             raise UsageError(f"task distribution '{name}' needs apply(env, task), which puts a task into a world")
         if make_worlds is not None and (apply is not None or num_workers):
             raise UsageError(f"apply and num_workers go with make_env: the make_worlds of '{name}' sees to both itself")
-        check_seed(seed)
-        check_whole("max_episode_steps", max_episode_steps, least=1)
-        check_whole("num_workers", num_workers, least=0)
+        # Python's own numbers are kept: JSON knows no others, and results are written long after this.
+        self.seed = check_seed(seed)
+        self.max_episode_steps = check_whole("max_episode_steps", max_episode_steps, least=1)
+        self.num_workers = check_whole("num_workers", num_workers, least=0)
         if not isinstance(episodes, tuple) or len(episodes) != 2:
             raise UsageError(f"episodes is a pair (before an adaptation, in the query), got {episodes!r}")
-        for number in episodes:
-            check_whole("each of episodes", number, least=1)
+        before, query = (check_whole("each of episodes", number, least=1) for number in episodes)
         if not isinstance(reward_scale, int | float | np.integer | np.floating) or not 0.0 < reward_scale < math.inf:
             raise UsageError(f"reward_scale is a finite number above 0, got {reward_scale!r}")
         self.name = name
-        self.seed = seed
-        self.max_episode_steps = max_episode_steps
-        self.details = dict(details or {})
+        self.details = _check_details({} if details is None else details)
         self.oracle = oracle
         self.environment = environment
-        self.episodes = episodes
+        self.episodes = before, query
         self.reward_scale = float(reward_scale)
         self.reward_model = reward_model
         self.drift = drift
         self._make_env = make_env
         self._apply = apply
         self._make_worlds = make_worlds
-        self.num_workers = num_workers
         train_rng, test_rng = (np.random.default_rng(child) for child in np.random.SeedSequence(seed).spawn(2))
         self.train = draw("train", train, num_train, 0, train_rng)
         self.test = draw("test", test, num_test, max(TEST_ID_START, len(self.train)), test_rng)
@@ -222,6 +219,17 @@ class TaskDistribution:
         if overlap:
             raise UsageError(f"train and test tasks overlap in ids {overlap}: give ids that are in only one of them")
         return chosen[0], chosen[1]
+
+
+def _check_details(details: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """`details` with Python's own numbers, unless there is something that JSON does not hold."""
+    if not isinstance(details, Mapping):
+        raise UsageError(f'details are strings and numbers by name, as {{"reward": "v2"}}, got {details!r}')
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in details.items()}
+    for name, value in plain.items():
+        if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
+            raise UsageError(f"details: '{name}' is a string or a finite number, got {value!r}")
+    return plain
 
 
 def id_ranges(ids: Sequence[int]) -> str:
