@@ -286,6 +286,11 @@ def test_a_world_that_breaks_is_not_hidden() -> None:
         check_tasks(slides(Breaks))
 
 
+def test_test_tasks_are_run_too() -> None:
+    with pytest.raises(WorldError, match=r"row 1, Task\(100: mass=.*apply or reset raised KeyError: 'speed'"):
+        check_tasks(slides(test={"mass": Uniform(0.5, 2.0)}))
+
+
 def test_an_own_environment_in_under_20_lines() -> None:
     class Reach(gymnasium.Env[Any, Any]):
         observation_space = gymnasium.spaces.Box(-9.0, 9.0, shape=(2,), dtype=np.float32)

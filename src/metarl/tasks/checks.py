@@ -83,7 +83,8 @@ def check_tasks(distribution: TaskDistribution | str | Callable[[], TaskDistribu
       flags, final observations.
     - steps/s: of 16 rows with random actions, in the worlds as `make_env` gives them.
 
-    What the worlds raise is not caught: it names the row and the task.
+    The last three run train and test tasks, those before them train tasks. What the worlds raise is not caught: it
+    names the row and the task.
 
     Args:
         distribution: a name or a function to make it by, as `make_tasks` takes the one and calls the other; a finished
@@ -93,7 +94,8 @@ def check_tasks(distribution: TaskDistribution | str | Callable[[], TaskDistribu
         UsageError: `distribution` is or makes none, or `make_env` gives one environment to several rows.
     """
     distribution, twice = _make(distribution)
-    tasks = [distribution.train[row % len(distribution.train)] for row in range(ROWS)]
+    sides = distribution.train, distribution.test
+    tasks = [side[row % len(side)] for row in range(ROWS // len(sides)) for side in sides]
     with closing(distribution.make_env(tasks, seed=seed)) as env:
         seen = run_freely(env, min(distribution.max_episode_steps + 1, MAX_STEPS), seed)
         spaces_seen = f"observations {env.single_observation_space.shape}, {env.single_action_space}"
