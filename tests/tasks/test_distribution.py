@@ -160,6 +160,7 @@ BOX = {"gravity": Uniform(5.0, 15.0)}
         ),
         ({"test": {"gravity": (3, 12)}}, r"test: 'gravity' is drawn from a sampler, .* got \(3, 12\)"),
         ({"train": {"gravity": Uniform}}, "'gravity' is drawn from a sampler"),
+        ({"train": {"gravity": gymnasium.spaces.Box(3, 12)}}, r"'gravity' is drawn from a sampler, .* got Box\(3"),
         ({"train": [3.7, 9.8]}, "train lists the parameters of each task by name, as .*, got 3.7"),
         ({"train": Uniform(3, 12)}, "train is a dictionary of samplers or a list of parameters"),
         ({"train": [{"gravity": float("nan")}]}, r"train: 'gravity' is to be finite in every task, got Task\(0: grav"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+from gymnasium import spaces
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
@@ -115,7 +116,8 @@ def draw(side: str, source: TaskSource, count: int, first_id: int, generator: np
     """
     if isinstance(source, Mapping):
         for name, sampler in source.items():
-            if not isinstance(sampler, Sampler) or isinstance(sampler, type):
+            # A space of Gymnasium has a `sample` too, but what that takes is a mask.
+            if not isinstance(sampler, Sampler) or isinstance(sampler, type | spaces.Space):
                 raise UsageError(
                     f"{side}: '{name}' is drawn from a sampler, such as metarl.Uniform(3, 12), got {sampler!r}; known "
                     f'values are listed, as {side}=[{{"{name}": 3.7}}, {{"{name}": 9.8}}]'
