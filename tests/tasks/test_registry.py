@@ -35,6 +35,17 @@ def test_families_by_name(poles: Poles, monkeypatch: pytest.MonkeyPatch) -> None
         registry.register_tasks("heavy", heavy)
 
 
+def test_what_is_no_name_or_no_function_is_one_line(poles: Poles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_FACTORIES", {})
+    with pytest.raises(UsageError, match="'poles' is registered with a function that makes it, got <metarl"):
+        registry.register_tasks("poles", poles())  # type: ignore[arg-type]
+    for wrong in (poles, poles(), None):
+        with pytest.raises(UsageError, match=r"make_tasks takes the name of a task family, or 'file\.py:function' as"):
+            registry.make_tasks(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"'own:tasks' is no task family: .* named 'file\.py:function', with the \.py"):
+        registry.make_tasks("own:tasks")
+
+
 def test_a_name_in_capitals_stands_for_many(poles: Poles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_FACTORIES", {})
     registry.register_tasks("poles-WEIGHT", lambda weight, seed=0: poles(name=f"poles-{weight}", seed=seed))

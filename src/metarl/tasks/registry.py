@@ -16,6 +16,8 @@ import cloudpickle  # type: ignore[import-untyped]
 from metarl.core.errors import UsageError, unknown_name
 from metarl.tasks.distribution import TaskDistribution
 
+OWN = "'file.py:function'"
+
 _FACTORIES: dict[str, Callable[..., TaskDistribution]] = {}
 
 
@@ -30,8 +32,10 @@ def register_tasks(name: str, factory: Callable[..., TaskDistribution]) -> None:
     takes 'file.py:function'.
 
     Raises:
-        UsageError: a name that is registered already.
+        UsageError: a name that is registered already, or no function.
     """
+    if not callable(factory):
+        raise UsageError(f"task family '{name}' is registered with a function that makes it, got {factory!r}")
     if name in _FACTORIES:
         raise UsageError(f"task family '{name}' is registered already; choose another name")
     _FACTORIES[name] = factory
@@ -55,8 +59,11 @@ def make_tasks(name: str, **options: Any) -> TaskDistribution:
             function that returns a `TaskDistribution`.
 
     Raises:
-        UsageError: an unknown name or option, an option that is lacking, or a function that returns something else.
+        UsageError: no name, an unknown one or an unknown option, an option that is lacking, or a function that returns
+            something else.
     """
+    if not isinstance(name, str):
+        raise UsageError(f"make_tasks takes the name of a task family, or {OWN} as text, got {name!r}")
     factory = _from_file(name) if ".py:" in name or name.endswith(".py") else _find(name)
     _check_options(name, inspect.signature(factory).parameters.values(), options)
     distribution = factory(**options)
@@ -93,6 +100,8 @@ def _find(name: str) -> Callable[..., TaskDistribution]:
         word = _word(pattern)
         if word and name.startswith(pattern.removesuffix(word)):
             return partial(factory, **{word.lower(): name.removeprefix(pattern.removesuffix(word))})
+    if ":" in name:
+        raise UsageError(f"'{name}' is no task family: one of your own is named {OWN}, with the .py")
     raise unknown_name("task family", name, _FACTORIES)
 
 
