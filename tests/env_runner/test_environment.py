@@ -95,6 +95,9 @@ def test_an_unknown_name_is_an_error_with_the_nearest() -> None:
         find_spec("qqqqq")
     with pytest.raises(UsageError, match="there is no module 'no_such_module'"):
         find_spec("no_such_module:CartPole-v1")
+    for wrong in (gymnasium.make("CartPole-v1"), gymnasium.Env, None):
+        with pytest.raises(UsageError, match=r"given by its Gymnasium name, got .*: gymnasium\.register gives"):
+            Environment(wrong)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"batch_size is a whole number of at least 1, got 1\.5"):
         Environment("CartPole-v1", batch_size=1.5)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="batch_size is a whole number of at least 1, got 0"):

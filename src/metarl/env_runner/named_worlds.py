@@ -23,6 +23,11 @@ UNLIMITED = sys.maxsize
 
 def find_spec(env_name: str) -> EnvSpec:
     """Gymnasium's entry for `env_name`, or a `UsageError` with the nearest names; `module:name` imports the module."""
+    if not isinstance(env_name, str):
+        raise UsageError(
+            f"an environment is given by its Gymnasium name, got {env_name!r}: gymnasium.register gives your own a "
+            "name, and metarl.TaskDistribution takes what makes it"
+        )
     module, _, name = env_name.rpartition(":")
     if module.startswith(".") or module.endswith(".py"):
         raise UsageError(
