@@ -1387,6 +1387,8 @@ def test_a_module_that_is_no_actor_is_refused_with_the_remedy():
     ) as error:
         MetaMAMLAgent(MetaMAML(nn.Linear(3, 2)))
     assert "\n" not in str(error.value)
+    with pytest.raises(UsageError, match="needs a MetaMAML over an Actor, got Actor: wrap"):
+        MetaMAMLAgent(Actor(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)))
 
 
 # --- configs ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, l1_loss, mse_loss
@@ -64,6 +65,9 @@ def test_tasks_apart_are_never_padded():
         ((torch.zeros(2, 3, 1), torch.zeros(2, 3, 1), torch.zeros(2, 3, 1), torch.zeros(1, 3, 1)), r"\[2, 2, 2, 1\]"),
         ((torch.zeros(0, 3, 1),) * 4, r"at least one task, .* got \[0, 0, 0, 0\]"),
         ((torch.zeros(2, 3, 1), torch.zeros(2, 4, 1)) * 2, "task 0 has 3 inputs and 4 targets"),
+        ((np.zeros((5, 3, 1)),) * 4, r"task 0 is \(support_x, .*\), all tensors; got one ndarray"),
+        ([(np.zeros((3, 1)),) * 4], "task 0 is made of tensors, got ndarray: convert it by torch.as_tensor"),
+        ([(torch.zeros(3, 1), None) * 2], "task 0 is made of tensors, got NoneType"),
     ],
 )
 def test_tasks_of_a_wrong_form_are_refused(tasks, message, apart):

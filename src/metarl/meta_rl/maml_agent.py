@@ -64,10 +64,12 @@ class MetaMAMLAgent(Agent):
     def __init__(
         self, maml: MetaMAML, config: MAMLConfig | None = None, *, num_updates: int | None = None, seed: int = 0
     ) -> None:
-        if not isinstance(maml.model, Actor):
+        if not isinstance(maml, MetaMAML) or not isinstance(maml.model, Actor):
+            over = isinstance(maml, MetaMAML)
+            got = f"one over {type(maml.model).__name__}" if over else type(maml).__name__
             raise UsageError(
-                f"MetaMAMLAgent needs a MetaMAML over an Actor, got one over {type(maml.model).__name__}: wrap the "
-                "module, as in MetaMAML(Actor(observation_space, action_space, body=module))"
+                f"MetaMAMLAgent needs a MetaMAML over an Actor, got {got}: wrap the module, "
+                "as in MetaMAML(Actor(observation_space, action_space, body=module))"
             )
         super().__init__(maml.model.observation_space, maml.model.action_space)
         self.maml, self.actor = maml, maml.model

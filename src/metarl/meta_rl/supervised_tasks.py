@@ -99,15 +99,22 @@ def _is_stacked(tasks: Tasks) -> TypeGuard[SupervisedTask]:
 
 
 def _checked(number: int, task: SupervisedTask) -> SupervisedTask:
-    if isinstance(task, Tensor) or len(task) != 4:
-        got = "one tensor (a stacked batch is a tuple)" if isinstance(task, Tensor) else f"{len(task)} parts"
-        raise UsageError(f"task {number} is (support_x, support_y, query_x, query_y); got {got}")
+    if not isinstance(task, Sequence) or len(task) != 4:
+        got = f"{len(task)} parts" if isinstance(task, Sequence) else f"one {type(task).__name__}"
+        got = "one tensor (a stacked batch is a tuple)" if isinstance(task, Tensor) else got
+        raise UsageError(f"task {number} is (support_x, support_y, query_x, query_y), all tensors; got {got}")
     for x, y in (task[:2], task[2:]):
         _check_pair(number, x, y)
     return task
 
 
 def _check_pair(number: int, x: Tensor, y: Tensor) -> None:
+    for part in (x, y):
+        if not isinstance(part, Tensor):
+            raise UsageError(
+                f"task {number} is made of tensors, got {type(part).__name__}: convert it by torch.as_tensor, inputs "
+                "in the model's dtype"
+            )
     if len(x) < len(y) or not len(y):
         raise UsageError(
             f"task {number} has {len(x)} inputs and {len(y)} targets: as many of both, and at least one (fewer targets "
