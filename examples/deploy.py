@@ -131,6 +131,8 @@ def deploy(loop: Loop, changes: dict[str, float], steps: int) -> Iterator[tuple[
     adapter = Adapter(model, AdaptationConfig(learning_rate=0.02, update_every=4), mse_loss)
     for name, changed in (("as known", {}), ("changed", changes)):
         for attribute, value in changed.items():
+            if attribute not in dir(loop.world.unwrapped):
+                raise SystemExit(f"--change: {loop.world.unwrapped} has no {attribute}, and so nothing would change")
             setattr(loop.world.unwrapped, attribute, value)
         episodes, errors = len(loop.returns), []
         for _ in range(steps):

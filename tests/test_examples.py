@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import matplotlib.image
 import pytest
 import torch
@@ -81,6 +82,22 @@ def test_deploy_runs_an_exported_policy_beside_a_model_that_adapts(arguments: li
     assert float(known[2]) < float(changed[2])
     assert float(changed[3]) < float(changed[2])
     assert re.fullmatch(r"act: p50 \d+ µs, p99 \d+ µs over [\d,]+ steps", done.stdout.splitlines()[-1])
+
+
+def test_deploy_refuses_a_change_of_what_the_world_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Still:
+        """Always sees the same; its world is a CartPole."""
+
+        world, returns = gymnasium.make("CartPole-v1"), ()
+
+        def step(self) -> tuple[torch.Tensor, torch.Tensor]:
+            return torch.zeros(1, 5), torch.zeros(1, 4)
+
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("deploy")
+    monkeypatch.setattr(example, "KNOWN_STEPS", 2)
+    with pytest.raises(SystemExit, match=r"--change: <CartPoleEnv.* has no force, and so nothing would change"):
+        list(example.deploy(Still(), {"force": 5.0}, 2))
 
 
 def test_multi_agent_demo_prints_a_table_and_draws(tmp_path: Path) -> None:
