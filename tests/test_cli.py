@@ -28,6 +28,7 @@ from gymnasium.envs.registration import EnvSpec
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import metarl
 from metarl.cli import main
 from metarl.core.memory import MemoryConfig
 from metarl.core.threads import torch_threads
@@ -198,6 +199,11 @@ def test_the_bare_command_shows_help(capsys: pytest.CaptureFixture[str]) -> None
         main([])
     assert stopped.value.code == 0
     assert "usage: metarl run" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"metarl {metarl.__version__}\n"
 
 
 def test_help_shows_every_field_with_its_docstring(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -7,6 +7,7 @@ import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 from metarl.core.errors import Failure, UsageError, unknown_name
 
@@ -21,6 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows what it can
     given = sys.argv[1:] if arguments is None else arguments
     arguments = [*given] or ["--help"]  # `list` is a command, and so a name in here
+    if arguments == ["--version"]:
+        print(f"metarl {version('metarl-agent-framework')}")
+        return 0
     name = "run" if arguments[0].startswith("-") else arguments.pop(0)
     try:
         if name not in COMMANDS:

@@ -21,7 +21,7 @@ OF_METHOD = {"ssm": ("state_dim",), "transformer": ("heads", "context")}
 HELP = (
     "Train an agent to adapt, and measure how it adapts to tasks it never saw.\n\n"
     "Other commands, each with its own --help: list (task families), evaluate RUN, resume RUN, watch RUN, "
-    "report RUN ..., video RUN, play RUN, export RUN, doctor."
+    "report RUN ..., video RUN, play RUN, export RUN, doctor. metarl --version prints the version."
 )
 
 
