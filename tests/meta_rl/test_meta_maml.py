@@ -830,6 +830,16 @@ def test_a_model_without_parameters_is_refused(model):
         MetaMAML(model)
 
 
+@pytest.mark.parametrize(
+    ("loss_fn", "got"), [(nn.MSELoss(reduction="none"), r"the shape \(3, \d\)"), (lambda prediction, y: 1.0, "float")]
+)
+def test_a_loss_that_is_no_scalar_is_refused(loss_fn, got):
+    maml, x, y = MetaMAML(plain()), normal(2, 3, INPUTS), normal(2, 3, OUTPUTS)
+    for use in (lambda: maml.meta_update((x, y, x, y), loss_fn), lambda: maml.adapt_task(x[0], y[0], loss_fn=loss_fn)):
+        with pytest.raises(UsageError, match=f"^loss_fn returns a scalar tensor, the mean over samples, got {got}$"):
+            use()
+
+
 def test_fewer_than_one_step_is_refused():
     with pytest.raises(UsageError, match="num_steps is at least 1, got 0"):
         MetaMAML(plain()).adapt_task(normal(3, INPUTS), normal(3, OUTPUTS), num_steps=0)

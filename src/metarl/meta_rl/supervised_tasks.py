@@ -160,7 +160,11 @@ def supervised_loss(predict: Callable[[Parameters, Tensor], Tensor], loss_fn: Pr
             )
         if "mask" in batch:
             return masked_loss(loss_fn, prediction, batch["y"], batch["mask"])
-        return loss_fn(prediction, batch["y"])
+        value = loss_fn(prediction, batch["y"])
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"the shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(f"loss_fn returns a scalar tensor, the mean over samples, got {got}")
+        return value
 
     return loss
 
