@@ -469,6 +469,8 @@ def test_what_would_be_learned_as_nonsense_is_refused_in_one_line(use):
         adapt(one_weight(), x, 1.0)
     with pytest.raises(UsageError, match=r"x is a tensor .* got ndarray: convert it"):
         adapt(one_weight(), x.numpy(), x)
+    with pytest.raises(UsageError, match="x has no rows, so there is nothing to observe or to learn from"):
+        adapt(one_weight(), x[:0], x[:0])
     with pytest.raises(UsageError, match=r"a model returns a tensor, or .*, got dict"):
         adapt(Named(), x, x)
     with pytest.raises(UsageError, match=r"loss_fn returns a scalar tensor, .* got the shape \(2, 1\)"):

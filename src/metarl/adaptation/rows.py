@@ -29,6 +29,8 @@ def as_rows(x: Tensor, y: Tensor | None, state: Tensor | None) -> Rows:
     if len({len(tensor) for tensor in rows.values()}) != 1:
         given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in rows.items())
         raise UsageError(f"x, y and state need the same rows, got (rows first) {given}")
+    if not len(rows["x"]):
+        raise UsageError("x has no rows, so there is nothing to observe or to learn from: leave such a call out")
     return rows
 
 
