@@ -348,6 +348,13 @@ def test_wrong_shapes_are_one_line_errors(structure, inputs, state, message):
     assert "\n" not in str(error.value)
 
 
+def test_arrays_are_a_one_line_error():
+    model = make_model("diagonal", torch.float32)
+    for call in (lambda: model(np.zeros((5, 2, INPUTS))), lambda: model.step(np.zeros((2, INPUTS)), torch.zeros(2, 6))):
+        with pytest.raises(UsageError, match=r"^StateSpaceModel takes tensors, got ndarray: convert it by torch\.as_t"):
+            call()
+
+
 @pytest.mark.parametrize("structure", ["dense", "diagonal"])
 def test_starts_of_another_shape_are_a_one_line_error(structure):
     model = make_model(structure, torch.float32)

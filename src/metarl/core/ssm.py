@@ -140,6 +140,10 @@ class StateSpaceModel(nn.Module):
         return functional.linear(torch.stack(states), self.C) + functional.linear(inputs, self.D), state
 
     def _check(self, inputs: Tensor, ndim: int, state: Tensor | None) -> None:
+        if not isinstance(inputs, Tensor):
+            raise UsageError(
+                f"StateSpaceModel takes tensors, got {type(inputs).__name__}: convert it by torch.as_tensor"
+            )
         if inputs.ndim != ndim or inputs.shape[-1] != self.input_dim or (ndim == 3 and not len(inputs)):
             form = "[T, B, m] with T >= 1" if ndim == 3 else "[B, m]"
             raise UsageError(f"StateSpaceModel needs inputs {form}, m = {self.input_dim}; got {tuple(inputs.shape)}")
