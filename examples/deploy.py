@@ -161,11 +161,18 @@ def exported(given: Path | None, folder: Path) -> Path:
     return file
 
 
+def change(text: str) -> tuple[str, float]:
+    """An attribute of the environment, and what it changes to: 'gravity=14'."""
+    name, value = text.split("=")
+    return name, float(value)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run an exported policy, and adapt a model of the world beside it")
     parser.add_argument("policy", type=Path, nargs="?", help="an .onnx, a .pt2, or the folder of a run")
     parser.add_argument("--env", default="CartPole-v1", help="the Gymnasium environment to run in")
-    parser.add_argument("--change", nargs="*", default=["force_mag=5", "gravity=14"], help="what changes in it")
+    known = [change("force_mag=5"), change("gravity=14")]
+    parser.add_argument("--change", nargs="*", type=change, default=known, help="what changes in it, as gravity=14")
     parser.add_argument("--steps", type=int, default=2000, help="steps before the change, and after it")
     flags = parser.parse_args()
     torch.set_num_threads(1)
@@ -175,7 +182,6 @@ def main() -> None:
         policy = OnnxPolicy(path) if path.suffix == ".onnx" else TorchPolicy(path)
     described = policy.metadata
     print(f"{path.name}: {described['algo']}, {described['method']}, trained on {described['task_family']}")
-    changes = {name: float(value) for name, value in (each.split("=") for each in flags.change)}
     table = Table(
         "world",
         *(Column(name, justify="right") for name in ("return", "error of the shipped model", "of the adapted one")),
@@ -183,7 +189,7 @@ def main() -> None:
     with gymnasium.make(flags.env) as world:
         world.reset(seed=0)
         loop = Loop(policy, world)
-        for name, mean_return, frozen, adapted in deploy(loop, changes, flags.steps):
+        for name, mean_return, frozen, adapted in deploy(loop, dict(flags.change), flags.steps):
             table.add_row(name, f"{mean_return:.1f}", f"{frozen:.4f}", f"{adapted:.4f}")
     Console().print(table)
     median, late = np.percentile(loop.seconds, [50, 99]) * 1e6

@@ -100,6 +100,18 @@ def test_deploy_refuses_a_change_of_what_the_world_does_not_have(monkeypatch: py
         list(example.deploy(Still(), {"force": 5.0}, 2))
 
 
+def test_deploy_reads_its_changes_before_it_trains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("deploy")
+    monkeypatch.setattr(sys, "argv", ["deploy.py", "--change", "gravity"])
+    with pytest.raises(SystemExit) as stopped:
+        example.main()
+    assert stopped.value.code == 2
+    assert "argument --change: invalid change value: 'gravity'" in capsys.readouterr().err
+
+
 def test_multi_agent_demo_prints_a_table_and_draws(tmp_path: Path) -> None:
     flags = ["--updates", "2", "--episodes", "2", "--tasks", "3", "--out", "figures/demo.png"]
     command = [sys.executable, str(EXAMPLES / "multi_agent_demo.py"), *flags]
