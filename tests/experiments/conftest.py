@@ -154,9 +154,11 @@ def write_run(
     epochs: int = 2,
     **changes: Any,
 ) -> Path:
-    """A finished run's folder, written by hand: three tasks with a velocity each, and metrics of `epochs` epochs."""
+    """A finished run's folder, written by hand: three tasks with a velocity each, and metrics of `epochs` epochs; with
+    one repeat a task, intervals over tasks."""
     folder.mkdir(parents=True)
     per_shot = {shot: np.array(matrix) for shot, matrix in scores.items()}
+    strata = ["halfcheetah-vel"] * 3 if len(per_shot["0"]) == 1 else None
     succeeded = None if success is None else {"any_step": summary(success), "final_step": summary(success)}
     results = {
         "task_dist": "halfcheetah-vel",
@@ -166,7 +168,12 @@ def write_run(
         "seeds": [seed],
         "protocol": "few-shot",
         "shots": {
-            shot: {"return": summary(matrix), "success": succeeded, "episodes": 2 * int(shot), "gradient_steps": 0}
+            shot: {
+                "return": summary(matrix, strata),
+                "success": succeeded,
+                "episodes": 2 * int(shot),
+                "gradient_steps": 0,
+            }
             for shot, matrix in per_shot.items()
         },
         "tasks": [

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from metarl.experiments import report_rows
+from metarl.experiments.ranking import family_ranking
 from metarl.experiments.report import load_entries
 from metarl.experiments.statistics import SEEDS, summary
 
@@ -62,6 +63,24 @@ def test_improvement_puts_the_better_first_and_the_clearest_pair_on_top(make_run
     # Against gru: always on tasks 0 and 2; on task 1 equal rows 6 and 8: one half. One draw a task leaves 0, 0.5 or 1.
     assert rows[-1]["probability"] == pytest.approx(5 / 6)
     assert (rows[-1]["low"], rows[-1]["high"]) == pytest.approx((2 / 3, 1.0))
+
+
+def test_several_seeds_are_compared_with_an_only_run_over_tasks_in_either_order(make_run: MakeRun) -> None:
+    """As in a suite of Meta-World, whose runs have a repeat a task, where all but one run of an agent failed."""
+    over_tasks: dict[str, Any] = {"interval": "tasks", "environment": None}
+    seeds = [
+        make_run(
+            f"a{seed}", {"0": [[0.0] * 3], "1": [[2.0, 2.0, 2.0 * seed]]}, seed=seed, run={"repeats": 1}, **over_tasks
+        )
+        for seed in range(3)
+    ]
+    only = make_run("b", {"0": [[0.0] * 3], "1": [[1.0, 1.0, 3.0]]}, "gru", **over_tasks)
+    one, other = (report_rows.improvement_rows(load_entries(runs), shot=1) for runs in ([*seeds, only], [only, *seeds]))
+    assert one == [pytest.approx(other[0])]
+    assert (one[0]["first"], one[0]["probability"]) == ("ssm", pytest.approx(7 / 9))
+    assert 0 < one[0]["low"] < 7 / 9 < one[0]["high"]
+    (ranked, _) = family_ranking(load_entries([only, *seeds]))
+    assert (ranked["agent"], ranked["better"]) == ("ssm", pytest.approx(7 / 9))
 
 
 def test_task_rows_are_means_over_repeats(make_run: MakeRun) -> None:

@@ -296,3 +296,25 @@ def test_one_seed_has_no_spread() -> None:
     ):
         with pytest.raises(UsageError, match="at least 2 training seeds, got 1: measure more"):
             call([[1.0, 2.0]], strata=SEEDS)
+
+
+def test_an_only_training_beside_several_leaves_the_interval_to_those() -> None:
+    several, only = np.random.default_rng(8).normal(size=(4, 40)), np.zeros((1, 40))
+    p, low, high = probability_of_improvement(several, only, strata=SEEDS)
+    by_seed = (several > 0).mean(axis=1)
+    expected = t.interval(0.95, 3, by_seed.mean(), by_seed.std(ddof=1) / 2)
+    assert p == pytest.approx(by_seed.mean())
+    np.testing.assert_allclose([low, high], expected, atol=0.02)
+    np.testing.assert_allclose(
+        probability_of_improvement(only, several, strata=SEEDS), [1 - p, 1 - high, 1 - low], atol=1e-12
+    )
+    ranked = mean_improvement([[several, only]], strata=[SEEDS])
+    np.testing.assert_allclose([each[0] for each in ranked], [p, low, high], atol=0.02)
+
+
+def test_a_family_of_only_trainings_over_tasks_does_not_take_the_interval_over_seeds_away() -> None:
+    generator = np.random.default_rng(7)
+    seeds, tasks = generator.normal(size=(2, 4, 6)), generator.normal(size=(2, 1, 4))
+    found, low, high = mean_improvement([[*seeds], [*tasks]], strata=[SEEDS, ["a", "a", "b", "b"]])
+    assert (low < found).all()
+    assert (found < high).all()

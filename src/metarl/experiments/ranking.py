@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from metarl.experiments.comparable import check_comparable
-from metarl.experiments.report import Entry, load_run
+from metarl.experiments.report import Entry, load_run, strata_of
 from metarl.experiments.report_rows import Row, shots_of
 from metarl.experiments.statistics import Scores, Strata, iqm, mean_improvement, stratified_bootstrap_ci
 from metarl.experiments.suite import Planned
@@ -41,7 +41,7 @@ def family_ranking(entries: Sequence[Entry]) -> list[Row]:
         rows.append(
             {"agent": entry.label, "seeds": len(entry.seeds), "iqm": float(iqm(matrix)), "low": low, "high": high}
         )
-    return _ranked(rows, [scores], [_strata(entries)])
+    return _ranked(rows, [scores], [strata_of(entries)])
 
 
 def overall_ranking(families: Families) -> list[Row]:
@@ -56,15 +56,10 @@ def overall_ranking(families: Families) -> list[Row]:
         return []
     scores, strata = [], []
     for entries in families.values():
-        strata.append(_strata(entries))
+        strata.append(strata_of(entries))
         shot, by_label = shots_of(entries)[-1], {entry.label: entry for entry in entries}
         scores.append([by_label[label].scores(shot) for label in everywhere])
     return _ranked([{"agent": label} for label in everywhere], scores, strata)
-
-
-def _strata(entries: Sequence[Entry]) -> Strata | None:
-    """Of the family, where any agent's intervals are over its tasks."""
-    return next((entry.strata for entry in entries if entry.strata is not None), None)
 
 
 def _ranked(rows: list[Row], scores: Sequence[Sequence[Scores]], strata: Sequence[Strata | None]) -> list[Row]:

@@ -105,6 +105,12 @@ class Entry:
         return each[0] if len(each) == 1 else np.stack([scores.mean(axis=0) for scores in each])
 
 
+def strata_of(entries: Sequence[Entry]) -> Strata | None:
+    """What an interval over several entries is over: `SEEDS` where any has several, else tasks where any's are."""
+    found = [entry.strata for entry in entries if entry.strata is not None]
+    return SEEDS if SEEDS in found else next(iter(found), None)
+
+
 def load_entries(paths: Sequence[str | Path]) -> list[Entry]:
     """The runs of some folders, checked to belong in one figure and put together by method.
 

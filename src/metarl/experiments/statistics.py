@@ -166,10 +166,11 @@ def probability_of_improvement(
     that P(X > Y) + P(Y > X) = 1. The interval resamples the repeats of X and of Y within each task, each on its own,
     as `stratified_bootstrap_ci` does; with `strata` it resamples tasks, the same ones for X and Y; with `SEEDS` the
     rows of X and of Y, whole. Where every seed of X is above every one of Y on every task there is nothing to resample,
-    and it has no width: of three seeds and three of the same method, one pair in ten comes out like that.
+    and it has no width: of three seeds and three of the same method, one pair in ten comes out like that. An only row
+    stays as it is: the interval covers other seeds of the other agent.
 
     Args:
-        x, y: [repeats, tasks], the same tasks; without `strata`, each at least two repeats.
+        x, y: [repeats, tasks], the same tasks; without `strata`, each at least two repeats, with `SEEDS` one of them.
 
     Returns:
         P(X > Y), and the lower and upper limit of its interval.
@@ -181,11 +182,11 @@ def probability_of_improvement(
         raise UsageError(f"an improvement is judged on the same tasks, got {x.shape[1]} and {y.shape[1]} of them")
     wins = _wins(x, y)
     if strata == SEEDS:
-        _check_bootstrap(min(len(x), len(y)), level, resamples, "training seeds")
+        _check_bootstrap(max(len(x), len(y)), level, resamples, "training seeds")
         generator = np.random.default_rng(seed)
         one, other = (_drawn(generator, len(scores), resamples, 1)[:, 0] for scores in (x, y))
         values = np.einsum("sx,xy,sy->s", one, wins.mean(axis=2), other)
-        low, high = np.clip(_student(wins.mean(), values, level, min(len(x), len(y))), 0, 1)
+        low, high = np.clip(_student(wins.mean(), values, level, _fewest([x, y])), 0, 1)
         return float(wins.mean()), float(low), float(high)
     if strata is not None:
         values = mean(_resampled(wins.mean(axis=(0, 1))[None], level, resamples, seed, strata))
@@ -211,7 +212,7 @@ def mean_improvement(
     The mean over the other agents, and over all tasks of all families, of `probability_of_improvement`: scores are
     compared within a task only, so families need no common scale. 0.5 is the mean of all agents. The interval resamples
     the repeats of every agent within each task; in a family with strata, the tasks within each, for all agents alike;
-    with `SEEDS`, the rows of every agent, whole, in each family on their own.
+    with `SEEDS`, the rows of every agent, whole, in each family on their own; an only row stays as it is.
 
     Args:
         scores: for each family the matrices [repeats, tasks] of all agents, at least two, in one order.
@@ -231,8 +232,8 @@ def mean_improvement(
         if {matrix.shape[1] for matrix in agents} != {num_tasks}:
             raise UsageError("an improvement is judged on the same tasks: measure all agents of a family on the same")
         if groups is None or groups == SEEDS:
-            what = "training seeds" if groups == SEEDS else "repeats a task"
-            _check_bootstrap(min(map(len, agents)), level, resamples, what)
+            which, what = (max, "training seeds") if groups == SEEDS else (min, "repeats a task")
+            _check_bootstrap(which(map(len, agents)), level, resamples, what)
             own = 1 if groups == SEEDS else num_tasks
             drawn = [_drawn(generator, len(matrix), resamples, own).repeat(num_tasks // own, 1) for matrix in agents]
         for one, other in combinations(range(count), 2):
@@ -246,7 +247,8 @@ def mean_improvement(
             values[:, one] += resampled
             values[:, other] += num_tasks - resampled
     if any(groups == SEEDS for groups in strata or ()):
-        fewest = min(len(matrix) for agents in families for matrix in agents)
+        by_row = [agents for agents, groups in zip(families, strata or (), strict=True) if groups in (None, SEEDS)]
+        fewest = _fewest([matrix for agents in by_row for matrix in agents])
         low, high = np.clip(_student(found / shares, values / shares, level, fewest), 0, 1)
     else:
         low, high = _limits(values / shares, level)
@@ -275,11 +277,18 @@ def _wins(x: Scores, y: Scores) -> Scores:
 
 def _drawn(generator: np.random.Generator, count: int, resamples: int, num_tasks: int) -> Scores:
     """How often each of `count` repeats is drawn, as a fraction [resamples, tasks, repeats]: the same law as drawing
-    indices."""
+    indices. An only one is drawn every time."""
+    if count == 1:
+        return np.ones((resamples, num_tasks, 1))
     drawn: Scores = generator.multinomial(count - 1, np.full(count, 1 / count), size=(resamples, num_tasks)) / (
         count - 1
     )
     return drawn
+
+
+def _fewest(matrices: Sequence[Scores]) -> int:
+    """Rows of the shortest matrix that has any spread over its rows."""
+    return min(len(matrix) for matrix in matrices if len(matrix) > 1)
 
 
 def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int, strata: Strata | None = None) -> Scores:
