@@ -41,6 +41,7 @@ def test_shots_of_each_protocol(protocol: Protocol, shots: tuple[int, ...]) -> N
         ({"adaptation_episodes": 0}, "adaptation episodes of an evaluation is at least 1, got 0"),
         ({"evaluation_episodes": 0}, "evaluation episodes of an evaluation is at least 1, got 0"),
         ({"evaluation_episodes": 3}, r"--evaluation-episodes is at most --adaptation-episodes \(1\), got 3"),
+        ({"name": "drift", "evaluation_episodes": 2}, "--drift follows one episode .* got 2; --repeats measures more"),
         ({"repeats": 1}, "repeats of an evaluation is at least 2, got 1"),
         ({"repeats": 0, "interval": "tasks"}, "repeats of an evaluation is at least 1, got 0"),
         ({"seed": -1}, "seed of an evaluation is at least 0, got -1"),

@@ -78,6 +78,11 @@ class Protocol:
                 raise UsageError(f"{field} of an evaluation is at least {least}, got {value}")
         if self.seed >= 2**63:
             raise UsageError(f"seed of an evaluation is below 2**63, got {self.seed}")
+        if self.name == "drift" and self.evaluation_episodes > 1:
+            raise UsageError(
+                "--drift follows one episode step by step, so --evaluation-episodes is 1, got "
+                f"{self.evaluation_episodes}; --repeats measures more of them"
+            )
         if max(self.shots) and self.evaluation_episodes > self.adaptation_episodes:
             raise UsageError(
                 "a query is the beginning of the next round, so --evaluation-episodes is at most "
