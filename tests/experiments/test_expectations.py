@@ -46,6 +46,16 @@ def test_an_artefact_that_is_missing_or_empty_is_named(run: Path, name: str) -> 
     assert shortcoming(run) == f"no {name.replace('.1', '.*')}"
 
 
+def test_the_picture_of_a_drift_measurement_is_another(run: Path) -> None:
+    variants = {"as trained": {}}
+    drift = {"window": 20, "fraction": 0.8, "conditions": {"change": variants, "unchanged": variants}}
+    results = json.loads((run / "results.json").read_text())
+    (run / "results.json").write_text(json.dumps({**results, "drift": drift}))
+    assert shortcoming(run) == "no drift.png"
+    (run / "adaptation_curve.png").rename(run / "drift.png")
+    assert shortcoming(run) is None
+
+
 def test_numbers_that_are_not_finite_are_named(run: Path) -> None:
     write_checkpoint(run, "last", float("nan"))
     assert shortcoming(run) == "weight is not finite"

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metarl.experiments.checkpoint import BEST, LAST, load_checkpoint
 from metarl.experiments.metrics_log import METRICS_FILE, read_metrics
 from metarl.experiments.results import RESULTS_FILE, Results, load_results
-from metarl.experiments.run_folder import CONFIG_FILE, CURVE_FILE
+from metarl.experiments.run_folder import CONFIG_FILE, CURVE_FILE, DRIFT_FILE
 from metarl.experiments.statistics import Summary
 from metarl.experiments.trainer import CHECKPOINTS
 
 ARTEFACTS = (
-    *(CONFIG_FILE, METRICS_FILE, RESULTS_FILE, CURVE_FILE, f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}"),
+    *(CONFIG_FILE, METRICS_FILE, RESULTS_FILE, f"{CHECKPOINTS}/{BEST}", f"{CHECKPOINTS}/{LAST}"),
     "events.out.tfevents.*",
 )
-"""What every finished run leaves."""
+"""What every finished run leaves, beside the picture of its results."""
 
 
 def shortcoming(folder: Path, expect: str = "") -> str | None:
@@ -30,15 +30,21 @@ def shortcoming(folder: Path, expect: str = "") -> str | None:
     Raises:
         UsageError: an artefact that cannot be read.
     """
-    for name in ARTEFACTS:
-        if not any(path.stat().st_size for path in folder.glob(name)):
-            return f"no {name}"
-    tensors, meta = load_checkpoint(folder / CHECKPOINTS / LAST)
+    if missing := _first_missing(folder, ARTEFACTS):
+        return f"no {missing}"
     results = load_results(folder)
+    if missing := _first_missing(folder, (DRIFT_FILE if "drift" in results else CURVE_FILE,)):
+        return f"no {missing}"
+    tensors, meta = load_checkpoint(folder / CHECKPOINTS / LAST)
     numbers = {"results": dict(results), "checkpoint": meta, "metrics": dict(enumerate(read_metrics(folder), 1))}
     for where in (*_not_finite(numbers), *(name for name, tensor in tensors.items() if not tensor.isfinite().all())):
         return f"{where} is not finite"
     return EXPECTATIONS[expect](results) if expect else None
+
+
+def _first_missing(folder: Path, names: Sequence[str]) -> str | None:
+    """The first of these files that is not there, or empty."""
+    return next((name for name in names if not any(path.stat().st_size for path in folder.glob(name))), None)
 
 
 def _not_finite(value: Any, where: str = "") -> Iterator[str]:
