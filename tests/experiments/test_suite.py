@@ -105,6 +105,11 @@ def test_an_algorithm_without_methods_takes_its_own(load: Load) -> None:
         (GRID.replace("[0, 3]", "[0, -3]"), "--seed is at least 0, got -3"),
         (GRID.replace('["rl2"]', '"rl2"'), "algos .* is a list of names, got 'rl2'"),
         (GRID + GRID, "'point-goal rl2 mlp s0' is planned twice: give one of its grids a name"),
+        (
+            GRID + 'name = "clip <1"' + GRID + 'name = "clip >1"',
+            "'point-goal rl2 mlp clip <1 s0' and 'point-goal rl2 mlp clip >1 s0' would share the folder "
+            "point-goal-rl2-mlp-clip-_1-s0: give one of their grids another name",
+        ),
         ("[settings]\nepocs = 3" + GRID, "unknown flag '--epocs': did you mean --epochs"),
         ("[settings]\nupdate_stpes = 3" + GRID, "unknown flag '--update-stpes': did you mean --update-steps"),
         ('[settings]\nepochs = "many"' + GRID, "--epochs takes an integer, got 'many'"),

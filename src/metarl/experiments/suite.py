@@ -215,10 +215,19 @@ def _axis(grid: Table, name: str) -> list[Any]:
 
 
 def _check_apart(runs: Sequence[Planned]) -> None:
-    """Refuse a run that is planned twice, and one name for two agents, whose seeds would become one line."""
+    """Refuse a run that is planned twice, two in one folder, and one name for two agents, whose seeds would become one
+    line."""
     for name, count in Counter(planned.name for planned in runs).items():
         if count > 1:
             raise UsageError(f"'{name}' is planned twice: give one of its grids a name")
+    folders: dict[Path, Planned] = {}
+    for each in runs:
+        other = folders.setdefault(each.run.folder, each)
+        if other is not each:
+            raise UsageError(
+                f"'{other.name}' and '{each.name}' would share the folder {each.run.folder.name}: give one of their "
+                "grids another name"
+            )
     firsts: dict[tuple[str, str], Planned] = {}
     for each in runs:
         first = firsts.setdefault((each.run.distribution.name, each.agent), each)
