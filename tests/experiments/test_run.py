@@ -4,6 +4,7 @@ import ast
 import errno
 import inspect
 import json
+import math
 import os
 import shutil
 from dataclasses import fields, replace
@@ -170,6 +171,14 @@ def test_a_run_is_loaded_as_it_was_started(tmp_path: Path) -> None:
         assert getattr(loaded, part) == getattr(started, part)
     assert [task.id for task in loaded.train_tasks] == [4, 2]
     assert Run.load(started.folder, repeats=9).config == replace(started.config, repeats=9)
+
+
+def test_a_limit_that_limits_nothing_is_kept(tmp_path: Path) -> None:
+    started = plan(tmp_path, RL2Config(grad_clip_norm=math.inf, max_divergence=math.inf)).prepare_folder()
+    text = (started.folder / "config.json").read_text()
+    json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    assert Run.load(started.folder).algorithm == started.algorithm
+    assert Run.load(started.extended(60).folder).algorithm == started.algorithm
 
 
 PENDULUMS = """

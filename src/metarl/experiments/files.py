@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,10 +72,15 @@ def only_one(folder: Path) -> Iterator[None]:
         yield
 
 
-def write_json(path: str | Path, data: Mapping[str, Any]) -> None:
-    """Write `data` as indented JSON, atomically. Refuses NaN and infinity, which JSON does not know."""
+def write_json(path: str | Path, data: Mapping[str, Any], unlimited: Collection[str] = ()) -> None:
+    """Write `data` as indented JSON, atomically. Refuses NaN and infinity, which JSON does not know.
+
+    Args:
+        unlimited: fields in which a number may be infinite: it is written as 1e999, which is read as infinity.
+    """
     try:
-        text = json.dumps(data, indent=2, allow_nan=False)
+        json.dumps({name: value for name, value in data.items() if name not in unlimited}, allow_nan=False)
+        text = re.sub(r"\bInfinity(,?)$", r"1e999\1", json.dumps(data, indent=2), flags=re.MULTILINE)
     except ValueError as error:
         raise UsageError(f"cannot write {path}: a value in it is NaN or infinite, which JSON does not know") from error
     atomic_write(path, (text + "\n").encode())

@@ -21,7 +21,7 @@ from metarl.experiments.flags import Checkpoint, without
 from metarl.experiments.results import Results, load_results
 from metarl.experiments.run import RESUMED, Run
 from metarl.experiments.run_config import RunConfig
-from metarl.experiments.run_folder import CONFIG_FILE
+from metarl.experiments.run_folder import CONFIG_FILE, UNLIMITED
 from metarl.experiments.shipped import CARD_FILE, SHIPPED, WEIGHTS_FILE, Card, load_card, shipped_folder
 from metarl.tasks.distribution import id_ranges
 
@@ -116,7 +116,7 @@ def ship(folder: str | Path, name: str | None = None, into: Path = SHIPPED) -> P
     save_checkpoint(target / WEIGHTS_FILE, needed, meta)
     config = json.loads((run.folder / CONFIG_FILE).read_text())
     config["run"] |= {"output_dir": RunConfig.output_dir, "reference": None}
-    write_json(target / CONFIG_FILE, config | {"command": _portable(config["command"])})
+    write_json(target / CONFIG_FILE, config | {"command": _portable(config["command"])}, UNLIMITED)
     write_json(target / CARD_FILE, _card(target, measured))
     restore(run.make_agent(), target / WEIGHTS_FILE)  # or this code has another network than the run had
     return target

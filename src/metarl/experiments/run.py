@@ -32,7 +32,7 @@ from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.protocol import Protocol, check_disjoint, check_unique, evaluate, reference_lines
 from metarl.experiments.results import RESULTS_FILE, Results, code, reference_from_run, results, versions
 from metarl.experiments.run_config import RunConfig
-from metarl.experiments.run_folder import CONFIG_FILE, PARTS, check_free, make_new, stored_settings
+from metarl.experiments.run_folder import CONFIG_FILE, PARTS, UNLIMITED, check_free, make_new, stored_settings
 from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer, trials
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.distribution import TaskDistribution
@@ -142,7 +142,8 @@ class Run:
         path = self.folder / CONFIG_FILE
         with only_one(self.checkpoints):
             changed = {"run": asdict(run.config), "command": run.command}
-            write_json(path, {**json.loads(path.read_text()), **changed})  # the rest says where the run was made
+            stored = json.loads(path.read_text())  # the rest says where the run was made
+            write_json(path, {**stored, **changed}, UNLIMITED)
         return run
 
     def write_config(self) -> None:
@@ -151,7 +152,7 @@ class Run:
         made_by = {"command": self.command, "versions": versions(), **code(), "hardware": hardware()}
         worlds = self.distribution
         family = {"details": worlds.details, "tasks": worlds.fingerprint, "source_sum": self.source}
-        write_json(self.folder / CONFIG_FILE, {**parts, **family, **made_by})
+        write_json(self.folder / CONFIG_FILE, {**parts, **family, **made_by}, UNLIMITED)
 
     @property
     def protocol(self) -> Protocol:

@@ -19,6 +19,8 @@ from metarl.experiments.results import RESULTS_FILE, Results
 Settings = TypeVar("Settings")
 
 CONFIG_FILE, EVALUATIONS, PARTS = "config.json", "evaluations", "measured_parts"
+UNLIMITED = ("algorithm",)
+"""Fields of config.json that may hold an infinite number: a limit of an algorithm that limits nothing."""
 CURVE_FILE, DRIFT_FILE = "adaptation_curve.png", "drift.png"
 ENVIRONMENTS = "environments"
 """A CSV and a PNG of this name are written where the family has environments."""
