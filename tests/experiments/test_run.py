@@ -28,6 +28,7 @@ from metarl.experiments.run_config import RunConfig
 from metarl.experiments.run_folder import write_results
 from metarl.meta_rl.grbal_agent import GrBALConfig
 from metarl.meta_rl.maml_config import MAMLConfig
+from metarl.meta_rl.registry import find_algorithm
 from metarl.meta_rl.rl2_agent import RL2Config
 
 SMALL = RL2Config(update_steps=20, num_minibatches=2, update_epochs=1)
@@ -433,13 +434,18 @@ def tasks():
 def test_runs_beside_are_called_by_what_they_differ_in(tmp_path: Path) -> None:
     run = plan(tmp_path, GrBALConfig(), MemoryConfig("mlp", width=8), task_dist="halfcheetah-cripple", algo="grbal")
     folders = []
-    for settings in (GrBALConfig(), GrBALConfig(past=8, meta=False)):
-        other = replace(run, algorithm=settings).prepare_folder()
+    usual = find_algorithm("grbal").memory
+    for settings, memory in (
+        (GrBALConfig(), usual),
+        (GrBALConfig(past=8, meta=False), usual),
+        (GrBALConfig(), replace(usual, width=8)),
+    ):
+        other = replace(run, algorithm=settings, memory=memory).prepare_folder()
         other.checkpoints.mkdir()
         save_checkpoint(other.checkpoints / LAST, {"nothing": torch.zeros(1)}, {})
         folders.append(str(other.folder))
     beside = Run.load(folders[0], drift=True, beside=tuple(folders)).runs_beside()
-    assert list(beside) == ["grbal mlp", "grbal mlp, past 8, no meta"]
+    assert list(beside) == ["grbal mlp", "grbal mlp, past 8, no meta", "grbal mlp, width 8"]
 
 
 def test_what_a_change_costs_is_measured_beside_other_runs(tmp_path: Path) -> None:

@@ -356,11 +356,12 @@ def _with_whole_path(task_dist: str) -> str:
 
 def _label(run: Run) -> str:
     """Algorithm and network, and the settings in which the run differs from the algorithm's; its folder if many."""
-    usual = asdict(find_algorithm(run.config.algo).config(run.config.env_name is not None))
+    algorithm = find_algorithm(run.config.algo)
+    usual = asdict(algorithm.config(run.config.env_name is not None)) | asdict(algorithm.memory)
     differ = [
         f"no {name}" if value is False else f"{name} {value}"
-        for name, value in asdict(run.algorithm).items()
-        if value != usual[name]
+        for name, value in {**asdict(run.algorithm), **asdict(run.memory)}.items()
+        if name != "method" and value != usual[name]
     ]
     names = differ if len(differ) <= LABELLED_SETTINGS else [run.folder.name]
     return ", ".join([f"{run.config.algo} {run.memory.method}", *names])
