@@ -154,6 +154,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("watch", "Missing from metarl watch: RUN Folder of the run"),
         ("doctor --verbose", "unknown flag '--verbose'"),
         ("report nowhere --png curve.pdf", "--png is a .png file, got curve.pdf"),
+        ("report nowhere --out curve.png", "--out is the page, a .html file, got curve.png; --png draws one picture"),
         ("watch -- -run --once", "'--once' stands after '--', where all is taken by position: put flags before it"),
         (
             "--task-dist bandit --backend official",

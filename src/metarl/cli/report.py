@@ -31,6 +31,8 @@ def main(arguments: list[str]) -> int:
     parsed = parse(ReportConfig, arguments, "report")
     if parsed.png is not None and parsed.png.suffix.lower() != ".png":
         raise UsageError(f"--png is a .png file, got {parsed.png}; the page of --out saves every figure as SVG too")
+    if parsed.out is not None and parsed.out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out is the page, a .html file, got {parsed.out}; --png draws one picture")
     entries = load_entries(parsed.runs)
     results, labels = [entry.results for entry in entries], [entry.label for entry in entries]
     console.print(adaptation_table(results, labels))
