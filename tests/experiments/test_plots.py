@@ -151,6 +151,14 @@ def test_every_label_is_in_the_picture_and_no_two_lines_are_alike(figure_of, lab
     assert figure.axes[0].get_window_extent().height > 0.5 * 4.8 * figure.dpi
 
 
+def test_names_are_shown_as_they_are(figure_of) -> None:
+    """matplotlib reads what stands between two $ as a formula, and leaves labels that begin with _ out of legends."""
+    name = r"$\A and $\B"
+    figure = figure_of([result(task_dist=name), result("gru", task_dist=name)], ["_old", name])
+    (legend,) = figure.legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_old", r"\$\A and \$\B", "single tasks"]
+
+
 @pytest.mark.parametrize("scale", [1e9, 1e-6])
 def test_no_factor_above_the_axis_covers_the_subtitle(figure_of, scale: float) -> None:
     large = result(references={})

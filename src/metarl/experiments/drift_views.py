@@ -21,6 +21,7 @@ from metarl.experiments.plots import (
     new_figure,
     number,
     save_figure,
+    verbatim,
 )
 from metarl.experiments.results import Results
 
@@ -92,7 +93,7 @@ def drift_picture(path: str | Path, results: Results) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("steps from the change on" if timed else "step of the episode", color=INK)
     title = " · ".join((results["task_dist"], measured_on(results), interval_text([results])))
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.suptitle(verbatim(title), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
     save_figure(path, figure)
 
@@ -103,7 +104,7 @@ def _draw(axes: Axes, variants: Mapping[str, Any], curve: str) -> None:
             continue
         points, colour = found["curves"][curve], COLOURS[index % len(COLOURS)]
         axes.fill_between(points["step"], points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
-        axes.plot(points["step"], points["mean"], color=colour, linewidth=1.6, label=variant)
+        axes.plot(points["step"], points["mean"], color=colour, linewidth=1.6, label=verbatim(variant))
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from metarl.core.task import Task
 from metarl.experiments.files import atomic_write
-from metarl.experiments.plots import COLOURS, GREY, INK, new_figure, number, save_figure
+from metarl.experiments.plots import COLOURS, GREY, INK, new_figure, number, save_figure, verbatim
 from metarl.experiments.protocol import Evaluation
 from metarl.tasks.distribution import TaskDistribution
 
@@ -129,13 +129,13 @@ def draw_environments(path: str | Path, rows: Sequence[EnvironmentRow], title: s
         colour = COLOURS[0] if shot == shots[-1] else "#b9c6d0"
         values = [100 * row["shots"][shot]["success"] for row in shown]
         axes.barh(places + (index - (len(shots) - 1) / 2) * BAR, values, BAR, color=colour, label=f"shot {shot}")
-    axes.set_yticks(places, [f"{row['environment']} ({row['split']})" for row in shown])
+    axes.set_yticks(places, [verbatim(f"{row['environment']} ({row['split']})") for row in shown])
     for label, row in zip(axes.get_yticklabels(), shown, strict=True):
         label.set_fontweight("bold" if row["environment"] == "mean" else "normal")
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("episodes with success at any step (%)", color=INK)
-    axes.set_title(title, loc="left", fontsize=12.5, fontweight="bold", color=INK)
+    axes.set_title(verbatim(title), loc="left", fontsize=12.5, fontweight="bold", color=INK)
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -80,6 +80,12 @@ def save_figure(path: str | Path, figure: Figure) -> None:
     atomic_write(path, image.getvalue())
 
 
+def verbatim(text: str) -> str:
+    """Text that a figure shows as it is: no $ begins a formula, no label is left out of the legend for its first _."""
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if text.startswith("_") else escaped
+
+
 def adaptation_curve(path: str | Path, results: Sequence[Results], labels: Sequence[str] = ()) -> None:
     """Draw the return by shot on test tasks as a PNG: mean with its 95 % interval, reference lines, each task faintly.
 
@@ -99,7 +105,7 @@ def adaptation_curve(path: str | Path, results: Sequence[Results], labels: Seque
     axes = figure.add_subplot()
     for index in range(len(results)):
         _draw_tasks(axes, results, index, position)
-        _draw_mean(axes, results, index, position, labels[index])
+        _draw_mean(axes, results, index, position, verbatim(labels[index]))
     _draw_references(axes, references_of(results), _drawn_range(results))
     _decorate(figure, axes, results, shots)
     save_figure(path, figure)
@@ -225,7 +231,9 @@ def _drawn_range(results: Sequence[Results]) -> tuple[float, float]:
 
 
 def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Sequence[int]) -> None:
-    axes.set_title(fill(_title(results), TITLE), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22)
+    axes.set_title(
+        verbatim(fill(_title(results), TITLE)), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22
+    )
     axes.text(
         0,
         1.025,
