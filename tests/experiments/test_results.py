@@ -150,6 +150,19 @@ def test_reference_on_other_tasks_is_refused(bonus_family, scripted_agent, tmp_p
         reference_from_run(tmp_path, family, family.test)
 
 
+def test_a_reference_of_other_horizons_is_refused_where_they_are_recorded(
+    bonus_family, scripted_agent, tmp_path: Path
+) -> None:
+    family = bonus_family()
+    run = measure(family, scripted_agent)
+    write_json(tmp_path / "results.json", {**run, "max_episode_steps": 20})
+    with pytest.raises(UsageError, match="was measured in episodes of 20 steps, not 10: give a run with the same"):
+        reference_from_run(tmp_path, family, family.test)
+    del run["max_episode_steps"]
+    write_json(tmp_path / "results.json", run)
+    assert reference_from_run(tmp_path, family, family.test) == run["shots"]["0"]["return"]
+
+
 def test_results_with_other_details_are_not_drawn_together(bonus_family, scripted_agent, tmp_path: Path) -> None:
     family = bonus_family()
     family.details = {"reward_version": "v2", "horizon": 500}

@@ -158,6 +158,12 @@ def reference_from_run(path: str | Path, distribution: TaskDistribution, tasks: 
             f"--reference {path} was measured with {_listed(details)}, not {_listed(distribution.details)}: "
             "give a run with the same"
         )
+    # Results from before it was recorded do not say how long their episodes could last.
+    if (horizon := run.get("max_episode_steps", distribution.max_episode_steps)) != distribution.max_episode_steps:
+        raise UsageError(
+            f"--reference {path} was measured in episodes of {horizon} steps, not {distribution.max_episode_steps}: "
+            "give a run with the same"
+        )
     there = {task["id"]: task["params"] for task in run["tasks"]}
     if there != {task.id: _plain(task) for task in tasks}:
         raise UsageError(
