@@ -311,6 +311,15 @@ def test_the_best_checkpoint_can_be_measured(run: Run) -> None:
         replace(longer, checkpoint="best").measure()
 
 
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_measured(run: Run) -> None:
+    kept = run.kept_parts()
+    tensors, meta = load_checkpoint(run.checkpoints / LAST)
+    save_checkpoint(run.checkpoints / LAST, tensors, {**meta, "epoch": 2})
+    with pytest.raises(UsageError, match=r"still trains, and last\.safetensors was just replaced: measure again"):
+        run.measure(kept=kept)
+    assert run.measure(kept=run.kept_parts())["epoch"] == 2
+
+
 def test_results_are_of_the_last_checkpoint_and_of_the_training_seed(run: Run) -> None:
     measured = run.measure(seed=11)
     assert measured["seeds"] == [3]

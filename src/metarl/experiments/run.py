@@ -286,6 +286,11 @@ class Run:
         if not last.exists() and (len(read_metrics(self.folder)) > 1 or (self.folder / RESULTS_FILE).exists()):
             raise UsageError(f"{last} is missing, though this run has trained: copy {BEST} to it, or start a new run")
 
+    def _check_same(self, kept: KeptParts | None) -> None:
+        """Refuse a checkpoint that was replaced while it was read, of which nobody knows what was."""
+        if kept is not None and checkpoint_sum(self.weights) != kept.checkpoint:
+            raise UsageError(f"{self.folder} still trains, and {self.weights.name} was just replaced: measure again")
+
     def measure(
         self,
         progress: Callable[..., None] | None = None,
@@ -305,17 +310,22 @@ class Run:
             seed: of the worlds; None: that of the run.
             recorder: keeps the first row of every task that is measured now.
             kept: as in `evaluate`; the drift protocol keeps none.
+
+        Raises:
+            UsageError: the checkpoint is no longer the one that `kept` is of: the run still trains.
         """
         meta = load_checkpoint(self.weights)[1]
         protocol = self.protocol if seed is None else replace(self.protocol, seed=seed)
         found: Results = {}
         if self.config.drift:
             agents = self.variants()
+            self._check_same(kept)
             drift = measure_drift(agents, self.distribution, self.test_tasks, protocol, progress, recorder)
             evaluation = drift.courses[CHANGE][next(iter(agents))].evaluation
             found = {"unstable_rows": drift.unstable_rows, "drift": drift.results()}
         else:
             agent = self.trained_agent()
+            self._check_same(kept)
             evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress, recorder, kept=kept)
             found = {"unstable_rows": evaluation.unstable_rows}
             if self.distribution.environment is not None:
