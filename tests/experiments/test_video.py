@@ -171,6 +171,19 @@ def _own(render_mode: str | None) -> TaskDistribution:
     )
 
 
+def test_only_a_robot_is_told_where_to_run(written: list[str]) -> None:
+    distribution = TaskDistribution(
+        lambda: gymnasium.make("CartPole-v1", render_mode="rgb_array"),
+        train=[{"direction": 1.0}],
+        test=[{"direction": 0.4, "angle": 2.0, "velocity": 3}],  # of a wind, say
+        apply=lambda env, task: None,
+        max_episode_steps=2,
+        name="own",
+    )
+    make_video(_filmed(distribution), distribution.test[0], (0, 1), CAPTION)
+    assert written[0].endswith(": direction 0.40, angle 2.00, velocity 3.00")
+
+
 def _filmed(distribution: TaskDistribution, task_id: int | None = None) -> Recorder:
     recorder = Recorder((0, 1), task_id)
     env = distribution.make_env(distribution.test[:1])

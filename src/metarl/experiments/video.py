@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metarl.core.errors import UsageError, missing_extra
 from metarl.core.task import Task, TaskValue
+from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.recording import Episode, Recorder
 from metarl.experiments.files import atomic_write
 from metarl.experiments.plots import COLOURS, GREY, INK
@@ -104,7 +105,8 @@ def make_video(recorder: Recorder, task: Task, shots: Sequence[int], caption: Ca
         legend.append(f"{stride * step * rate:.1f} × real time")
     if steps[-1] + stride < longest:
         legend.append(f"the first {steps[-1] + 1} of {longest} steps")
-    titles = f"{caption.title} · {caption.kind} {task.id}: {in_words(task)}", "   ".join(filter(None, legend))
+    words = in_words(task, isinstance(recorder.world, MujocoBatch))
+    titles = f"{caption.title} · {caption.kind} {task.id}: {words}", "   ".join(filter(None, legend))
     frames = [
         _compose(titles, shots, caption, episodes, scenes, gauges, steps, index) for index in range(len(steps) + 1)
     ]
@@ -117,14 +119,15 @@ def shown_steps(longest: int) -> tuple[list[int], int]:
     return list(range(0, min(longest, MAX_FRAMES * stride), stride)), stride
 
 
-def in_words(task: Task) -> str:
-    """The task's parameters as a viewer wants to read them."""
+def in_words(task: Task, robot: bool = True) -> str:
+    """The task's parameters as a viewer wants to read them. Of a robot it is known what a direction means; elsewhere it
+    may be anything."""
     short, own = [], []
     for name, value in task.params.items():
         if isinstance(value, tuple) and len(value) > LONG_VECTOR:
             own.append(_words(name))
         else:
-            short.append(_parameter(name, value))
+            short.append(_parameter(name, value, robot))
     if own:
         short.append(f"own {', '.join(own)}")
     return ", ".join(short) or "the environment as it is"
@@ -134,17 +137,17 @@ def _words(name: str) -> str:
     return "places" if name == "rand_vec" else name.removesuffix("_scale").replace("_", " ")
 
 
-def _parameter(name: str, value: TaskValue) -> str:
+def _parameter(name: str, value: TaskValue, robot: bool) -> str:
     words = _words(name)
     if isinstance(value, tuple):
         text = f"{words} ({', '.join(f'{number:.2f}' for number in value)})"
     elif isinstance(value, str | bool):
         text = str(value) if name in ("variant", "env") else f"{words} {value}"
-    elif name == "velocity":
+    elif robot and name == "velocity":
         text = f"target speed {value:.2f} m/s"
-    elif name == "direction":
+    elif robot and name == "direction":
         text = "run forward" if value > 0 else "run backward"
-    elif name == "angle":
+    elif robot and name == "angle":
         text = f"run towards {math.degrees(value):.0f}°"
     elif name.endswith("_scale"):
         text = f"{words} × {value:.2f}"
