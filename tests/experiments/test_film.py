@@ -13,8 +13,10 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.env_runner.recording import Recorder
 from metarl.experiments import film as film_module
+from metarl.experiments import protocol as protocol_module
 from metarl.experiments.checkpoint import LAST, save_checkpoint
 from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, film, write_before_after
+from metarl.experiments.protocol import evaluate
 from metarl.experiments.results import Results
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
@@ -77,6 +79,16 @@ def test_a_film_shows_the_measured_trial(measured: tuple[Run, Results], monkeypa
     assert seen.caption == Caption(
         f"point-goal · {run.config.algo} · gru", "held-out task", {0: "before any experience", 2: after}
     )
+
+
+def test_a_film_of_a_drift_measurement_runs_all_tasks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = begun(tmp_path, "rl2", task_dist="halfcheetah-cripple", drift=True, test_tasks=(100, 101))
+    monkeypatch.setattr(protocol_module, "ROUND_STEPS", 1)
+    beside, on_step = Recorder((0,)), lambda *step: None  # who watches all steps has all tasks measured at once
+    evaluate(run.trained_agent(), run.distribution, run.test_tasks, run.protocol, None, beside, on_step)
+    seen = Watched(monkeypatch)
+    film(run, 101)
+    np.testing.assert_array_equal(seen.recorder.episodes[101, 0].rewards, beside.episodes[101, 0].rewards)
 
 
 def test_no_more_is_run_than_a_film_needs(measured: tuple[Run, Results], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,8 +74,11 @@ def film(
     shorter = replace(protocol, name="few-shot" if last else "zero-shot", few_shot=(last,) if last else ())
     recorder = Recorder(shots, task_id)
     split = parts(run.distribution, run.test_tasks, protocol, agent.trial_rows)
+    on_step: Callable[..., None] | None = None
+    if run.config.drift:  # it watches every step, and so measures all tasks at once
+        split, on_step = [run.test_tasks], lambda *step: None
     tasks = run.test_tasks if task_id is None else next(part for part in split if task_id in {task.id for task in part})
-    evaluate(agent, run.distribution, tasks, shorter, progress, recorder)
+    evaluate(agent, run.distribution, tasks, shorter, progress, recorder, on_step)
     task = median_task(recorder, shots[0], shots[-1]) if task_id is None else recorder.tasks[task_id]
     before, _ = protocol.episodes_by_row(agent.trial_rows)
     episodes = {shot: shot * before * agent.trial_rows for shot in shots}
