@@ -318,3 +318,12 @@ def test_a_family_of_only_trainings_over_tasks_does_not_take_the_interval_over_s
     found, low, high = mean_improvement([[*seeds], [*tasks]], strata=[SEEDS, ["a", "a", "b", "b"]])
     assert (low < found).all()
     assert (found < high).all()
+
+
+def test_tasks_of_every_family_are_resampled_on_their_own() -> None:
+    scores, strata = np.random.default_rng(9).normal(size=(2, 1, 40)), ["goals"] * 40
+    widths = []
+    for families in (1, 4):
+        _, low, high = mean_improvement([[*scores]] * families, strata=[strata] * families)
+        widths.append(high[0] - low[0])
+    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.1)

@@ -227,7 +227,7 @@ def mean_improvement(
     generator, count = np.random.default_rng(seed), len(families[0])
     shares = (count - 1) * sum(agents[0].shape[1] for agents in families)
     found, values = np.zeros(count), np.zeros((resamples, count))
-    for agents, groups in zip(families, strata or [None] * len(families), strict=True):
+    for index, (agents, groups) in enumerate(zip(families, strata or [None] * len(families), strict=True)):
         num_tasks = agents[0].shape[1]
         if {matrix.shape[1] for matrix in agents} != {num_tasks}:
             raise UsageError("an improvement is judged on the same tasks: measure all agents of a family on the same")
@@ -241,8 +241,8 @@ def mean_improvement(
             by_task = wins.mean(axis=(0, 1))
             if groups is None or groups == SEEDS:
                 resampled = np.einsum("stx,xyt,sty->s", drawn[one], wins, drawn[other], optimize=True)
-            else:  # one seed for all pairs: they meet the same tasks
-                resampled = _resampled(by_task[None], level, resamples, seed, groups).sum(axis=(1, 2))
+            else:  # one seed for all pairs of a family: they meet the same tasks
+                resampled = _resampled(by_task[None], level, resamples, seed + index, groups).sum(axis=(1, 2))
             found[[one, other]] += by_task.sum(), num_tasks - by_task.sum()
             values[:, one] += resampled
             values[:, other] += num_tasks - resampled
