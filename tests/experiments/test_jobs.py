@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from metarl.core.errors import UsageError
-from metarl.experiments import suite_display
+from metarl.experiments import jobs, suite_display
 from metarl.experiments.expectations import shortcoming
 from metarl.experiments.files import LOCK_FILE
 from metarl.experiments.forecast import Forecast, forecast, total_seconds
 from metarl.experiments.jobs import LOG_FILE, execute
 from metarl.experiments.metrics_log import read_metrics
-from metarl.experiments.suite import Suite, epochs_done, load_suite
+from metarl.experiments.suite import Planned, Suite, epochs_done, load_suite
 from metarl.experiments.suite_display import failures_of, plan_table, run_with_progress
 from metarl.experiments.watch import standing
 
@@ -124,6 +126,26 @@ def test_ctrl_c_ends_with_a_whole_epoch_from_which_the_suite_goes_on(tmp_path: P
     assert (later.finished, later.error) == (False, None)
     assert all(outcome.finished for outcome in execute(planned, 2))
     assert [row["epoch"] for row in read_metrics(planned.runs[0].run.folder)] == [1, 2, 3]
+
+
+def test_a_run_that_was_asked_to_stop_before_it_could_listen_has_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(planned: Planned) -> BaseProcess:
+        process = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60.0,))
+        process.start()
+        return process
+
+    asked = []
+
+    def interrupt(running: object) -> None:
+        if not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(jobs, "_start", start)
+    outcomes = execute(suite(tmp_path), 1, moved=interrupt)
+    assert [(outcome.finished, outcome.error) for outcome in outcomes] == [(False, None)] * 2
 
 
 def test_a_kill_costs_no_whole_epoch_and_leaves_nobody_behind(tmp_path: Path) -> None:

@@ -95,7 +95,8 @@ def execute(
                     assert isinstance(sentinel, int)
                     process, planned = running.pop(sentinel)
                     process.join()
-                    note(_outcome(planned, process.exitcode))
+                    unheard = told and process.exitcode == -signal.SIGTERM  # asked before it could listen
+                    note(_outcome(planned, STOPPED if unheard else process.exitcode))
                 moved([planned for _, planned in running.values()])
         finally:
             for process, _ in running.values():
