@@ -315,7 +315,8 @@ def test_no_finished_episode_is_no_best(bonus_family, tmp_path: Path) -> None:
     run.train()
     assert metrics_of(tmp_path)[0]["train_return"] == "nan"
     assert last(tmp_path)[1]["best_return"] is None
-    assert not (tmp_path / "checkpoints" / "best.safetensors").exists()
+    with pytest.raises(UsageError, match="none is the best where no episode ends in an epoch; take the last"):
+        load_checkpoint(tmp_path / "checkpoints" / "best.safetensors")
     assert planned(bonus_family(), tmp_path, [1.0]).best_return == -float("inf")
 
 

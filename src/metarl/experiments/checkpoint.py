@@ -41,6 +41,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         UsageError: where there is none, or where it is damaged or not a checkpoint of this project.
     """
     path = Path(path)
+    if path.name == BEST and not path.is_file() and path.with_name(LAST).is_file():
+        raise UsageError(f"no checkpoint at {path}: none is the best where no episode ends in an epoch; take the last")
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}: give the folder of a run that has finished an epoch")
     try:
