@@ -25,7 +25,8 @@ _BY_STREAM = ("values", "_average", "_moments", "_steps", "moved", "seen", "loss
 
 
 class Streams:
-    """Weights, guard, recent experience and optimiser of every stream; all that happens to one leaves the others alone.
+    """Weights, guard, recent experience and optimiser of every stream; what happens to one leaves the others alone, but
+    for chance: they draw from one generator.
 
     Args:
         names: the parameters that adapt.
