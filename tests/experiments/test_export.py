@@ -139,6 +139,15 @@ def test_the_comparison_sees_whatever_is_wrong(
     assert largest_difference(agent, step, exported, 2 * agent.trial_rows) > module.TOLERANCE
 
 
+@pytest.mark.parametrize("algo", MAKE)
+def test_actions_of_doubles_are_compared_as_what_the_file_takes(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEPS", 100)
+    monkeypatch.setitem(SPACES, "doubles", spaces.Box(-0.1, 0.3, (2,), np.float64))
+    agent = make_agent(algo, "mlp", "doubles")
+    step = policy_step(agent)
+    assert largest_difference(agent, step, eager(step), 2 * agent.trial_rows) < CLOSE
+
+
 def test_a_trial_starts_whatever_the_other_inputs_are() -> None:
     agent = make_agent()
     step = policy_step(agent)

@@ -113,7 +113,7 @@ def largest_difference(agent: Agent, step: PolicyStep, exported: Step, rows: int
         if renew.any():
             agent.begin_trial(rows, renew)
         given = {
-            "previous_action": action,
+            "previous_action": action.astype(given["previous_action"].dtype),
             "previous_reward": reward,
             "trial_start": renew,
             "episode_start": terminated | truncated,
