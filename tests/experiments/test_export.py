@@ -19,13 +19,14 @@ from gymnasium import spaces
 
 from metarl.cli import main
 from metarl.core.memory import METHODS, MemoryConfig
+from metarl.core.policy import GaussianHead
 from metarl.experiments import export as module
 from metarl.experiments.checkpoint import LAST, save_checkpoint
 from metarl.experiments.export import STEPS, largest_difference
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
 from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
-from metarl.meta_rl.policy_step import INPUTS, PolicyStep, policy_step
+from metarl.meta_rl.policy_step import INPUTS, BoxActions, PolicyStep, policy_step
 from metarl.meta_rl.registry import find_algorithm
 from metarl.meta_rl.rl2_agent import RL2Agent
 
@@ -146,6 +147,17 @@ def test_actions_of_doubles_are_compared_as_what_the_file_takes(algo: str, monke
     agent = make_agent(algo, "mlp", "doubles")
     step = policy_step(agent)
     assert largest_difference(agent, step, eager(step), 2 * agent.trial_rows) < CLOSE
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype"), [(-0.1, 0.1, np.float64), (0.1, 0.7, np.float64), (-0.7, 1e-6, np.float32)]
+)
+def test_no_action_leaves_the_bounds_by_a_last_digit(low: float, high: float, dtype: Any) -> None:
+    space = spaces.Box(low, high, (1,), dtype)
+    actions = BoxActions(GaussianHead(space))
+    for mean in (-1.0, 1.0):
+        (action,) = actions(torch.tensor([[mean, 0.0]])).numpy()
+        assert space.contains(action.astype(dtype))
 
 
 def test_a_trial_starts_whatever_the_other_inputs_are() -> None:

@@ -105,7 +105,7 @@ class GaussianHead(ActionHead):
         # Rounding keeps the order of numbers, so if neither end leads out of the bounds by a last digit, nothing does.
         lowest, highest = ((self.middle + side * self.half).astype(space.dtype) for side in (-1, 1))
         leads_out = (lowest < space.low).any() or (highest > space.high).any()
-        self._dtype, self._bounds = space.dtype, (space.low, space.high) if leads_out else None
+        self._dtype, self.bounds, self._leads_out = space.dtype, (space.low, space.high), leads_out
 
     def make_layer(self, width: int) -> nn.Module:
         return MeanAndLogStd(width, self.size)
@@ -140,7 +140,7 @@ class GaussianHead(ActionHead):
     def to_environment(self, action: Tensor) -> NDArray[Any]:
         mapped = self.middle + self.half * action.clamp(-1, 1).cpu().numpy()
         actions: NDArray[Any] = mapped.astype(self._dtype, copy=False)
-        return actions if self._bounds is None else np.clip(actions, *self._bounds)
+        return np.clip(actions, *self.bounds) if self._leads_out else actions
 
 
 class CategoricalHead(ActionHead):

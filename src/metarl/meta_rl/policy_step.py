@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarl.core.agent import Agent
+from metarl.core.agent import Agent, Array
 from metarl.core.errors import UsageError
 from metarl.core.memory import Memory
 from metarl.core.normalization import RunningMoments
@@ -21,24 +22,36 @@ OUTPUTS = ("action", "next_state")
 
 
 class BoxActions(nn.Module):
-    """Actions of a Box, in its own units."""
+    """Actions of a Box, in its own units, as float32."""
 
     middle: Tensor
     half_range: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, head: GaussianHead) -> None:
         super().__init__()
         self.head = head
         self.register_buffer("middle", torch.from_numpy(head.middle).float())
         self.register_buffer("half_range", torch.from_numpy(head.half).float())
+        low, high = head.bounds
+        self.register_buffer("low", _inner(low, np.inf))
+        self.register_buffer("high", _inner(high, -np.inf))
 
     def forward(self, output: Tensor) -> Tensor:
         """The mode [B, act] of the distribution with parameters [B, output], clipped to the bounds."""
-        return self.middle + self.half_range * self.head.encode(self.head.mode(output))
+        return (self.middle + self.half_range * self.head.encode(self.head.mode(output))).clamp(self.low, self.high)
 
     def encode(self, action: Tensor) -> Tensor:
         """What the policy sees [B, act] of an action that was taken."""
         return self.head.encode((action - self.middle) / self.half_range)
+
+
+def _inner(bound: Array, towards: float) -> Tensor:
+    """A bound as float32, on its inner side where it lies between two such numbers."""
+    nearest = bound.astype(np.float32)
+    outside = nearest < bound if towards > 0 else nearest > bound
+    return torch.from_numpy(np.where(outside, np.nextafter(nearest, np.float32(towards)), nearest))
 
 
 class DiscreteActions(nn.Module):
