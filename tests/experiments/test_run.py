@@ -305,7 +305,9 @@ def test_the_best_checkpoint_can_be_measured(run: Run) -> None:
         ("last", 2, 1600),
         ("best", 1, 800),
     ]
-    assert replace(longer, checkpoint="best").kept_parts().checkpoint != longer.kept_parts().checkpoint
+    last, best = longer.kept_parts(), replace(longer, checkpoint="best").kept_parts()
+    assert last.checkpoint != best.checkpoint
+    assert {last.checkpoint, best.checkpoint} == {*last.beside} == {*best.beside}
     (run.checkpoints / BEST).unlink()
     with pytest.raises(UsageError, match=r"no checkpoint at .*best\.safetensors"):
         replace(longer, checkpoint="best").measure()

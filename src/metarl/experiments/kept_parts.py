@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ class KeptParts:
         folder: made with the first part, and removed with the last.
         checkpoint: the sum of the measured one.
         source: JSON-able; what else the agent and its worlds are made of. With another one nothing is found here.
+        beside: the sums of other checkpoints that can still be measured.
     """
 
-    def __init__(self, folder: Path, checkpoint: str, source: Mapping[str, Any]) -> None:
-        self.folder, self.checkpoint, self.source = folder, checkpoint, dict(source)
+    def __init__(self, folder: Path, checkpoint: str, source: Mapping[str, Any], beside: Collection[str] = ()) -> None:
+        self.folder, self.checkpoint, self.source, self.beside = folder, checkpoint, dict(source), tuple(beside)
         self.found = False
         """Whether a part was found, and so not measured."""
         self._used: set[Path] = set()
@@ -66,22 +67,23 @@ class KeptParts:
         self._used.add(path)
 
     def forget(self) -> None:
-        """Remove the parts that were found or kept, and those of other checkpoints; of this one others stay."""
-        others = {path for path in self.folder.glob("*.json") if not path.name.startswith(self._prefix)}
+        """Remove the parts that were found or kept, and those of checkpoints that are gone; others stay."""
+        there = tuple(map(_prefix, (self.checkpoint, *self.beside)))
+        others = {path for path in self.folder.glob("*.json") if not path.name.startswith(there)}
         for path in self._used | others:
             path.unlink(missing_ok=True)
         self._used.clear()
         with contextlib.suppress(OSError):  # it holds others, or was never made
             self.folder.rmdir()
 
-    @property
-    def _prefix(self) -> str:
-        return f"{self.checkpoint[:16]}-"
-
     def _path(self, protocol: Protocol, tasks: Sequence[Task]) -> Path:
         named = [[task.id, task.params] for task in tasks]
         asked = json.dumps([self.source, asdict(protocol), named], sort_keys=True, default=repr)
-        return self.folder / f"{self._prefix}{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+        return self.folder / f"{_prefix(self.checkpoint)}{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+
+
+def _prefix(checkpoint: str) -> str:
+    return f"{checkpoint[:16]}-"
 
 
 def _numbers(scores: Any) -> Any:

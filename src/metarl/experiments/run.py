@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -278,7 +278,11 @@ class Run:
             "worlds": [worlds.name, worlds.details, worlds.max_episode_steps, source_sum(self.config.task_dist)],
             "versions": versions(),
         }
-        return KeptParts(self.folder / PARTS, checkpoint_sum(self.weights), source)
+        beside = []
+        for name in (LAST, BEST):
+            with suppress(UsageError):  # of one that is not there, or damaged, no part is of use
+                beside.append(checkpoint_sum(self.checkpoints / name))
+        return KeptParts(self.folder / PARTS, checkpoint_sum(self.weights), source, beside)
 
     def _check_last(self) -> None:
         """Refuse to train from the beginning over what a run has left whose last checkpoint is gone."""
