@@ -3,7 +3,7 @@
     python benchmarks/end_to_end.py --out results/end_to_end.json
     python benchmarks/end_to_end.py --device cuda --rows 64 1024 --out results/end_to_end_cuda.json
 
-One turn is one update: 400 steps of every row on halfcheetah-vel, then 4 epochs of 8 minibatches. Worlds run on the
+One turn is one update: 200 steps of every row on halfcheetah-vel, then 4 epochs of 8 minibatches. Worlds run on the
 CPU, acting and learning on --device. The sides take turns, and the table holds medians. RecurrentPPO takes part if an
 interpreter has sb3-contrib (`pip install -e ".[benchmarks]"`, or --peer-python). Targets at 64 rows on two cores:
 30,000 environment steps a second, and 3 times RecurrentPPO.

@@ -18,6 +18,7 @@ import pytest
 
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.meta_rl.registry import ALGOS, find_algorithm
+from metarl.meta_rl.rl2_config import RL2Config
 from metarl.tasks.registry import make_tasks
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -169,6 +170,13 @@ def test_end_to_end(tmp_path: Path) -> None:
         assert row["this / limit"] == pytest.approx(row["env-steps/s"] / limit["env-steps/s"])
         assert row["ours / this"] == pytest.approx(ours["env-steps/s"] / row["env-steps/s"])
     assert limit["learn s"] is None
+
+
+def test_a_turn_of_training_is_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    said, config = importlib.import_module("end_to_end").__doc__, RL2Config()
+    assert f"{config.update_steps} steps of every row on" in said
+    assert f"{config.update_epochs} epochs of {config.num_minibatches} minibatches" in said
 
 
 def test_worlds(tmp_path: Path) -> None:
