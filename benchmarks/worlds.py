@@ -74,6 +74,7 @@ def gymnasium_side(kind: str, name: str, actions: np.ndarray, cleanup: ExitStack
     options: dict[str, Any] = {} if name.startswith("HalfCheetah") else {"terminate_when_unhealthy": False}
     constructors = [partial(gymnasium.make, name, max_episode_steps=len(actions), **options)] * actions.shape[1]
     vector = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[kind]
+    mujoco.set_mjcb_time(None)  # processes are forked from this one, where the family before stopped the timers
     env = vector(constructors, autoreset_mode=AutoresetMode.SAME_STEP)
     cleanup.callback(env.close)
     env.reset(seed=0)

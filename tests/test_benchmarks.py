@@ -9,14 +9,17 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import mujoco
 import numpy as np
 import pytest
 
 from metarl.env_runner.mujoco_batch import MujocoBatch
+from metarl.env_runner.mujoco_engine import stop_timers
 from metarl.meta_rl.registry import ALGOS, find_algorithm
 from metarl.meta_rl.rl2_config import RL2Config
 from metarl.tasks.registry import make_tasks
@@ -187,6 +190,31 @@ def test_worlds(tmp_path: Path) -> None:
     for side in present:
         assert row[f"ours / {side}"] == pytest.approx(row["ours"] / row[side])
     assert (row["EnvPool"] is None) == ("EnvPool" not in present)
+
+
+def test_processes_of_a_peer_begin_with_the_timers_that_mujoco_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    worlds = importlib.import_module("worlds")
+    durations = []
+
+    class Forking:
+        def __init__(self, constructors: Any, autoreset_mode: Any) -> None:
+            model = mujoco.MjModel.from_xml_string("<mujoco/>")
+            data = mujoco.MjData(model)
+            mujoco.mj_step(model, data)
+            durations.append(data.timer[mujoco.mjtTimer.mjTIMER_STEP].duration)
+
+        def reset(self, seed: int) -> None: ...
+
+        step = close = reset
+
+    monkeypatch.setattr(worlds, "AsyncVectorEnv", Forking)
+    stop_timers()
+    with ExitStack() as cleanup:
+        worlds.gymnasium_side("async", "HalfCheetah-v5", np.zeros((1, 1, 6), np.float32), cleanup)
+        cleanup.pop_all()
+    stop_timers()
+    assert durations[0] > 0
 
 
 def test_peer_world_pays_what_ours_pays(monkeypatch: pytest.MonkeyPatch) -> None:
