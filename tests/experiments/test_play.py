@@ -167,6 +167,7 @@ def test_an_agent_that_diverges_begins_anew_and_says_so(monkeypatch: pytest.Monk
     monkeypatch.setattr(ground.agent, "adapt", diverge)
     play(ground, 1)
     assert ground.said == "not finite: body of task 0: it begins anew"
+    assert (ground.trial, ground.episode, ground.steps) == (2, 0, 0)
     assert not ground.agent.trial_state().any()
 
 

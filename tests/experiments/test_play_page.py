@@ -213,6 +213,15 @@ def test_only_this_machine_is_listened_to_and_nothing_moves_while_nobody_looks(
     assert playground.steps == 0
 
 
+def test_the_world_is_what_the_slider_shows_when_it_is_turned(server: Any, playground: Playground) -> None:
+    page = Page(server, playground, "title")
+    speed = next(each for each in server.gui._gui_input_handle_from_uuid.values() if each.label == "target speed, m/s")
+    speed.value = 2.0
+    speed._impl.value = 2.5  # moved on; the thread that says so comes later
+    page.do_what_was_asked()
+    assert playground.task["velocity"] == 2.5
+
+
 @pytest.fixture
 def page(server: Any, living: Callable[[], None]) -> Iterator[Any]:
     """The page in headless Chromium, which opened it while it loaded; errors, and requests to anywhere else, fail."""

@@ -189,7 +189,7 @@ class Playground:
         try:
             self.agent.adapt()
         except TrainingDiverged as error:
-            self.agent.begin_trial(self.worlds.num_envs)
+            self.forget()
             self.said = f"{error}: it begins anew"
 
     def _begin_round(self) -> None:

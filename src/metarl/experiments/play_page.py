@@ -48,7 +48,6 @@ class Page:
 
     def __init__(self, server: viser.ViserServer, playground: Playground, title: str) -> None:
         self.server, self.playground = server, playground
-        self.paused, self.pace = False, 1.0
         self._asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._scene = Scene(server, playground.family, playground.task)
         server.gui.reset()  # until now it said that it loads
@@ -81,10 +80,8 @@ class Page:
         ):
             button.on_click(partial(self._ask, do))
         with gui.add_folder("Time"):
-            pause = gui.add_checkbox("pause", initial_value=False)
-            pace = gui.add_slider("speed ×", min=0.1, max=4.0, step=0.1, initial_value=1.0)
-        pause.on_update(lambda _: setattr(self, "paused", pause.value))
-        pace.on_update(lambda _: setattr(self, "pace", pace.value))
+            self._pause = gui.add_checkbox("pause", initial_value=False)
+            self._pace = gui.add_slider("speed ×", min=0.1, max=4.0, step=0.1, initial_value=1.0)
 
     def _ask(self, do: Callable[[], None], _: object) -> None:
         self._asked.put(do)
@@ -98,7 +95,8 @@ class Page:
             )
         else:
             handle = gui.add_dropdown(knob.label, tuple(knob.options), initial_value=knob.read(task))
-        handle.on_update(lambda _: self._asked.put(partial(self._turn, knob, handle.value)))
+        # Read as it is done: threads of a browser may ask in another order than the slider was moved in.
+        handle.on_update(lambda _: self._asked.put(lambda: self._turn(knob, handle.value)))
 
     def _turn(self, knob: Knob, value: float | str) -> None:
         self.playground.turn(knob, value)
@@ -107,7 +105,7 @@ class Page:
     def _add_reports(self, title: str) -> None:
         gui, gauge = self.server.gui, self.playground.gauge()
         gui.add_html(f'<div style="padding:.8em 1em 0;font-weight:700">{escape(title)}</div>')
-        self._numbers = gui.add_html(numbers(self.playground, self.paused))
+        self._numbers = gui.add_html(numbers(self.playground, self._pause.value))
         self._speed = self._add_curves(gauge.label, 140, self._speeds(), dots=False)
         self._returns = self._add_curves("return by episode", 130, self._episodes(), dots=True)
         self._memory = gui.add_image(picture(self.playground.picture()), label=self._memory_title(), format="png")
@@ -166,7 +164,7 @@ class Page:
     def report(self) -> None:
         """Bring numbers, curves and the picture of the memory up to date."""
         playground = self.playground
-        self._numbers.content = numbers(playground, self.paused)
+        self._numbers.content = numbers(playground, self._pause.value)
         self._freeze.disabled = playground.frozen
         self._adapt.disabled = not (playground.frozen or playground.by_gradients)
         self._speed.data = self._speeds()
@@ -184,7 +182,7 @@ class Page:
         while not stop():
             now = time.perf_counter()
             watched = bool(self.server.get_clients())
-            behind += (now - last) * self.pace * (watched and not self.paused)
+            behind += (now - last) * self._pace.value * (watched and not self._pause.value)
             last = now
             self.do_what_was_asked()
             while self.playground.waiting or (behind >= self.playground.dt and time.perf_counter() < now + FRAME):
