@@ -66,3 +66,24 @@ def test_agents_are_ranked_by_family_and_over_all(make_run: MakeRun) -> None:
     assert overall_ranking({"a": families["a"]}) == []
     (alone,) = family_ranking([families["b"][2]])
     assert (alone["rank"], "better" in alone) == (1, False)
+
+
+def test_seeds_of_an_agent_that_is_not_everywhere_do_not_count_over_all(make_run: MakeRun) -> None:
+    def entry(family: str, agent: str, *values: float) -> Entry:
+        over_tasks = {"interval": "tasks", "environment": None, "run": {"repeats": 1}}
+        runs = [
+            make_run(
+                f"{family}-{agent}-{seed}", {"0": [[0.0] * 3], "1": [[value, value, 3.0]]}, seed=seed, **over_tasks
+            )
+            for seed, value in enumerate(values)
+        ]
+        return Entry(agent, tuple(load_run(run) for run in runs))
+
+    families = {name: [entry(name, "worse", 1.0), entry(name, "better", 2.0)] for name in ("a", "b")}
+    families["a"].append(entry("a", "alone", 0.0, 5.0))
+    rows = overall_ranking(families)
+    assert [(row["agent"], row["better"]) for row in rows] == [
+        ("better", pytest.approx(5 / 6)),
+        ("worse", pytest.approx(1 / 6)),
+    ]
+    assert rows[0]["better_low"] < 5 / 6 < rows[0]["better_high"]

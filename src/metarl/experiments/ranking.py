@@ -56,9 +56,10 @@ def overall_ranking(families: Families) -> list[Row]:
         return []
     scores, strata = [], []
     for entries in families.values():
-        strata.append(strata_of(entries))
         shot, by_label = shots_of(entries)[-1], {entry.label: entry for entry in entries}
-        scores.append([by_label[label].scores(shot) for label in everywhere])
+        ranked = [by_label[label] for label in everywhere]
+        strata.append(strata_of(ranked))
+        scores.append([entry.scores(shot) for entry in ranked])
     return _ranked([{"agent": label} for label in everywhere], scores, strata)
 
 
