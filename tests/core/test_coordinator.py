@@ -532,6 +532,7 @@ def test_an_episode_may_be_counted_from_the_end():
     assert [result.mean_interval(episode)[0] for episode in (0, 1, -1)] == [2.0, 4.0, 4.0]
     assert result.mean_interval(-1) == mean_interval([2.0, 6.0])
     assert math.isnan(result.mean_interval(2)[0])
+    assert math.isnan(result.mean_interval(-3)[0])
 
 
 def test_table_shows_every_agent_and_failures():

@@ -53,7 +53,7 @@ class AgentResult:
         Student's t on one number a trial, `trial_rows` rows: trials are independent, the episodes of one are not. NaN
         where there is no episode, or no second trial.
         """
-        chosen = [row if episode is None else row[episode:][:1] for row in self.returns]
+        chosen = [row if episode is None else row[episode : episode + 1 or None] for row in self.returns]
         means = [float(np.mean(row)) if row else math.nan for row in chosen]
         trials = [np.array(means[row : row + self.trial_rows]) for row in range(0, len(means), self.trial_rows)]
         played = [trial[~np.isnan(trial)] for trial in trials]
