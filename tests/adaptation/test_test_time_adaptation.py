@@ -408,6 +408,17 @@ class Centred(nn.Module):
         return self.output(hidden - self.mean)
 
 
+def test_it_may_be_made_and_reset_in_inference_mode():
+    model, x = Centred(), torch.randn(4, 1)
+    with torch.inference_mode():
+        adapter = Adapter(model, AdaptationConfig(update_every=1))
+        for _ in range(2):
+            adapter.observe(x, x)
+            adapter.reset()
+    adapter.observe(x, x)
+    assert adapter.steps == 3
+
+
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
 def test_going_back_restores_what_a_module_has_written_itself(ema_decay):
     torch.manual_seed(0)

@@ -76,6 +76,7 @@ class Adapter:
             or a loss of another form, or y in another shape than the output.
     """
 
+    @torch.inference_mode(False)  # or nothing could be learned there, in any of these
     def __init__(
         self,
         model: nn.Module,
@@ -115,7 +116,7 @@ class Adapter:
         result = self.adapted(*arguments)
         return result if is_finite(result) else mended(result, self.frozen(*arguments))
 
-    @torch.inference_mode(False)  # or nothing could be learned there
+    @torch.inference_mode(False)
     def observe(self, x: Tensor, y: Tensor | None = None, state: Tensor | None = None) -> None:
         """Take in one step of the stream; score and learn when that is due.
 
@@ -156,6 +157,7 @@ class Adapter:
             self._score()
         return self._learn(lambda: rows)
 
+    @torch.inference_mode(False)
     def reset(self) -> None:
         """Return to the source, the weights that the wrapped model holds now, and forget recent experience.
 
