@@ -689,6 +689,9 @@ def test_what_cannot_act_is_refused():
         with pytest.raises(UsageError, match="one of a single step teaches it nothing: set update_every"):
             make("actor", replace(EAGER, **single))
         make("plans", replace(EAGER, **single))
+    several = Adapter(Actor(OBSERVATIONS, ACTIONS, SMALL), replace(EAGER, update_every=1))
+    with pytest.raises(UsageError, match="one of a single step teaches it nothing"):
+        AdaptationAgent(several, trial_rows=2).begin_trial(1)
     with pytest.raises(UsageError, match="AdaptationAgent has nothing that can be adapted"):
         make().controller()
     with pytest.raises(UsageError, match="entropy_weight is for policies"):

@@ -92,11 +92,6 @@ class AdaptationAgent(Agent):
         self.trial_rows, self.meta_rate = trial_rows, meta_rate
         self.generator = torch.Generator().manual_seed(seed)
         self._segment_steps = min(self.config.update_every, self.config.rollback_window)
-        if self._segment_steps * trial_rows == 1 and isinstance(controller, PolicyController) and self.config.num_steps:
-            raise UsageError(
-                "a policy learns from how rewards differ within a segment, and one of a single step teaches it "
-                "nothing: set update_every and rollback_window to at least 2"
-            )
         self._given: dict[str, Tensor] | None = None
         self.begin_trial(0)
 
@@ -124,6 +119,11 @@ class AdaptationAgent(Agent):
         rows = 1 if num_rows == 1 else self.trial_rows
         if num_rows % rows:
             raise UsageError(f"rows come in blocks of trial_rows = {rows}, got {num_rows} rows")
+        if self._segment_steps * rows == 1 and isinstance(self._controller, PolicyController) and self.config.num_steps:
+            raise UsageError(
+                "a policy learns from how rewards differ within a segment, and one of a single step teaches it "
+                "nothing: set update_every and rollback_window to at least 2"
+            )
         if renew is None or bool(np.all(renew)):
             self._controller.begin(num_rows)
             self._rows, number = rows, num_rows // rows
