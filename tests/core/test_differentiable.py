@@ -346,6 +346,15 @@ def test_a_query_that_may_look_at_nothing_gets_nothing_from_multi_head_attention
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
 
 
+def test_multi_head_attention_has_second_derivatives_where_a_default_device_is_set():
+    attention, x = nn.MultiheadAttention(8, 2, batch_first=True).double(), normal(3, 5, 8)
+    with torch.device("cpu"), differentiable_kernels():
+        output = attention(x, x, x, need_weights=False)[0]
+    (gradient,) = torch.autograd.grad(output.sin().sum(), attention.in_proj_weight, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.sin().sum(), attention.in_proj_weight)
+    assert second.any()
+
+
 def test_second_derivatives_of_attention_are_those_of_torchs_reference_in_every_thread():
     memory = make_memory(MemoryConfig(method="transformer", width=8, heads=2, context=4)).double()
     values, x = {name: value.detach() for name, value in memory.named_parameters()}, normal(5, 3, 8)

@@ -200,10 +200,15 @@ def _attention(
 
 
 # The same code, by `_attention`: a mode does not reach into it. Asked for its weights, it computes them by elementary
-# operations itself, but gives NaN where a query may look at nothing.
+# operations itself, but gives NaN where a query may look at nothing. Beside another mode, as that of a default device,
+# it would go on to torch's own.
 _multi_head_attention = FunctionType(
     functional.multi_head_attention_forward.__code__,
-    {**vars(functional), "scaled_dot_product_attention": _attention},
+    {
+        **vars(functional),
+        "scaled_dot_product_attention": _attention,
+        "has_torch_function": lambda tensors: False,
+    },
     argdefs=functional.multi_head_attention_forward.__defaults__,
 )
 
