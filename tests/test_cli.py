@@ -413,12 +413,16 @@ def test_what_a_run_is_measured_beside_is_not_needed_to_train_it(
     assert main(["resume", str(finished), "--epochs", "2"]) == 2
     captured = capsys.readouterr()
     missing = "--reference: cannot read moved: No such file or directory; give the folder of a finished run"
-    assert captured.out.splitlines()[0] == f"needed once it is measured, and not there: {missing}"
+    needed = "needed once it is measured, and not there (--alone measures without)"
+    assert captured.out.splitlines()[0] == f"{needed}: {missing}"
     assert captured.err == f"metarl: {missing}\n"
     assert epoch_of(finished) == 2
     assert main(["resume", str(finished), "--reference", "nowhere"]) == 2
     assert main(["resume", str(finished), "--beside", "nowhere"]) == 2
     assert "--beside goes with --drift" in capsys.readouterr().err
+    assert main(["resume", str(finished), "--alone"]) == 0
+    assert "task_conditioned" not in json.loads((finished / "results.json").read_text())["references"]
+    assert main(["evaluate", str(finished), "--zero-shot", "--alone"]) == 0
     assert main(["resume", str(finished), "--reference", reference]) == 0
     measured = json.loads((finished / "results.json").read_text())
     assert measured["command"].endswith("; after epoch 1: metarl resume RUN --epochs 2")

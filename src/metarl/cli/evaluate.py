@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 
 from metarl.cli import INTERRUPTED, complain
-from metarl.cli.measuring import given, measure, publish, stopped
+from metarl.cli.measuring import ALONE, given, measure, publish, stopped
 from metarl.core.errors import UsageError
 from metarl.experiments.console import console
 from metarl.experiments.flags import Checkpoint, parse
@@ -47,6 +47,8 @@ class EvaluateConfig:
     """Seed of the worlds; none: that of the run."""
     reference: str | None = None
     """Folder of a finished run whose shot 0 is drawn as the task-conditioned line; none: as the run was started."""
+    alone: bool = False
+    """Measure without the reference and the runs beside it that the run was started with, as where they are gone."""
     checkpoint: Checkpoint = "last"
     """The last one, or the best by return on train tasks."""
     device: str | None = None
@@ -59,7 +61,7 @@ class EvaluateConfig:
 
 def main(arguments: list[str]) -> int:
     parsed = parse(EvaluateConfig, arguments, "evaluate")
-    changes = given(
+    changes = (ALONE if parsed.alone else {}) | given(
         test_tasks=parsed.test_tasks,
         adaptation_episodes=parsed.adaptation_episodes,
         evaluation_episodes=parsed.evaluation_episodes,

@@ -25,6 +25,9 @@ from metarl.experiments.results import Results
 from metarl.experiments.run import Run
 from metarl.experiments.run_folder import write_results
 
+ALONE: dict[str, Any] = {"reference": None, "beside": ()}
+"""Of a run's configuration: measured without other runs."""
+
 
 def given(**values: Any) -> dict[str, Any]:
     """The values that were given: neither None nor empty."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from metarl.cli.measuring import given, train_and_measure
+from metarl.cli.measuring import ALONE, given, train_and_measure
 from metarl.core.errors import UsageError
 from metarl.experiments.console import console
 from metarl.experiments.flags import EPOCHS_ALIAS, parse
@@ -32,16 +32,18 @@ class ResumeConfig:
     beside: tuple[str, ...] = ()
     """With --drift: folders of the runs that it is measured beside, where they have moved; none: as the run was
     started."""
+    alone: bool = False
+    """Measure without the reference and the runs beside it that the run was started with, as where they are gone."""
 
 
 def main(arguments: list[str]) -> int:
     parsed = parse(ResumeConfig, arguments, "resume")
-    others = given(reference=parsed.reference, beside=parsed.beside)
+    others = (ALONE if parsed.alone else {}) | given(reference=parsed.reference, beside=parsed.beside)
     run = Run.load(parsed.run, check_others=bool(others), **given(device=parsed.device), **others)
     try:
         run.check_others()
     except UsageError as error:
-        console.print(f"needed once it is measured, and not there: {error}")
+        console.print(f"needed once it is measured, and not there (--alone measures without): {error}")
     if threads := run.threads_before():
         console.print(
             f"trained with {threads} threads so far, {torch.get_num_threads()} now: sums are formed in another order, "
