@@ -271,10 +271,43 @@ def test_quoted_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch
     assert not stale, "no results.json holds these; quote what is recorded now"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_model_errors_beside_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    tables = importlib.import_module("doc_tables")
+    errors: dict[str, set[str]] = {}  # by the return with the change
+    for run in tables.recorded_runs():
+        conditions = run.get("drift", {"conditions": {}})["conditions"]
+        for variant, found in conditions.get("change", {}).items():
+            known = errors.setdefault(tables.quoted(found["return"]["summary"]), set())
+            for measured in (found, conditions["unchanged"][variant]):
+                known |= {f"{each['summary']['mean']:.1f} %" for name, each in measured.items() if "error" in name}
+    for line in page.read_text().splitlines():
+        if line.startswith("|") and (returns := QUOTED.findall(line)) and returns[0] in errors:
+            assert set(re.findall(r"[\d.]+ %", line)) <= errors[returns[0]], line
+
+
 def test_the_speed_table_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     table = importlib.import_module("speed_table").speed_table()
     assert table in (ROOT / "README.md").read_text(), "paste what  python scripts/speed_table.py  prints"
+
+
+def test_the_meta_gradient_table_is_recorded() -> None:
+    recorded: dict[tuple[str, str], dict[str, float]] = {}
+    for row in json.loads((ROOT / "results/maml.json").read_text())["rows"]:
+        if row["model"] == "mlp" and (row["inner steps"], row["order"]) == (1, "second"):
+            recorded.setdefault((str(row["tasks"]), str(row["samples"])), {}).setdefault(row["side"], row["ms"])
+    sides = ("MetaMAML", "MetaMAML, compile", "torchopt", "higher", "autograd loop", "matrix products alone")
+    lines = re.findall(
+        r"^\| (\d+)(?: tasks)? × ([\d,]+)(?: samples)?, MLP [\d-]+ \|(.+)\|$",
+        (ROOT / "results/README.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(lines) == len(recorded)
+    for tasks, samples, cells in lines:
+        shown = [float(cell.split()[0]) for cell in cells.split("|")]
+        assert shown == pytest.approx([recorded[tasks, samples.replace(",", "")][side] for side in sides], rel=0.05)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the generator of the site needs Python 3.11")

@@ -71,8 +71,8 @@ class TaskDistribution:
             max_episode_steps=200,
         )
 
-    Tasks are drawn once, from `seed`, and their ids are stable: train tasks 0, 1, ..., test tasks from 100 on; listed
-    `Task`s keep their own ids.
+    Tasks are drawn once, from `seed`, and their ids are stable: train tasks 0, 1, ..., test tasks from 100 on, or after
+    the last train task where there are more; listed `Task`s keep their own ids.
 
     Args:
         make_env: makes one world; every row gets its own.
