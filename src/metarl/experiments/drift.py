@@ -20,7 +20,8 @@ A measure that is not defined in every episode is left out, as the error after t
 
 In results.json, under "drift": `conditions[name][variant]` holds for each measure its `summary` and the `scores` by
 task (one number a repeat), and `curves`: by step from the change on (from the start of the episode where there is no
-change), in bins of `BIN` steps, mean and 95 % interval of reward and error over the repeats.
+change), in bins of `BIN` steps, mean and 95 % interval of reward and error. Intervals are over what those of the
+return are.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
 from metarl.experiments.protocol import Evaluation, Protocol, evaluate, row_tasks
-from metarl.experiments.statistics import Scores, mean, stratified_bootstrap_ci, summary
+from metarl.experiments.statistics import Scores, mean, stratified_bootstrap_ci
 from metarl.tasks.distribution import Drift, TaskDistribution
 
 CHANGE, UNCHANGED = "change", "unchanged"
@@ -150,7 +151,7 @@ class Course:
         steps = at + starts[:, None, None] + np.arange(BIN)[:, None]  # [bins, BIN, rows]
         binned = self.matrix(values[steps, np.arange(values.shape[1])].mean(1))
         kept = np.isfinite(binned).all((1, 2))
-        intervals = [stratified_bootstrap_ci(scores) for scores in binned[kept]]
+        intervals = [stratified_bootstrap_ci(scores, strata=self.evaluation.strata) for scores in binned[kept]]
         return {
             "step": [float(step) for step in starts[kept] + BIN / 2],
             "mean": [float(mean(scores)) for scores in binned[kept]],
@@ -269,7 +270,10 @@ def _course_results(course: Course) -> dict[str, Any]:
     if course.errors is not None:
         curves["error"] = course.curve(course.errors)
     measures = {
-        name: {"summary": summary(scores), "scores": [[float(one) for one in column] for column in scores.T]}
+        name: {
+            "summary": course.evaluation.summary(scores),
+            "scores": [[float(one) for one in column] for column in scores.T],
+        }
         for name, scores in course.measures().items()
     }
     return {**measures, "curves": curves}
