@@ -21,6 +21,7 @@ from metarl.experiments.drift import (
     UNCHANGED,
     WINDOW,
     DriftEvaluation,
+    Stream,
     measure_drift,
     steps_to_recover,
 )
@@ -172,6 +173,21 @@ def test_errors_are_in_percent_of_what_there_was_to_predict(scripted_agent) -> N
     gone = measured(family(TASKS[0], {"lame": 0, "change_at": 50, "falls_at": 40}), one=Predicting())
     assert "error_before" in gone.courses[CHANGE]["one"].measures()
     assert "error_after" not in gone.courses[CHANGE]["one"].measures()
+
+
+def test_what_never_changes_leaves_nothing_to_predict(scripted_agent) -> None:
+    """A task that is shown stands in every observation, and no model expects it to the last digit."""
+    steps = np.random.default_rng(0).normal(size=(4, 2, 3, 1)).astype(np.float32)  # [T, before and after, rows, 1]
+    still = np.zeros(3, dtype=bool)
+    errors = []
+    for shown in (0, 2):
+        stream = Stream(scripted_agent, len(steps))
+        for before, after in np.pad(steps, [(0, 0)] * 3 + [(0, shown)], constant_values=7.0):
+            scripted_agent.expected = before + np.float32(1e-3)
+            stream.add(before, still, still, still, still, after, ~still)
+        errors.append(stream.errors())
+    assert (errors[0] > 1.0).any()
+    np.testing.assert_array_equal(errors[1], errors[0])
 
 
 def test_rows_of_a_trial_are_one_score(scripted_agent) -> None:

@@ -14,7 +14,8 @@ Families that are broken from the first step on have a return, and nothing befor
 
 The error of an agent that predicts is that of the next observation as it had expected it when it acted, in percent of
 what there was to predict: the mean over the entries of an observation of 100 · (squared error / variance of the change,
-over all steps of the same course). Predicting the mean change has an error of 100 %.
+over all steps of the same course). Predicting the mean change has an error of 100 %. Entries whose change is always the
+same, as of a task that is shown, leave nothing to predict and are left out.
 
 A measure that is not defined in every episode is left out, as the error after the change where one ended before it.
 
@@ -92,8 +93,10 @@ class Stream:
         if not self.misses:
             return None
         active = np.array(self.actives)
-        variance = np.array(self.changes)[active].var(0) + np.finfo(np.float32).tiny
-        errors = 100 * (np.array(self.misses, dtype=np.float64) ** 2 / variance).mean(-1)
+        changes = np.array(self.changes, dtype=np.float64)[active]
+        varies = (changes != changes[0]).any(0)
+        misses = np.array(self.misses, dtype=np.float64)[..., varies]
+        errors = 100 * (misses**2 / changes[:, varies].var(0)).mean(-1) if varies.any() else np.zeros(active.shape)
         return self._whole(np.where(active, errors, np.nan), np.nan)
 
     def _whole(self, values: Array, after: float) -> Scores:
