@@ -130,14 +130,16 @@ def test_without_a_time_of_change_there_is_a_return_alone(scripted_agent) -> Non
 
 
 def test_rewards_after_the_end_of_an_episode_count_as_nothing(scripted_agent) -> None:
-    early = {"lame": 0, "change_at": 50, "falls_at": 40}
-    late = {"lame": 0, "change_at": 50, "falls_at": 75}
-    (course,) = measured(family(early, late), one=scripted_agent).courses[CHANGE].values()
+    tasks = [{"lame": 0, "change_at": 50, "falls_at": at} for at in (25, 40, 75)]
+    (course,) = measured(family(*tasks), one=scripted_agent).courses[CHANGE].values()
     measures = course.measures()
-    np.testing.assert_allclose(measures["return"], [[80.0, 150.0]] * 2)
-    np.testing.assert_allclose(measures["before"], [[80 / 50, 2.0]] * 2)
-    np.testing.assert_allclose(measures["after"], [[0.0, 1.0]] * 2)
-    assert course.rewards.shape == (HORIZON, 4)
+    np.testing.assert_allclose(measures["return"], [[50.0, 80.0, 150.0]] * 2)
+    np.testing.assert_allclose(measures["before"], [[50 / 50, 80 / 50, 2.0]] * 2)
+    np.testing.assert_allclose(measures["after"], [[0.0, 0.0, 1.0]] * 2)
+    # Who lay on the floor all the while before the change has not recovered from it either.
+    np.testing.assert_allclose(measures["steps_to_recover"], [[50.0] * 3] * 2)
+    np.testing.assert_allclose(measures["recovered"], [[0.0] * 3] * 2)
+    assert course.rewards.shape == (HORIZON, 6)
 
 
 def test_curves_are_aligned_at_the_change(scripted_agent) -> None:

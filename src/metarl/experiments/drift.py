@@ -7,7 +7,8 @@ steps that changes at step c:
     before = Σ_{t < c} r_t / c        after = Σ_{t ≥ c} r_t / (T − c)        a_k = mean of the W rewards before c + k
 
     steps to recover: the first k after a_k fell below a_0 − (1 − f) |a_0| at which it is back there; 0 where it never
-    falls; T − c where it never is back, so that a mean over episodes is a lower bound. `recovered`: the share that was.
+    falls; T − c where it never is back, so that a mean over episodes is a lower bound, and where the episode ended
+    before the change. `recovered`: the share that was.
 
 W and f are `WINDOW` and `FRACTION`. After the end of an episode rewards count as 0: who falls over earns nothing more.
 Families that are broken from the first step on have a return, and nothing before it.
@@ -88,6 +89,11 @@ class Stream:
         """Rewards [T, rows]; 0 once a row's episode is over."""
         return self._whole(np.where(self.actives, self.rewards, 0.0), 0.0)
 
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of the rows' episodes [rows]."""
+        lengths: NDArray[np.int64] = np.sum(self.actives, axis=0, dtype=np.int64)
+        return lengths
+
     def errors(self) -> Scores | None:
         """Errors [T, rows] in percent of the variance of the change; NaN once a row's episode is over."""
         if not self.misses:
@@ -108,10 +114,12 @@ class Stream:
 
 @dataclass(frozen=True)
 class Course:
-    """How one variant fared under one condition: rewards and errors [T, rows], `change_at` [rows] if there is one."""
+    """How one variant fared under one condition: rewards and errors [T, rows], `lengths` of the episodes [rows],
+    `change_at` [rows] if there is one."""
 
     evaluation: Evaluation
     rewards: Scores
+    lengths: NDArray[np.int64]
     errors: Scores | None
     change_at: NDArray[np.int64] | None
     trial_rows: int
@@ -130,7 +138,10 @@ class Course:
         else:
             before = np.arange(len(self.rewards))[:, None] < self.change_at
             recoveries = [
-                steps_to_recover(rewards, int(at)) for rewards, at in zip(self.rewards.T, self.change_at, strict=True)
+                steps_to_recover(rewards, at) if length > at else (len(rewards) - at, False)
+                for rewards, length, at in zip(
+                    self.rewards.T, self.lengths.tolist(), self.change_at.tolist(), strict=True
+                )
             ]
             steps, recovered = np.array(recoveries, dtype=np.float64).T
             by_row = {
@@ -220,7 +231,8 @@ def measure_drift(
             evaluation = evaluate(agent, distribution, those, protocol, recorder=watching, on_step=stream.add)
             rows = row_tasks(those, protocol, agent.trial_rows)
             at = None if drift.change_at is None else np.array([task[drift.change_at] for task in rows], dtype=np.int64)
-            courses[condition][variant] = Course(evaluation, stream.earned(), stream.errors(), at, agent.trial_rows)
+            rewards, lengths, errors = stream.earned(), stream.lengths(), stream.errors()
+            courses[condition][variant] = Course(evaluation, rewards, lengths, errors, at, agent.trial_rows)
     return DriftEvaluation(courses)
 
 
