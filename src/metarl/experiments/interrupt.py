@@ -3,6 +3,7 @@ second stops at once."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -22,7 +23,8 @@ def first_interrupt_asks() -> Iterator[Callable[[], bool]]:
         if asked:
             raise KeyboardInterrupt
         asked = True
-        os.write(2, ASKED_TO_STOP)  # not a print: the handler may have interrupted one, and they do not nest
+        with contextlib.suppress(OSError):  # a terminal that is gone, or a `tee` that the same Ctrl-C ended
+            os.write(2, ASKED_TO_STOP)  # not a print: the handler may have interrupted one, and they do not nest
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
