@@ -52,6 +52,22 @@ if __name__ == "__main__":
     execute(load_suite(sys.argv[1], sys.argv[2]), 1)
 """
 
+ASKED = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+from metarl.experiments import jobs
+
+def train(report, stop):
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop()
+    return True
+
+jobs._end_with_parent = lambda: None
+jobs.Run = SimpleNamespace(load=lambda folder: SimpleNamespace(train=train))
+jobs._work(Path(sys.argv[1]))
+"""
+
 
 def suite(folder: Path, epochs: int = 1, steps: int = 50) -> Suite:
     (folder / "suite.toml").write_text(TEXT.format(epochs=epochs, steps=steps))
@@ -146,6 +162,11 @@ def test_a_run_that_was_asked_to_stop_before_it_could_listen_has_stopped(
     monkeypatch.setattr(jobs, "_start", start)
     outcomes = execute(suite(tmp_path), 1, moved=interrupt)
     assert [(outcome.finished, outcome.error) for outcome in outcomes] == [(False, None)] * 2
+
+
+def test_a_run_that_was_asked_to_stop_in_its_last_epoch_is_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(ASKED)
+    assert subprocess.call([sys.executable, "script.py", str(tmp_path)], cwd=tmp_path) == jobs.STOPPED
 
 
 def test_a_kill_costs_no_whole_epoch_and_leaves_nobody_behind(tmp_path: Path) -> None:

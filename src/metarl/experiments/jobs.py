@@ -155,9 +155,9 @@ def _threads(number: int) -> Iterator[None]:
 
 def _work(folder: Path) -> None:
     """Train a run from its last checkpoint, measure it, and write its results; exit code STOPPED where asked to."""
-    asked = threading.Event()
+    asked: list[int] = []  # no Event: a second signal in the middle of its set() would wait for the first for good
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the suite decides what it means
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.set())
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with (folder / LOG_FILE).open("a") as log:
         os.dup2(log.fileno(), 1)
@@ -168,7 +168,7 @@ def _work(folder: Path) -> None:
         if progress.row is not None:
             print(epoch_line(progress.row, run.config.epochs), flush=True)
 
-    if not run.train(report, asked.is_set):
+    if not run.train(report, lambda: bool(asked)) or asked:
         sys.exit(STOPPED)
     with only_one(run.checkpoints):
         kept = run.kept_parts()
