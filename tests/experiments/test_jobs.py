@@ -20,9 +20,10 @@ from metarl.core.errors import UsageError
 from metarl.experiments import jobs, suite_display
 from metarl.experiments.expectations import shortcoming
 from metarl.experiments.files import LOCK_FILE
-from metarl.experiments.forecast import Forecast, forecast, total_seconds
+from metarl.experiments.forecast import Forecast, evaluations, forecast, total_seconds
 from metarl.experiments.jobs import LOG_FILE, execute
 from metarl.experiments.metrics_log import read_metrics
+from metarl.experiments.run_flags import plan_run
 from metarl.experiments.suite import Planned, Suite, epochs_done, load_suite
 from metarl.experiments.suite_display import failures_of, plan_table, run_with_progress
 from metarl.experiments.watch import standing
@@ -122,6 +123,15 @@ def test_the_longest_open_run_bounds_the_forecast(tmp_path: Path) -> None:
     runs = suite(tmp_path).runs
     assert total_seconds([Forecast(runs, 1, 5, 60.0, "its own epochs")], jobs=2) == 60.0
     assert total_seconds([Forecast(runs, 2, 10, 60.0, ""), Forecast(runs, 0, 0, 0.0, "")], jobs=2) == 30.0
+
+
+def test_a_forecast_counts_all_that_is_measured() -> None:
+    asked = {
+        "--task-dist point-goal --algo rl2": 1,
+        "--task-dist halfcheetah-cripple --algo grbal --drift": 2 * 5,
+        "--task-dist halfcheetah-cripple --algo rl2 --drift": 2 * 4,
+    }
+    assert {flags: evaluations(plan_run(flags.split())) for flags in asked} == asked
 
 
 def test_ctrl_c_ends_with_a_whole_epoch_from_which_the_suite_goes_on(tmp_path: Path) -> None:

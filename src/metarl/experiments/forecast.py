@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from metarl.core.threads import cores, torch_threads
+from metarl.experiments.drift_variants import variants
 from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.protocol import Protocol
 from metarl.experiments.run import Run
@@ -70,7 +71,7 @@ def _of_group(runs: tuple[Planned, ...], jobs: int, tell: Callable[[str], None])
         source = "two updates"
     run = runs[0].run
     watched = epochs * evaluation_steps(run, WATCH, min(WATCHED_TASKS, len(run.test_tasks)))
-    judged = open_runs * evaluation_steps(run, run.protocol, len(run.test_tasks))
+    judged = open_runs * evaluations(run) * evaluation_steps(run, run.protocol, len(run.test_tasks))
     return Forecast(runs, open_runs, epochs, (epochs * steps + watched + judged) / speed, source)
 
 
@@ -90,6 +91,15 @@ def calibrate(run: Run) -> tuple[float, float]:
     (before, steps_before), (after, steps_after) = seen
     steps = steps_after - steps_before
     return steps * UPDATES_PER_EPOCH, steps / (after - before)
+
+
+def evaluations(run: Run) -> int:
+    """Of how many a run's measurement is made: with --drift two of every agent; on train tasks, too, where there are
+    environments."""
+    if not run.config.drift:
+        return 1 if run.distribution.environment is None else 2
+    own = variants(run.config.algo, run.algorithm, lambda algorithm: replace(run, algorithm=algorithm).make_agent())
+    return 2 * (len(own) + len(run.config.beside))
 
 
 def evaluation_steps(run: Run, protocol: Protocol, num_tasks: int) -> int:
