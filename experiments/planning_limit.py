@@ -32,7 +32,7 @@ from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.experiments.console import console
 from metarl.experiments.doctor import hardware
-from metarl.experiments.drift import Course, Stream, check_drift
+from metarl.experiments.drift import Stream, check_drift
 from metarl.experiments.files import write_json
 from metarl.experiments.flags import parse
 from metarl.experiments.protocol import Protocol, evaluate, row_tasks
@@ -200,8 +200,7 @@ def measured(distribution: TaskDistribution, config: Config, name: str, knows: b
             status.update(f"{len(rows)} episodes, planner that {name}: step {len(stream.rewards)}/{stream.horizon}")
 
         evaluation = evaluate(agent, distribution, tasks, protocol, on_step=seen)
-    at = None if drift.change_at is None else np.array([task[drift.change_at] for task in rows], dtype=np.int64)
-    course = Course(evaluation, stream.earned(), stream.errors(), at, agent.trial_rows)
+    course = stream.course(evaluation, drift)
     return {
         name: {"summary": summary(scores), "scores": scores.T.tolist()} for name, scores in course.measures().items()
     }

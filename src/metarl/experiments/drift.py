@@ -89,11 +89,6 @@ class Stream:
         """Rewards [T, rows]; 0 once a row's episode is over."""
         return self._whole(np.where(self.actives, self.rewards, 0.0), 0.0)
 
-    def lengths(self) -> NDArray[np.int64]:
-        """Steps of the rows' episodes [rows]."""
-        lengths: NDArray[np.int64] = np.sum(self.actives, axis=0, dtype=np.int64)
-        return lengths
-
     def errors(self) -> Scores | None:
         """Errors [T, rows] in percent of the variance of the change; NaN once a row's episode is over."""
         if not self.misses:
@@ -104,6 +99,13 @@ class Stream:
         misses = np.array(self.misses, dtype=np.float64)[..., varies]
         errors = 100 * (misses**2 / changes[:, varies].var(0)).mean(-1) if varies.any() else np.zeros(active.shape)
         return self._whole(np.where(active, errors, np.nan), np.nan)
+
+    def course(self, evaluation: Evaluation, drift: Drift) -> Course:
+        """All that was seen in an evaluation."""
+        rows = row_tasks(evaluation.tasks, evaluation.protocol, self.agent.trial_rows)
+        at = None if drift.change_at is None else np.array([task[drift.change_at] for task in rows], dtype=np.int64)
+        lengths = np.array(self.actives).sum(axis=0)
+        return Course(evaluation, self.earned(), lengths, self.errors(), at, self.agent.trial_rows)
 
     def _whole(self, values: Array, after: float) -> Scores:
         """[horizon, rows], filled up where no row lived that long."""
@@ -229,10 +231,7 @@ def measure_drift(
             stream = Stream(agent, distribution.max_episode_steps)
             watching = recorder if number == 1 else None
             evaluation = evaluate(agent, distribution, those, protocol, recorder=watching, on_step=stream.add)
-            rows = row_tasks(those, protocol, agent.trial_rows)
-            at = None if drift.change_at is None else np.array([task[drift.change_at] for task in rows], dtype=np.int64)
-            rewards, lengths, errors = stream.earned(), stream.lengths(), stream.errors()
-            courses[condition][variant] = Course(evaluation, rewards, lengths, errors, at, agent.trial_rows)
+            courses[condition][variant] = stream.course(evaluation, drift)
     return DriftEvaluation(courses)
 
 
