@@ -4,8 +4,8 @@
     python benchmarks/memory.py --device cuda --out results/memory_cuda.json
 
 Every side maps [T, B, 64] to [T, B, 64]. The sides take turns, in which each repeats its work as training does, and the
-table holds medians. Targets at T 400 and 64 rows, forward and backward: ssm at least 2.4 times as fast as nn.LSTM and 4
-times as fast as nn.GRU.
+table holds medians. Targets at T 400 and 64 rows, forward and backward: the layer, StateSpaceModel, at least 2.4 times
+as fast as nn.LSTM and 4 times as fast as nn.GRU.
 """
 
 from __future__ import annotations

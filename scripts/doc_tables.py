@@ -12,6 +12,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,17 @@ def expand(page: str) -> str:
 
 
 def recorded_runs() -> list[dict[str, Any]]:
-    """All runs under results/: what results.json holds, with "name" (the folder) and "trained_by" (the command)."""
+    """All runs under results/: what results.json holds, with "name" (the folder), "trained_by" (the command) and the
+    "settings" of algorithm and memory."""
     runs = []
     for path in sorted(RESULTS.rglob("results.json")):
         folder = path.parent
         config = folder / "config.json"
         run = json.loads(path.read_text())
-        trained_by = json.loads(config.read_text())["command"] if config.exists() else run["command"]
-        runs.append({**run, "name": folder.relative_to(RESULTS).as_posix(), "trained_by": trained_by})
+        made = json.loads(config.read_text()) if config.exists() else {"command": run["command"]}
+        settings = made.get("algorithm", {}) | made.get("memory", {})
+        name = folder.relative_to(RESULTS).as_posix()
+        runs.append({**run, "name": name, "trained_by": made["command"], "settings": settings})
     return runs
 
 
@@ -109,20 +113,11 @@ def overview() -> str:
     return markdown(rows)
 
 
-def methods() -> str:
-    """Runs that lie in one folder and differ in the memory alone, side by side."""
-    folders: dict[str, list[dict[str, Any]]] = {}
-    for run in recorded_runs():
-        parent = run["name"].rpartition("/")[0]
-        if parent and "drift" not in run:
-            folders.setdefault(parent, []).append(run)
-    parts = []
-    for folder, runs in folders.items():
-        if len({run["method"] for run in runs}) == 1:  # they differ in the seed
-            continue
-        title = f"`{runs[0]['task_dist']}`, `{runs[0]['algo']}`, {_millions(runs[0]['env_steps'])} steps each"
-        parts += [f"{title} (`results/{folder}`):", _by_shot(runs), _commands(runs)]
-    return "\n\n".join(parts)
+def methods(name: str) -> str:
+    """The runs in one folder, which differ in the memory alone, side by side."""
+    runs = [run for run in recorded_runs() if run["name"].startswith(f"{name}/")]
+    title = f"`{runs[0]['task_dist']}`, `{runs[0]['algo']}`, {_millions(runs[0]['env_steps'])} steps each"
+    return "\n\n".join([f"{title} (`results/{name}`):", _by_shot(runs), _commands(runs)])
 
 
 def seeds(name: str) -> str:
@@ -197,15 +192,32 @@ def _by_shot(runs: Rows) -> str:
 
 
 def _commands(runs: Rows) -> str:
-    """The commands that trained, each once; `--algo` is added where a recorded command relied on the default."""
+    """The commands that trained, as they would today, each once."""
     lines: dict[str, None] = {}
     for run in runs:
-        command = run["trained_by"].replace("metarl run ", "python main.py ")
-        complete = "--algo" in command or not command.startswith("python main.py ")
-        lines[command if complete else f"{command} --algo {run['algo']}"] = None
+        lines[trains_alike(run)] = None
         if run["command"] != run["trained_by"]:
             lines[run["command"]] = None
     return "```bash\n" + "\n".join(lines) + "\n```"
+
+
+def trains_alike(run: dict[str, Any]) -> str:
+    """The command that a recorded run was trained by, with what it left to defaults that are others now."""
+    from metarl.meta_rl.registry import find_algorithm
+
+    command, then, longer = run["trained_by"].replace("metarl run ", "python main.py ").partition("; ")
+    if not command.startswith("python main.py "):
+        return str(run["trained_by"])
+    algorithm = find_algorithm(run["algo"])
+    usual = asdict(algorithm.config()) | asdict(algorithm.memory)
+    left = {"algo": run["algo"]} | {name: value for name, value in run["settings"].items() if name in usual}
+    for name, value in left.items():
+        flag, default = f"--{name.replace('_', '-')}", usual.get(name)
+        if value == default or flag in (given := command.replace("_", "-").split()) or f"--no-{flag[2:]}" in given:
+            continue
+        switch = {(True, False): flag, (False, True): f"--no-{flag[2:]}"}.get((value, default))
+        command += f" {switch or f'{flag} {value}'}"
+    return command + then + longer
 
 
 def _score(run: dict[str, Any], shot: str) -> str:

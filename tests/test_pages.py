@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ import pytest
 from metarl import cli
 from metarl.experiments import flags
 from metarl.experiments.run import Run
+from metarl.experiments.run_flags import plan_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -285,6 +287,19 @@ def test_model_errors_beside_returns_are_recorded(page: Path, monkeypatch: pytes
     for line in page.read_text().splitlines():
         if line.startswith("|") and (returns := QUOTED.findall(line)) and returns[0] in errors:
             assert set(re.findall(r"[\d.]+ %", line)) <= errors[returns[0]], line
+
+
+def test_commands_of_tables_train_as_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a default is another one since."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    tables = importlib.import_module("doc_tables")
+    monkeypatch.setattr(Run, "plan", lambda config, algorithm, memory, command: asdict(algorithm) | asdict(memory))
+    for run in tables.recorded_runs():
+        command, _, _ = tables.trains_alike(run).partition("; ")
+        if command.startswith("python main.py "):
+            settings = plan_run(shlex.split(command.replace(" --device cuda", ""))[2:])
+            shared = settings.keys() & run["settings"].keys()
+            assert {key: settings[key] for key in shared} == {key: run["settings"][key] for key in shared}, command
 
 
 def test_the_speed_table_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,16 @@ from typing import Any
 from metarl.cli import INTERRUPTED, complain
 from metarl.core.errors import UsageError
 from metarl.env_runner.recording import Recorder
-from metarl.experiments.checkpoint import LAST
 from metarl.experiments.console import console
 from metarl.experiments.display import Display, MeasuringDisplay, unstable_note
 from metarl.experiments.doctor import crowding
 from metarl.experiments.drift_views import drift_table
 from metarl.experiments.environments import environment_table
+from metarl.experiments.expectations import ARTEFACTS
 from metarl.experiments.files import only_one
 from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, write_before_after
 from metarl.experiments.interrupt import first_interrupt_asks
 from metarl.experiments.kept_parts import KeptParts
-from metarl.experiments.metrics_log import METRICS_FILE
 from metarl.experiments.plots import adaptation_table
 from metarl.experiments.results import Results
 from metarl.experiments.run import Run
@@ -59,7 +58,8 @@ def train_and_measure(run: Run) -> int:
         except KeyboardInterrupt:
             return complain(f"{stopped(run)}; go on with:  {go_on}", INTERRUPTED)
         paths = publish(measured, run.folder, kept)
-    for path in (*paths, run.folder / METRICS_FILE, run.checkpoints / LAST):
+    others = [path for name in ARTEFACTS for path in sorted(run.folder.glob(name)) if path not in paths]
+    for path in (*paths, *others):
         console.print(f"wrote {path}")
     if recorder is None:
         return 0
