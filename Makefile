@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: demo test check docs clean
+.PHONY: demo test nightly check docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python main.py --task-dist halfcheetah-vel --algo rl2 --method ssm --benchmark-mode --few-shot 1 5 --epochs $(EPOCHS)
@@ -14,6 +14,9 @@ demo: $(VENV)/.installed
 # A worker of the tests runs on each core: with threads of their own they would wait for each other, three times as long.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+nightly: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m nightly
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

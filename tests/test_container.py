@@ -52,6 +52,13 @@ def test_what_it_copies_is_what_the_builder_is_given() -> None:
     assert all((ROOT / source).exists() for source in copied)
 
 
+def test_what_the_suite_leaves_out_runs_every_night() -> None:
+    assert "-m nightly" in (ROOT / "Makefile").read_text().partition("\nnightly:")[2].partition("\n\n")[0]
+    workflow = (ROOT / ".github/workflows/nightly.yml").read_text()
+    assert "schedule:" in workflow
+    assert "run: make nightly" in workflow
+
+
 @pytest.mark.parametrize("workflow", sorted(path.name for path in (ROOT / ".github/workflows").glob("*.yml")))
 def test_actions_are_pinned_to_a_commit_whose_version_is_told(workflow: str) -> None:
     used = re.findall(r"uses: (.+)", (ROOT / ".github/workflows" / workflow).read_text())

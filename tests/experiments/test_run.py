@@ -97,6 +97,8 @@ def message_of(error: pytest.ExceptionInfo[UsageError]) -> str:
         ),
         ({"max_episode_steps": 9}, "--max-episode-steps goes with --env-name"),
         ({"backend": "official"}, "--backend and --reward-version go with Meta-World, and this is point-goal"),
+        ({"num_workers": -1}, "--num-workers is at least 0, got -1"),
+        ({"task_dist": "metaworld-ml1-reach", "num_workers": 2}, "--num-workers goes with --backend official"),
         ({"env_name": "CartPole-v1", "reward_version": "v1"}, "go with a task family, not with --env-name"),
         ({"task_dist": "metaworld-ml1-reach", "backend": "fast"}, "unknown backend 'fast': choose from batched, off"),
         ({"memory": MemoryConfig("grub")}, "unknown method 'grub': choose from gru, lstm, mlp, ssm, transformer"),

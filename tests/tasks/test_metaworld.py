@@ -12,6 +12,7 @@ from metarl.core.errors import UsageError
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.metaworld_batch import MetaworldBatch
 from metarl.env_runner.metaworld_official import environment_classes, give_task, make_official, observation_space
+from metarl.experiments.run_config import RunConfig
 from metarl.tasks import describe_tasks, list_tasks, make_tasks
 from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
 
@@ -95,6 +96,15 @@ def test_both_backends_give_the_same_and_rows_change_class():
         env.close()
     for batched, official in zip(*runs, strict=True):
         np.testing.assert_allclose(batched, official, atol=1e-6, rtol=0)
+
+
+def test_a_run_on_the_official_backend_has_the_workers_that_it_asks_for():
+    for workers in (0, 2):
+        config = RunConfig(task_dist="metaworld-ml1-reach", backend="official", num_workers=workers)
+        distribution = config.make_distribution()
+        env = distribution.make_env(distribution.train[:2])
+        assert len(env.worker_pids) == workers
+        env.close()
 
 
 def test_the_observation_space_is_the_official_one():

@@ -6,12 +6,13 @@ A handful runs by default; all 50 with  pytest -m nightly tests/tasks/test_metaw
 from collections.abc import Callable
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_batch import MetaworldBatch
-from metarl.env_runner.metaworld_official import draw_goals, give_task, make_official
+from metarl.env_runner.metaworld_official import draw_goals, give_task, make_official, start_of
 from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
 
 pytest.importorskip("metaworld")
@@ -95,3 +96,33 @@ def test_parity_over_random_actions_and_a_scripted_episode(name):
         {"random": random_actions(1), "scripted": scripted(name), "other random": random_actions(2)},
         {"random": 200, "scripted": 500, "other random": 200},
     )
+
+
+def begin(env: Any, goal: np.ndarray) -> list[np.ndarray]:
+    """State, places of the bodies, observation, and what the reward remembers, after an official reset."""
+    give_task(env, goal)
+    observation, _ = env.reset()
+    state = np.zeros(mujoco.mj_stateSize(env.model, mujoco.mjtState.mjSTATE_INTEGRATION))
+    mujoco.mj_getState(env.model, env.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
+    remembered = [np.array(value) for value in (env.obj_init_pos, env._target_pos, env.init_tcp)]
+    return [state, env.model.body_pos.copy(), observation, *remembered]
+
+
+@pytest.mark.parametrize("name", names())
+def test_an_official_start_depends_on_the_task_alone(name):
+    env, goals, policy = make_official(name), draw_goals((name,), seed=3)[name], random_actions(0)
+    first = begin(env, goals[0])
+    for goal in (goals[1], goals[0]):
+        for _ in range(25):
+            env.step(policy(goal))
+        again = begin(env, goal)
+    for before, after in zip(first, again, strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_margin_of_a_peg_is_from_where_the_model_has_it():
+    name = "peg-insert-side-v3"
+    goals = draw_goals((name,), seed=3)[name]
+    first, second = (start_of(name, tuple(goal.tolist()), "peg_head_pos_init", None) for goal in goals[:2])
+    assert first.mark == second.mark
+    assert first.object != second.object

@@ -24,7 +24,9 @@ from metarl.experiments.statistics import SEEDS, Scores, Strata, summary
 
 SETTINGS = ("run", "algorithm", "memory")
 """The groups of settings in config.json."""
-NOT_THE_METHOD = {"run.seed", "run.output_dir", "run.device", "run.reference", "run.benchmark_mode", "run.beside"}
+NOT_THE_METHOD = {
+    f"run.{name}" for name in ("seed", "output_dir", "device", "num_workers", "reference", "benchmark_mode", "beside")
+}
 """Settings in which two runs of one method may differ: all others make it another method."""
 
 

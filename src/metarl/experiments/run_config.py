@@ -38,6 +38,8 @@ class RunConfig:
     """Of Meta-World: batched, or official for the package's own environments; none: batched."""
     reward_version: str | None = None
     """Of Meta-World: v2, or with the official backend v1; none: v2."""
+    num_workers: int = 0
+    """Worker processes that share the rows of Meta-World's official backend; 0: none."""
     max_episode_steps: int | None = None
     """With --env-name: steps after which an episode is cut; none: the limit that Gymnasium has for it."""
     algo: str = "maml"
@@ -81,7 +83,12 @@ class RunConfig:
     """Folder of a finished run whose shot 0 is drawn as the task-conditioned line."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (("epochs", self.epochs, 1), ("seed", self.seed, 0), ("num_envs", self.num_envs, 1)):
+        for name, value, least in (
+            ("epochs", self.epochs, 1),
+            ("seed", self.seed, 0),
+            ("num_envs", self.num_envs, 1),
+            ("num_workers", self.num_workers, 0),
+        ):
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} is at least {least}, got {value}")
         if self.seed >= 2**63:
@@ -98,6 +105,8 @@ class RunConfig:
         other = self.task_dist in list_tasks() and not self.task_dist.startswith("metaworld-")
         if (self.backend or self.reward_version) and other:
             raise UsageError(f"--backend and --reward-version go with Meta-World, and this is {self.task_dist}")
+        if self.num_workers and self.backend != "official":
+            raise UsageError("--num-workers goes with --backend official: other worlds step their rows in batches")
         if self.device not in DEVICES:
             raise unknown_name("device", self.device, DEVICES)
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -131,7 +140,8 @@ class RunConfig:
     def make_distribution(self) -> TaskDistribution:
         """What there is to adapt to: a family, or a single environment."""
         if self.env_name is None:
-            options = {"backend": self.backend, "reward_version": self.reward_version}
+            workers = self.num_workers or None
+            options = {"backend": self.backend, "reward_version": self.reward_version, "num_workers": workers}
             given = {name: value for name, value in options.items() if value is not None}
             distribution = make_tasks(self.task_dist, **given)
         else:

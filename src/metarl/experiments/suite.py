@@ -57,7 +57,7 @@ DECIDED = {
     **{"env_name": "families", "resume": "output"},
 }
 """Flags that no setting may hold, and the key that decides them."""
-FREE = {"output_dir", "device"}
+FREE = {"output_dir", "device", "num_workers"}
 """Fields of `RunConfig` in which a folder's run may differ from the one that is planned for it."""
 
 

@@ -83,7 +83,8 @@ def _through_box(point: Vector, corner: Vector, other: Vector) -> float:
 
 
 def _peg_insert(scene: Scene) -> tuple[float, bool]:
-    """Points: the peg's head, and the corners of the two boxes below the hole; `mark` is where the head begins."""
+    """Points: the peg's head, and the corners of the two boxes below the hole; `mark` is where the head of the model's
+    own peg lies, before the task puts it elsewhere."""
     goal, peg, scale = scene.start.target, scene.object, (1.0, 2.0, 2.0)
     head, right_1, left_1, right_2, left_2 = scene.points
     to_goal = distance(head, goal, scale)
@@ -136,7 +137,8 @@ def _stick_push(scene: Scene) -> tuple[float, bool]:
 
 
 def _stick_pull(scene: Scene) -> tuple[float, bool]:
-    """`mark` is where the stick begins; the first point is the stick's end, which goes into the container's handle."""
+    """`mark` is where the stick begins; the first point is the stick's end, which goes into the container's handle.
+    The cage's margins are from where the container, not the stick, begins."""
     goal, start, stick, handle = scene.start.target, scene.start, scene.object, scene.second
     end, scale = scene.points[0], (1.0, 1.0, 2.0)
     container, first = shifted(handle, (0.05, 0.0, 0.0)), shifted(start.object, (0.05, 0.0, 0.0))
