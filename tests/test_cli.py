@@ -321,8 +321,9 @@ def test_a_run_from_start_to_end(folder: Path, capsys: pytest.CaptureFixture[str
     paths = [line.removeprefix("wrote ") for line in lines if line.startswith("wrote ")]
     (events,) = run.glob("events.*")
     weights = ["checkpoints/best.safetensors", "checkpoints/last.safetensors"]
-    names = ["results.json", "adaptation_curve.png", "config.json", "metrics.csv", *weights, events.name]
-    assert paths == [str(run / name) for name in (*names, "before_after.gif")]
+    pictures = ["adaptation_curve.png", "learning_curve.png"]
+    names = ["results.json", *pictures, "config.json", "metrics.csv", *weights, events.name, "before_after.gif"]
+    assert paths == [str(run / name) for name in names]
 
     kept = (run / "results.json").read_bytes()
     assert main(["evaluate", str(run), "--few-shot", "1", "3", "--test-tasks", "105", "--seed", "4"]) == 0
@@ -537,7 +538,7 @@ def test_a_run_whose_picture_cannot_be_drawn_ends_well(
     assert main(small) == 0
     *before, last = capsys.readouterr().out.splitlines()
     assert last.startswith(f"no before_after.gif: {reason}")
-    assert sum(line.startswith("wrote ") for line in before) == 6
+    assert sum(line.startswith("wrote ") for line in before) == 7
     assert (only_run() / "results.json").is_file()
 
 

@@ -17,6 +17,7 @@ from metarl.experiments.plots import (
     INK,
     interval_text,
     legend_below,
+    light_grid,
     measured_on,
     new_figure,
     number,
@@ -105,9 +106,7 @@ def _draw(axes: Axes, variants: Mapping[str, Any], curve: str) -> None:
         points, colour = found["curves"][curve], COLOURS[index % len(COLOURS)]
         axes.fill_between(points["step"], points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
         axes.plot(points["step"], points["mean"], color=colour, linewidth=1.6, label=verbatim(variant))
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
     axes.tick_params(colors=INK, labelsize=9)
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from metarl.core.task import Task
 from metarl.experiments.files import atomic_write
-from metarl.experiments.plots import COLOURS, GREY, INK, new_figure, number, save_figure, verbatim
+from metarl.experiments.plots import COLOURS, GREY, INK, light_grid, new_figure, number, save_figure, verbatim
 from metarl.experiments.protocol import Evaluation
 from metarl.tasks.distribution import TaskDistribution
 
@@ -136,9 +136,7 @@ def draw_environments(path: str | Path, rows: Sequence[EnvironmentRow], title: s
     axes.set_xlim(0, 100)
     axes.set_xlabel("episodes with success at any step (%)", color=INK)
     axes.set_title(verbatim(title), loc="left", fontsize=12.5, fontweight="bold", color=INK)
-    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes, across="x")
     axes.tick_params(colors=INK, labelsize=8.5)
     axes.margins(y=0.02)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=GREY)

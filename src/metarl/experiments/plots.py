@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAVY
@@ -80,6 +80,13 @@ def save_figure(path: str | Path, figure: Figure) -> None:
     atomic_write(path, image.getvalue())
 
 
+def light_grid(axes: Axes, across: Literal["x", "y"] = "y") -> None:
+    """Faint lines at the ticks of one axis, behind all that is drawn, and no frame."""
+    axes.grid(axis=across, color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def verbatim(text: str) -> str:
     """Text that a figure shows as it is: no $ begins a formula, no label is left out of the legend for its first _."""
     escaped = text.replace("$", r"\$")
@@ -117,7 +124,7 @@ def adaptation_table(results: Sequence[Results], labels: Sequence[str] = ()) -> 
     several = len(results) > 1
     succeeds = any(shot["success"] for result in results for shot in result["shots"].values())
     caption = f"return per episode; {measured_on(*results)}; {interval_text(results)}"
-    table = Table(title=_title(results), caption=caption, box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
+    table = Table(title=title_of(results), caption=caption, box=SIMPLE_HEAVY, padding=0, collapse_padding=True)
     if several:
         table.add_column("agent", overflow="fold")
     table.add_column("shot", no_wrap=True)
@@ -232,7 +239,7 @@ def _drawn_range(results: Sequence[Results]) -> tuple[float, float]:
 
 def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Sequence[int]) -> None:
     axes.set_title(
-        verbatim(fill(_title(results), TITLE)), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22
+        verbatim(fill(title_of(results), TITLE)), loc="left", fontsize=12.5, fontweight="bold", color=INK, pad=22
     )
     axes.text(
         0,
@@ -247,9 +254,7 @@ def _decorate(figure: Figure, axes: Axes, results: Sequence[Results], shots: Seq
     axes.set_xticks(range(len(shots) - 1, -1, -every), [str(shot) for shot in shots[::-1][::every]])
     axes.set_xlabel("shot (rounds of experience in the task before this one)", color=INK)
     axes.set_ylabel("return per episode", color=INK)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    light_grid(axes)
     axes.spines[["left", "bottom"]].set_color("#b0b0b0")
     axes.tick_params(colors=INK, labelsize=9.5)
     axes.ticklabel_format(axis="y", style="plain", useOffset=False)  # a factor above the axis would cover the subtitle
@@ -271,7 +276,7 @@ def legend_below(figure: Figure, handles: Sequence[Artist]) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=INK)
 
 
-def _title(results: Sequence[Results]) -> str:
+def title_of(results: Sequence[Results]) -> str:
     """Task distribution, and algo and method where they are the same for all results."""
     shared = [sorted({result[key] for result in results}) for key in ("task_dist", "algo", "method")]
     return " · ".join(names[0] for names in shared if len(names) == 1)

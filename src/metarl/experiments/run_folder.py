@@ -13,7 +13,9 @@ from metarl.core.errors import UsageError
 from metarl.experiments.drift_views import drift_picture
 from metarl.experiments.environments import draw_environments, write_environments
 from metarl.experiments.files import write_json
-from metarl.experiments.plots import adaptation_curve
+from metarl.experiments.learning_curve import learning_curve
+from metarl.experiments.metrics_log import read_metrics
+from metarl.experiments.plots import adaptation_curve, title_of
 from metarl.experiments.results import RESULTS_FILE, Results
 
 Settings = TypeVar("Settings")
@@ -21,7 +23,7 @@ Settings = TypeVar("Settings")
 CONFIG_FILE, EVALUATIONS, PARTS = "config.json", "evaluations", "measured_parts"
 UNLIMITED = ("algorithm",)
 """Fields of config.json that may hold an infinite number: a limit of an algorithm that limits nothing."""
-CURVE_FILE, DRIFT_FILE = "adaptation_curve.png", "drift.png"
+CURVE_FILE, DRIFT_FILE, LEARNING_FILE = "adaptation_curve.png", "drift.png", "learning_curve.png"
 ENVIRONMENTS = "environments"
 """A CSV and a PNG of this name are written where the family has environments."""
 FREE_BYTES = 50 * 2**20
@@ -68,7 +70,10 @@ def stored_settings(kind: type[Settings], stored: Mapping[str, Any]) -> Settings
 
 
 def write_results(folder: Path, measured: Results) -> list[Path]:
-    """Write results.json and its pictures to a folder, which is made where there is none; their paths."""
+    """Write results.json and its pictures to a folder, which is made where there is none; their paths.
+
+    Where the folder is that of the training, it gets the picture of that as well.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -76,17 +81,18 @@ def write_results(folder: Path, measured: Results) -> list[Path]:
     paths = [folder / RESULTS_FILE]
     write_json(paths[0], measured)
     if "drift" in measured:
-        drift_picture(folder / DRIFT_FILE, measured)
-        return [*paths, folder / DRIFT_FILE]
-    adaptation_curve(folder / CURVE_FILE, [measured])
-    paths.append(folder / CURVE_FILE)
+        paths.append(folder / DRIFT_FILE)
+        drift_picture(paths[-1], measured)
+    else:
+        paths.append(folder / CURVE_FILE)
+        adaptation_curve(paths[-1], [measured])
     if environments := measured.get("environments"):
-        table = folder / f"{ENVIRONMENTS}.csv"
-        write_environments(table, environments)
-        paths.append(table)
+        paths.append(folder / f"{ENVIRONMENTS}.csv")
+        write_environments(paths[-1], environments)
         if all(scores["success"] is not None for row in environments for scores in row["shots"].values()):
-            picture = folder / f"{ENVIRONMENTS}.png"
-            title = " · ".join((measured["task_dist"], measured["algo"], measured["method"]))
-            draw_environments(picture, environments, title)
-            paths.append(picture)
+            paths.append(folder / f"{ENVIRONMENTS}.png")
+            draw_environments(paths[-1], environments, title_of([measured]))
+    if metrics := read_metrics(folder):
+        paths.append(folder / LEARNING_FILE)
+        learning_curve(paths[-1], metrics, title_of([measured]))
     return paths
