@@ -154,7 +154,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         ("watch", "Missing from metarl watch: RUN Folder of the run"),
         ("doctor --verbose", "unknown flag '--verbose'"),
         ("report nowhere --png curve.pdf", "--png is a .png file, got curve.pdf"),
-        ("report nowhere --out curve.png", "--out is the page, a .html file, got curve.png; --png draws one picture"),
+        ("report nowhere --out curve.png", "got curve.png; --png draws a .png"),
         ("watch -- -run --once", "'--once' stands after '--', where all is taken by position: put flags before it"),
         (
             "--task-dist bandit --backend official",
@@ -464,6 +464,15 @@ def test_other_threads_and_busy_cores_are_told(
     assert capsys.readouterr().out.startswith("point-goal, rl2, gru, seed 0")
 
 
+def test_a_run_that_goes_on_with_other_versions_says_so(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = finished / "config.json"
+    stored = json.loads(config.read_text())
+    stored["versions"]["torch"] = "1.0"
+    config.write_text(json.dumps(stored))
+    assert main(["resume", str(finished)]) == 0
+    assert "begun with torch 1.0, of other versions now: numbers may differ" in capsys.readouterr().out
+
+
 PENDULUMS = """
 import gymnasium, metarl
 
@@ -513,6 +522,21 @@ def test_an_evaluation_may_plan_further_than_training_did(
     assert capsys.readouterr().err == "metarl: --candidates is at least 2, got 1\n"
 
 
+def test_results_as_files_for_a_paper(finished: Path) -> None:
+    for name in ("table.csv", "table.tex", "curve.pdf", "curve.svg"):
+        assert main(["report", str(finished), "--out", name]) == 0
+    shots = json.loads((finished / "results.json").read_text())["shots"]
+    rows = list(csv.DictReader(Path("table.csv").read_text().splitlines()))
+    assert [row["measure"] for row in rows] == ["return"] * len(shots) + ["success"] * len(shots)
+    assert [float(row["mean"]) for row in rows[: len(shots)]] == [shot["return"]["mean"] for shot in shots.values()]
+    tex = Path("table.tex").read_text().splitlines()
+    assert [line.split(" & ")[:3] for line in tex[4:-2]] == [
+        ["gru", shot, str(found["episodes"])] for shot, found in shots.items()
+    ]
+    assert Path("curve.pdf").read_bytes().startswith(b"%PDF")
+    assert b"<svg" in Path("curve.svg").read_bytes()
+
+
 def test_a_video_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixture[str], refused) -> None:
     assert main(["video", str(finished), "--task", "101", "--shots", "0", "1", "--out", "x.gif"]) == 0
     assert capsys.readouterr().out == "wrote x.gif\n"
@@ -524,6 +548,12 @@ def test_a_video_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixture
     assert "cannot write nowhere/x.gif" in refused("video finished --out nowhere/x.gif")
     (finished / "checkpoints" / "last.safetensors").unlink()
     assert "no checkpoint at finished/checkpoints/last.safetensors" in refused("video finished")
+
+
+def test_a_run_from_a_gpu_is_filmed_on_a_cpu(finished: Path) -> None:
+    config = finished / "config.json"
+    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    assert main(["video", str(finished), "--device", "cpu", "--shots", "0", "--out", "x.gif"]) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names Linux's graphics libraries")

@@ -15,9 +15,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from metarl import cli
+from metarl.core import memory
 from metarl.experiments import flags
 from metarl.experiments.run import Run
 from metarl.experiments.run_flags import plan_run
+from metarl.experiments.suite import load_suite
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -32,7 +34,7 @@ SAVED_AS = re.compile(
 )
 INLINE = re.compile(r"(?<!`)`((?:metarl|python|make|pytest) [^`\n]+)`(?!`)")
 QUOTED = re.compile(r"−?[\d.,]+ \[−?[\d.,]+, −?[\d.,]+\]")
-KINDS = ("", "bash", "console", "python", "math", "text")
+KINDS = ("", "bash", "console", "python", "math", "text", "toml")
 """Of blocks; a block of text is a picture in letters, all others are tried."""
 ELSEWHERE = {"docs/export.md"}
 """Pages whose snippets need a file: tests/experiments/test_export.py runs them."""
@@ -108,10 +110,18 @@ def test_snippets_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(memory, "_METHODS", dict(memory._METHODS))  # what a page registers is no other test's
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for number, body in enumerate(blocks(page, "python")):
         exec(compile(body, f"{page.name}, snippet {number}", "exec"), namespace)
     assert "FAIL" not in capsys.readouterr().out  # what check_tasks prints of a check that does not hold
+
+
+def test_suites_of_the_pages_can_be_planned(tmp_path: Path) -> None:
+    (suite,) = (body for page in PAGES for body in blocks(page, "toml"))
+    (tmp_path / "suite.toml").write_text(suite)
+    runs = load_suite(tmp_path / "suite.toml", tmp_path / "out").runs
+    assert {run.agent for run in runs} == {"rl2 ssm", "rl2 gru", "rl2 gru curious"}
 
 
 def test_equations_are_latex() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metarl.core.errors import UsageError
-from metarl.core.memory import METHODS, MemoryConfig, make_memory
+from metarl.core.memory import METHODS, MemoryConfig, NoMemory, make_memory, register_memory
 
 WIDTH, CONTEXT, STEPS, ROWS = 8, 5, 23, 4
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}
@@ -188,6 +188,14 @@ def test_wrong_configs_are_one_line_errors(config, message):
     with pytest.raises(UsageError, match=message) as error:
         make_memory(config)
     assert "\n" not in str(error.value)
+
+
+def test_an_own_memory_goes_by_its_name(monkeypatch):
+    monkeypatch.setattr("metarl.core.memory._METHODS", {"mlp": NoMemory})
+    register_memory("none", NoMemory)
+    assert isinstance(make_memory(MemoryConfig("none")), NoMemory)
+    with pytest.raises(UsageError, match="method 'none' is registered already; choose another name"):
+        register_memory("none", NoMemory)
 
 
 CHANGED = {"width": 16, "depth": 2, "state_dim": 10, "heads": 4, "context": CONTEXT - 1}

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from metarl.core.errors import UsageError
@@ -65,8 +66,8 @@ def train(report, stop):
     return True
 
 jobs._end_with_parent = lambda: None
-jobs.Run = SimpleNamespace(load=lambda folder: SimpleNamespace(train=train))
-jobs._work(Path(sys.argv[1]))
+jobs.Run = SimpleNamespace(load=lambda folder, device: SimpleNamespace(train=train))
+jobs._work(Path(sys.argv[1]), "cpu")
 """
 
 
@@ -117,6 +118,17 @@ def test_a_damaged_file_is_the_outcome_of_its_run(tmp_path: Path, monkeypatch: p
     (first / "results.json").write_text(whole)
     (first / "config.json").write_text(json.dumps({**json.loads((first / "config.json").read_text()), "memory": 3}))
     assert [outcome.finished for outcome in execute(planned, jobs=1)] == [False, True]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, a run goes on there as well")
+def test_a_suite_goes_on_where_there_is_no_gpu(tmp_path: Path) -> None:
+    planned = suite(tmp_path)
+    begun = planned.runs[0].run
+    begun.folder.mkdir(parents=True)
+    begun.write_config()
+    config = begun.folder / "config.json"
+    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    assert [outcome.error for outcome in execute(planned, jobs=1)] == [None, None]
 
 
 def test_the_longest_open_run_bounds_the_forecast(tmp_path: Path) -> None:

@@ -29,6 +29,11 @@ def test_runs_that_differ_in_the_seed_become_one_line_with_a_repeat_a_seed(make_
     assert ssm.scores(1).tolist() == [[6.0, 7.0, 8.0], [2.0, 7.0, 4.0]]
 
 
+def test_seeds_of_an_own_family_from_two_machines_are_one_line(make_run: MakeRun) -> None:
+    runs = [make_run(name, seed=seed, run={"task_dist": f"/home/{name}/own.py:f"}) for seed, name in enumerate("ab")]
+    assert [entry.seeds for entry in load_entries(runs)] == [[0, 1]]
+
+
 @pytest.mark.parametrize(
     ("change", "labels"),
     [

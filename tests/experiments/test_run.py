@@ -238,6 +238,13 @@ def test_the_own_file_of_a_run_is_found_from_anywhere_and_its_edits_are_noticed(
     own.write_text(PENDULUMS)
     assert run.changed_file == str(own)
     assert run.train(lambda progress: None, lambda: False)  # nothing is left to train
+    moved = own.rename(tmp_path / "elsewhere" / "own.py")
+    config_path = run.folder / "config.json"
+    said = f"^{run.folder} is a run on the tasks of {own}, which is not there: .* task_dist in {config_path}$"
+    with pytest.raises(UsageError, match=said):
+        load_agent(run.folder)
+    config_path.write_text(config_path.read_text().replace(str(own), str(moved)))
+    load_agent(run.folder)
 
 
 def test_families_of_the_package_have_no_own_file(run: Run) -> None:
@@ -406,6 +413,8 @@ def test_results_and_curve_are_written(run: Run) -> None:
     assert [path.name for path in paths] == ["results.json", "adaptation_curve.png"]
     assert json.loads(paths[0].read_text()) == measured
     assert paths[1].read_bytes().startswith(b"\x89PNG")
+    names = [path.name for path in write_results(str(run.folder), measured)]
+    assert names == ["results.json", "adaptation_curve.png", "learning_curve.png"]
     (run.folder / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot make .*file/deeper: Not a directory"):
         write_results(run.folder / "file" / "deeper", measured)
@@ -457,6 +466,8 @@ def test_runs_beside_are_called_by_what_they_differ_in(tmp_path: Path) -> None:
         other.checkpoints.mkdir()
         save_checkpoint(other.checkpoints / LAST, {"nothing": torch.zeros(1)}, {})
         folders.append(str(other.folder))
+    config = Path(folders[2]) / "config.json"  # as of a run that was trained on a GPU
+    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     beside = Run.load(folders[0], drift=True, beside=tuple(folders)).runs_beside()
     assert list(beside) == ["grbal mlp", "grbal mlp, past 8, no meta", "grbal mlp, width 8"]
 

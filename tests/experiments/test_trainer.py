@@ -36,7 +36,7 @@ SMALL = RL2Config(update_steps=20, num_minibatches=2, update_epochs=1)
 TIMES = {"wall_seconds", "steps_per_second", "collect_seconds", "learn_seconds"}
 
 
-def make_trainer(folder: Path, family: str = "point-goal", method: str = "gru", **options: Any) -> Trainer:
+def make_trainer(folder: str | Path, family: str = "point-goal", method: str = "gru", **options: Any) -> Trainer:
     """A run of three epochs in all, on new objects every time, as in a new process."""
     distribution = make_tasks(family, **options.pop("of_family", {}))
     with_defaults = {"epochs": 3, "num_envs": 4, "seed": 0, **options}
@@ -141,7 +141,7 @@ def test_an_epoch_that_was_cut_off_is_computed_again(tmp_path: Path, whole: Path
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make_trainer(tmp_path, report=cut_off).train()
+        make_trainer(str(tmp_path), report=cut_off).train()
     assert last(tmp_path)[1]["epoch"] == 1
     make_trainer(tmp_path).train()
     assert_same_run(whole, tmp_path)

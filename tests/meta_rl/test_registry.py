@@ -1,12 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 
 import gymnasium
 import pytest
 
 from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
+from metarl.experiments.run import Run
+from metarl.experiments.run_flags import plan_run
+from metarl.meta_rl import registry
 from metarl.meta_rl.registry import ALGOS, find_algorithm
 from metarl.tasks.reward_model import RewardModel
 
@@ -50,6 +54,16 @@ def test_variants_differ_from_maml_in_what_their_name_says() -> None:
 def test_a_single_environment_has_defaults_of_its_own() -> None:
     rl2 = find_algorithm("rl2")
     assert rl2.config(single=True).update_steps == 128 != rl2.config().update_steps
+
+
+def test_an_own_algorithm_is_known_to_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
+    registry.register_algorithm("mine", replace(find_algorithm("rl2"), num_envs=2))
+    flags = f"--algo mine --task-dist point-goal --clip 0.3 --method mlp --output-dir {tmp_path}"
+    run = Run.load(plan_run(flags.split()).prepare_folder().folder)
+    assert (run.config.algo, run.config.num_envs, run.algorithm.clip) == ("mine", 2, 0.3)
+    with pytest.raises(UsageError, match="algo 'rl2' is registered already; choose another name"):
+        registry.register_algorithm("rl2", find_algorithm("maml"))
 
 
 def test_an_unknown_algorithm_names_the_known() -> None:

@@ -10,9 +10,13 @@ import tyro
 
 from metarl.core.errors import UsageError, missing_extra
 from metarl.experiments.console import console
+from metarl.experiments.files import atomic_write
 from metarl.experiments.flags import parse
 from metarl.experiments.plots import adaptation_curve, adaptation_table
 from metarl.experiments.report import load_entries
+from metarl.experiments.report_table import csv_table, tex_table
+
+PAGES, TABLES, PICTURES = (".html", ".htm"), (".csv", ".tex"), (".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class ReportConfig:
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of finished runs, or of their evaluations; those that differ in the seed alone become one line."""
     out: Path | None = None
-    """Where to write the page of figures, tables and settings; none: report.html, or no page where --png is given."""
+    """Where to write: .html, the page of figures, tables and settings; for a paper, .csv or .tex, the table by shot, or
+    .pdf or .svg, the picture of the return by shot. None: report.html, or no page where --png is given."""
     png: Path | None = None
     """A .png: where to draw the return by shot of all of them as one picture."""
 
@@ -31,8 +36,12 @@ def main(arguments: list[str]) -> int:
     parsed = parse(ReportConfig, arguments, "report")
     if parsed.png is not None and parsed.png.suffix.lower() != ".png":
         raise UsageError(f"--png is a .png file, got {parsed.png}; the page of --out saves every figure as SVG too")
-    if parsed.out is not None and parsed.out.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--out is the page, a .html file, got {parsed.out}; --png draws one picture")
+    kind = ".html" if parsed.out is None else parsed.out.suffix.lower()
+    if kind not in (*PAGES, *TABLES, *PICTURES):
+        raise UsageError(
+            f"--out is a page (.html), a table (.csv, .tex) or a picture (.pdf, .svg), got {parsed.out}; "
+            "--png draws a .png"
+        )
     entries = load_entries(parsed.runs)
     results, labels = [entry.results for entry in entries], [entry.label for entry in entries]
     console.print(adaptation_table(results, labels))
@@ -41,11 +50,16 @@ def main(arguments: list[str]) -> int:
         console.print(f"wrote {parsed.png}")
         if parsed.out is None:
             return 0
-    try:
-        from metarl.experiments.report_page import write_report
-    except ModuleNotFoundError as error:
-        raise missing_extra(str(error.name), "report") from error
     out = parsed.out or Path("report.html")
-    write_report(out, entries)
+    if kind in PICTURES:
+        adaptation_curve(out, results, labels)
+    elif kind in TABLES:
+        atomic_write(out, (csv_table if kind == ".csv" else tex_table)(entries).encode())
+    else:
+        try:
+            from metarl.experiments.report_page import write_report
+        except ModuleNotFoundError as error:
+            raise missing_extra(str(error.name), "report") from error
+        write_report(out, entries)
     console.print(f"wrote {out}")
     return 0

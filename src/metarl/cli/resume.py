@@ -49,4 +49,7 @@ def main(arguments: list[str]) -> int:
             f"trained with {threads} threads so far, {torch.get_num_threads()} now: sums are formed in another order, "
             f"which changes last digits; OMP_NUM_THREADS={threads} goes on with the same"
         )
+    if other := run.versions_before():
+        begun = ", ".join(f"{name} {then}" for name, then in other.items())
+        console.print(f"begun with {begun}, of other versions now: numbers may differ from those of an unbroken run")
     return train_and_measure(run if parsed.epochs is None else run.extended(parsed.epochs))

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 
+from metarl.cli.measuring import ALONE, given
 from metarl.experiments.console import console
 from metarl.experiments.film import film
 from metarl.experiments.flags import Checkpoint, parse
@@ -28,11 +29,13 @@ class VideoConfig:
     """A .gif or .mp4; none: task<id>.gif in the folder of the run."""
     checkpoint: Checkpoint = "last"
     """The last one, or the best by return on train tasks."""
+    device: str | None = None
+    """Where to act, cpu or cuda; none: where the run was started."""
 
 
 def main(arguments: list[str]) -> int:
     parsed = parse(VideoConfig, arguments, "video")
-    run = replace(Run.load(parsed.run, reference=None, beside=()), checkpoint=parsed.checkpoint)
+    run = replace(Run.load(parsed.run, **ALONE, **given(device=parsed.device)), checkpoint=parsed.checkpoint)
     with console.status("running the trials again") as status:
         path = film(
             run,

@@ -261,12 +261,24 @@ _METHODS: dict[str, Callable[[MemoryConfig], Memory]] = {
     "mlp": NoMemory,
 }
 METHODS = tuple(_METHODS)
+"""Those of the package."""
+
+
+def register_memory(name: str, make: Callable[[MemoryConfig], Memory]) -> None:
+    """Make `MemoryConfig(name)`, and so `--method name`, stand for `make(config)`, in this process.
+
+    Raises:
+        UsageError: a name that is taken.
+    """
+    if name in _METHODS:
+        raise UsageError(f"method '{name}' is registered already; choose another name")
+    _METHODS[name] = make
 
 
 def make_memory(config: MemoryConfig) -> Memory:
     """The memory that `config.method` names."""
     if config.method not in _METHODS:
-        raise unknown_name("method", config.method, METHODS)
+        raise unknown_name("method", config.method, _METHODS)
     if min(config.width, config.depth, config.context, config.heads) < 1:
         sizes = f"{config.width}, {config.depth}, {config.context}, {config.heads}"
         raise UsageError(f"width, depth, context and heads are at least 1, got {sizes}")

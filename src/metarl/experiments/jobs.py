@@ -115,7 +115,7 @@ def _start(planned: Planned) -> BaseProcess:
         context.set_forkserver_preload([__name__])
     else:
         context = multiprocessing.get_context("spawn")
-    process: BaseProcess = context.Process(target=_work, args=(run.folder,), name=planned.name)
+    process: BaseProcess = context.Process(target=_work, args=(run.folder, run.config.device), name=planned.name)
     process.start()
     return process
 
@@ -153,8 +153,11 @@ def _threads(number: int) -> Iterator[None]:
 # --- in the run's own process -----------------------------------------------------------------------------------------
 
 
-def _work(folder: Path) -> None:
-    """Train a run from its last checkpoint, measure it, and write its results; exit code STOPPED where asked to."""
+def _work(folder: Path, device: str) -> None:
+    """Train a run from its last checkpoint, measure it, and write its results; exit code STOPPED where asked to.
+
+    device: that of the suite, which may be another than the run was started on.
+    """
     asked: list[int] = []  # no Event: a second signal in the middle of its set() would wait for the first for good
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the suite decides what it means
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
@@ -162,7 +165,7 @@ def _work(folder: Path) -> None:
     with (folder / LOG_FILE).open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    run = Run.load(folder)
+    run = Run.load(folder, device=device)
 
     def report(progress: Progress) -> None:
         if progress.row is not None:

@@ -74,9 +74,12 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(path: str | Path, figure: Figure) -> None:
-    """Write a figure as a PNG."""
+    """Write a figure as what its name ends in: a PNG, a PDF (with fonts that every publisher takes) or an SVG."""
+    from matplotlib import rc_context
+
     image = io.BytesIO()
-    figure.savefig(image, format="png")
+    with rc_context({"pdf.fonttype": 42}):
+        figure.savefig(image, format=Path(path).suffix.lower().removeprefix(".") or "png")
     atomic_write(path, image.getvalue())
 
 
@@ -94,7 +97,9 @@ def verbatim(text: str) -> str:
 
 
 def adaptation_curve(path: str | Path, results: Sequence[Results], labels: Sequence[str] = ()) -> None:
-    """Draw the return by shot on test tasks as a PNG: mean with its 95 % interval, reference lines, each task faintly.
+    """Draw the return by shot on test tasks: mean with its 95 % interval, reference lines, each task faintly.
+
+    The file is a PNG, a PDF or an SVG, as its name says.
 
     Several results are laid over each other, a colour each. Shots are spaced evenly, whatever their numbers. A
     reference far outside the scores is named at the border with its value, so that the curve keeps its resolution.

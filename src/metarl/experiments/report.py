@@ -47,6 +47,8 @@ class FinishedRun:
         """All hyper-parameters, as 'group.name': those of training, but for what the measurement changed."""
         groups = {group: self.config.get(group, {}) for group in SETTINGS}
         settings = {f"{group}.{name}": value for group, values in groups.items() for name, value in values.items()}
+        if "run.task_dist" in settings:  # an own file lies elsewhere on every machine
+            settings["run.task_dist"] = Path(settings["run.task_dist"]).name
         return settings | {f"algorithm.{name}": value for name, value in self.results.get("measured_with", {}).items()}
 
     @property

@@ -106,6 +106,12 @@ class Run:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(f"{path} is damaged, or of another version ({reason}): start a new run") from error
+        own = config.task_dist.rpartition(":")[0]
+        if own.endswith(".py") and not Path(own).is_file():
+            raise UsageError(
+                f"{folder} is a run on the tasks of {own}, which is not there: put it back, or write where it is now "
+                f"into task_dist in {path}"
+            )
         run = cls.plan(config, algorithm, memory, command, check_others)
         # Runs of earlier versions do not say.
         if stored.get("tasks", run.distribution.fingerprint) != run.distribution.fingerprint:
@@ -181,6 +187,12 @@ class Run:
         threads: int | None = load_checkpoint(last)[1].get("threads") if last.exists() else None
         return None if threads == torch.get_num_threads() else threads
 
+    def versions_before(self) -> dict[str, str]:
+        """Of what the run was begun with, that which has another version now; the versions of then."""
+        stored: dict[str, str] = json.loads((self.folder / CONFIG_FILE).read_text()).get("versions", {})
+        now = versions()
+        return {name: then for name, then in stored.items() if now.get(name, then) != then}
+
     def make_agent(self) -> Agent:
         """A new agent for the run's worlds."""
         algorithm = find_algorithm(self.config.algo)
@@ -219,7 +231,7 @@ class Run:
         runs = {}
         for folder in self.config.beside:
             try:
-                run = Run.load(folder, drift=False, beside=(), reference=None)
+                run = Run.load(folder, drift=False, beside=(), reference=None, device=self.config.device)
             except UsageError as error:
                 raise UsageError(f"--beside: {error}") from error
             if (run.distribution.name, run.distribution.details) != (self.distribution.name, self.distribution.details):

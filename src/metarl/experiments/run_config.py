@@ -14,7 +14,7 @@ from metarl.core.errors import UsageError, unknown_name
 from metarl.core.task import Task
 from metarl.experiments.flags import EPOCHS_ALIAS
 from metarl.experiments.protocol import Protocol
-from metarl.meta_rl.registry import ALGOS
+from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks import list_tasks, make_tasks
 from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.single import single_environment
@@ -111,8 +111,7 @@ class RunConfig:
             raise unknown_name("device", self.device, DEVICES)
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UsageError("--device cuda: torch finds no GPU here; use --device cpu")
-        if self.algo not in ALGOS:
-            raise unknown_name("algo", self.algo, ALGOS)
+        find_algorithm(self.algo)
 
     @property
     def _protocols(self) -> dict[str, bool]:

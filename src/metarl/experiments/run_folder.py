@@ -69,11 +69,12 @@ def stored_settings(kind: type[Settings], stored: Mapping[str, Any]) -> Settings
     return kind(**values)
 
 
-def write_results(folder: Path, measured: Results) -> list[Path]:
+def write_results(folder: str | Path, measured: Results) -> list[Path]:
     """Write results.json and its pictures to a folder, which is made where there is none; their paths.
 
     Where the folder is that of the training, it gets the picture of that as well.
     """
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -71,7 +71,7 @@ class Trainer:
         distribution: TaskDistribution,
         train_tasks: Sequence[Task],
         test_tasks: Sequence[Task],
-        folder: Path,
+        folder: str | Path,
         *,
         epochs: int,
         num_envs: int,
@@ -83,7 +83,7 @@ class Trainer:
         self.train_tasks, self.test_tasks = list(train_tasks), list(test_tasks)
         self.epochs, self.num_envs, self.seed = epochs, num_envs, seed
         self.num_trials = trials(num_envs, agent)
-        self.folder, self.checkpoints = folder, folder / CHECKPOINTS
+        self.folder, self.checkpoints = Path(folder), Path(folder) / CHECKPOINTS
         self.report, self.stop = report, stop
         self.epoch = 0
         self.env_steps = 0

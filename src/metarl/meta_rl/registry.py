@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from metarl.core.agent import Agent
-from metarl.core.errors import unknown_name
+from metarl.core.errors import UsageError, unknown_name
 from metarl.core.memory import MemoryConfig
 from metarl.meta_rl.dynamics import MODEL_MEMORY
 from metarl.meta_rl.grbal_agent import GrBALAgent, GrBALConfig
@@ -74,10 +74,22 @@ _ALGORITHMS = {
     ),
 }
 ALGOS = tuple(_ALGORITHMS)
+"""Those of the package."""
+
+
+def register_algorithm(name: str, algorithm: Algorithm) -> None:
+    """Make `--algo name` stand for `algorithm`, in this process.
+
+    Raises:
+        UsageError: a name that is taken.
+    """
+    if name in _ALGORITHMS:
+        raise UsageError(f"algo '{name}' is registered already; choose another name")
+    _ALGORITHMS[name] = algorithm
 
 
 def find_algorithm(name: str) -> Algorithm:
     """The algorithm called `name`; an unknown one raises with the known names and the nearest."""
     if name not in _ALGORITHMS:
-        raise unknown_name("algo", name, ALGOS)
+        raise unknown_name("algo", name, _ALGORITHMS)
     return _ALGORITHMS[name]
