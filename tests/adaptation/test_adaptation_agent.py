@@ -20,7 +20,7 @@ from metarl.core.memory import MemoryConfig
 from metarl.core.policy import Actor
 from metarl.meta_rl.grbal_agent import GrBALAgent, GrBALConfig
 from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
-from metarl.meta_rl.rl2_agent import RL2Agent
+from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 from metarl.tasks.reward_model import RewardModel
 
 OBSERVATIONS = spaces.Box(-5.0, 5.0, (3,), np.float32)
@@ -167,6 +167,8 @@ def test_actions_belong_to_the_action_space_and_adaptation_changes_them(kind):
 def test_a_frozen_agent_acts_as_the_trained_one(kind):
     trained = TRAINED[kind]()
     trained.updates = 5  # a planner that has never learned acts at random
+    if not isinstance(trained, GrBALAgent):  # statistics in use
+        trained.moments.update(np.random.default_rng(0).normal(2.0, 5.0, (50, *trained.moments.mean.shape)))
     frozen = AdaptationAgent.from_agent(trained, replace(EAGER, num_steps=0))
     for agent in (trained, frozen):
         agent.training = False
@@ -413,6 +415,43 @@ def test_it_adapts_as_grbal_does_where_it_is_told_to():
     expected = trained.row_weights()
     for name, value in agent.streams.weights.items():
         torch.testing.assert_close(value, expected[name])
+
+
+def test_a_policy_takes_its_rates_its_discount_and_its_trace_from_meta_learning():
+    trained = make_maml_agent(OBSERVATIONS, ACTIONS, MAMLConfig(learn_rates=True, discount=0.9, trace=0.4), SMALL)
+    with torch.no_grad():
+        for number, rate in enumerate(trained.maml.rates().values()):
+            rate.copy_(torch.rand(rate.shape) + number)
+    agent = AdaptationAgent.from_agent(trained, EAGER)
+    rates = trained.maml.rates()
+    assert torch.equal(agent.streams._rates, torch.cat([rates[name].flatten() for name in agent.names]).detach())
+    memory = RL2Agent(OBSERVATIONS, ACTIONS, RL2Config(discount=0.9, trace=0.4), SMALL)
+    for controller in (trained.controller(), memory.controller()):
+        assert (controller.discount, controller.trace) == (0.9, 0.4)
+
+
+def test_a_batch_is_drawn_from_what_a_stream_holds_without_repeats():
+    agent = make(config=replace(EAGER, batch_size=3, update_every=100))
+    trial(agent, Stream(5, steps=6))
+    agent._close(torch.ones(ROWS, dtype=torch.bool))
+    held = agent.streams._recent["x"][:, :6]  # of room for 8
+    counts = torch.zeros(ROWS, 6)
+    for _ in range(40):
+        batch = agent.streams._draw(torch.arange(ROWS))
+        assert batch["active"].all()
+        drawn = (batch["x"][:, :, None] == held[:, None]).all(-1).sum(1)  # [S, 6], how often each
+        assert drawn.sum(1).tolist() == [3] * ROWS
+        assert drawn.max() == 1
+        counts += drawn
+    assert counts.min() > 8  # of 20 on average
+
+
+def test_it_acts_by_the_average_of_its_weights():
+    agent = make("actor", replace(EAGER, ema_decay=0.9))
+    trial(agent, Stream(5))
+    acting = torch.cat([value.flatten(1) for value in agent.streams.weights.values()], 1)
+    assert torch.equal(acting, agent.streams._average)
+    assert not torch.equal(acting, agent.streams.values)
 
 
 @pytest.mark.parametrize(

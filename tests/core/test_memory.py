@@ -162,6 +162,20 @@ def test_transformer_sees_exactly_its_context():
     assert reached.nonzero().flatten().tolist() == list(range(time - CONTEXT, time + 1))
 
 
+def test_a_transformer_looks_less_at_what_is_farther_away():
+    """Queries of zero leave the penalty alone: weights are softmax(-slope * distance), slopes 2^-4 and 2^-8."""
+    memory = make("transformer")
+    x, _ = make_data()
+    with torch.no_grad():
+        memory.projections[0].weight[:WIDTH], memory.projections[0].bias[:WIDTH] = 0, 0
+    value = memory.projections[0](memory.norms[0](x))[..., 2 * WIDTH :].unflatten(-1, (2, -1))  # [T, B, heads, d]
+    time, distance = CONTEXT + 9, torch.arange(CONTEXT + 1)
+    weights = torch.softmax(-torch.tensor([2.0**-4, 2.0**-8])[:, None] * distance, -1)
+    seen = torch.einsum("hk,kbhd->bhd", weights, value[time - distance]).flatten(1)
+    y = x[time] + memory.merges[0](seen)
+    torch.testing.assert_close(memory(x)[0][time], y + memory.feed_forwards[0](y), **TOLERANCE)
+
+
 def test_transformer_takes_a_sequence_shorter_than_its_context():
     memory = make("transformer", context=3 * STEPS)
     x, starts = make_data()

@@ -11,6 +11,7 @@ from torch import nn
 from metarl.core.memory import MemoryConfig
 from metarl.core.policy import Actor, ActorCritic
 from metarl.core.policy_controller import PolicyController
+from metarl.core.policy_gradient import with_advantages
 
 OBSERVATIONS, ACTIONS = spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Box(-1.0, 1.0, (2,), np.float32)
 ROWS, STEPS, BAD = 3, 6, 2
@@ -188,3 +189,61 @@ def test_to_fall_is_worse_than_to_go_on_at_a_constant_reward():
     found, first = segment(lambda action: np.ones(ROWS), steps=60, falls_at=0.9)
     assert found[first > 0.9].mean() < found[first < 0.9].mean() - 1
     torch.testing.assert_close(found.square().mean(1).sqrt(), torch.ones(ROWS))
+
+
+# --- segments ---------------------------------------------------------------------------------------------------------
+
+
+def sampled_steps(controller, ended=()):
+    """Steps [T, B, 1, ...], each row a stream, and what was remembered before the last one."""
+    observations, rewards = stream()
+    never, taken = np.zeros(ROWS, bool), []
+    for time in range(STEPS):
+        action, over = controller.act(observations[time], None, explore=True), np.full(ROWS, time in ended)
+        step, before = controller.observe(
+            observations[time], action, rewards[time], over, never, observations[time + 1], ~never
+        )
+        taken.append({name: tensor[:, None] for name, tensor in step.items()})
+    steps = {name: torch.stack([step[name] for step in taken]) for name in taken[0]}
+    return steps, {name: tensor[:, None] for name, tensor in before.items()}
+
+
+def test_the_time_of_a_step_is_that_of_its_episode():
+    steps, _ = sampled_steps(make(), ended=(BAD,))
+    assert steps["time"][:, 0, 0].tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_a_segment_that_ended_early_is_one_of_its_length():
+    """What stands behind its last step is of another time."""
+    controller = make(method="mlp")
+    steps, before = sampled_steps(controller)
+    length = STEPS - 2
+    early = {**steps, "active": steps["active"] & (torch.arange(STEPS) < length)[:, None, None]}
+    short = {name: values[:length] for name, values in steps.items()}
+    found, expected = (controller.samples(each, before)["advantage"] for each in (early, short))
+    torch.testing.assert_close(found[:, :, :length], expected)
+    assert not found[:, :, length:].any()
+
+
+def test_a_score_counts_no_ratio_beyond_its_bound():
+    controller = make(method="mlp")
+    samples = controller.samples(*sampled_steps(controller))
+    one = {name: values[0] for name, values in samples.items()}
+    weights = {name: value.detach() for name, value in controller.model.named_parameters()}
+    ratio = torch.tensor([[0.1, 1.0, 5.0, 9.0, 11.0, 1e6]])
+    one["log_prob"] = controller._log_prob(weights, one).detach() - ratio.log()
+    one["advantage"] = torch.tensor([[1.0, -2.0, 1.0, -1.0, 1.0, -1.0]])
+    expected = np.mean([1 - 0.1, 1 + 2, 1 - 5, 1 + 9, 1 - 10, 1 + 10])
+    assert controller.score(weights, one).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_advantages_are_by_its_own_discount_and_trace(monkeypatch):
+    controller, given = make(method="mlp", discount=0.9, trace=0.4), {}
+
+    def watched(collected, rows, **options):
+        given.update(options)
+        return with_advantages(collected, rows, **options)
+
+    monkeypatch.setattr("metarl.core.policy_controller.with_advantages", watched)
+    controller.samples(*sampled_steps(controller))
+    assert (given["discount"], given["trace"]) == (0.9, 0.4)

@@ -131,6 +131,17 @@ def test_is_stable_at_initialisation(structure, seed):
     assert torch.linalg.eigvals(transition.double()).abs().max() < 1
 
 
+def test_eigenvalues_begin_in_the_ring_and_slow_modes_first():
+    model = make_model("diagonal", sizes=(4000, 1, 1))
+    modulus, phase = (-model.log_rate.detach().exp()).exp(), model.log_phase.detach().exp()
+    assert 0.8 <= modulus.min() < 0.81
+    assert 0.998 < modulus.max() <= 0.999
+    assert modulus.square().mean() == pytest.approx((0.8**2 + 0.999**2) / 2, abs=0.01)  # uniform over the ring's area
+    assert 0 < phase.min() < 0.01
+    assert 0.99 < phase.max() / (0.3 * np.pi) < 1.001
+    assert phase.mean() == pytest.approx(0.15 * np.pi, rel=0.05)
+
+
 def test_diagonal_stays_stable_wherever_training_takes_it():
     model = make_model("diagonal", sizes=(200, 2, 2))
     generator = torch.Generator().manual_seed(0)

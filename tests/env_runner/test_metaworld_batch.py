@@ -89,6 +89,18 @@ def test_rows_change_their_class_at_their_next_reset(tasks):
     np.testing.assert_array_equal(stepped, [fresh.step(action[:1])[0][0] for action in plan])
 
 
+def test_a_new_goal_of_the_same_class_is_paid_as_in_worlds_that_had_no_other():
+    """Bin-picking measures progress from where the object was at the first step of the episode."""
+    goals = draw_goals(("bin-picking-v3",), seed=0)["bin-picking-v3"]
+    first, second = (Task(row, {"env": "bin-picking-v3", "rand_vec": goals[row]}) for row in (0, 1))
+    env, plan = worlds([first]), actions(3, 1)
+    play(env, plan)
+    env.set_tasks([second])
+    fresh = play(worlds([second]), plan)
+    assert_same(play(env, plan), fresh)
+    assert min(reward[0] for _, reward, *_ in fresh) > 0
+
+
 def test_a_pose_is_that_of_the_rows_own_class(tasks):
     env = worlds(tasks)
     env.reset()

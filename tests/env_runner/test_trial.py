@@ -132,6 +132,25 @@ def test_a_round_of_episodes_waits_for_the_last_row_and_ignores_those_that_are_d
     assert agent.calls == ["begin_trial", *["observe"] * 6]
 
 
+def test_an_episode_has_not_succeeded_because_the_one_before_it_did() -> None:
+    class Once(Ladder):
+        """Its first episode succeeds, later ones do not."""
+
+        episodes = 0
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+            self.episodes += 1
+            return super().reset(seed=seed, options=options)
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, reward, terminated, truncated, _ = super().step(action)
+            return observation, reward, terminated, truncated, {"success": self.episodes == 1}
+
+    env = GymWorkers(Once, TASKS, apply=apply, max_episode_steps=10)
+    trial = run_trial(Recorder(), env, TASKS, shots=1, episodes=2)
+    assert trial.success == trial.final_success == [[[True, False]] * 2, [[False, False]] * 2]
+
+
 def test_an_agent_acts_on_one_thread_and_adapts_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, threads = Recorder(), {}
     for name in ("_act", "_observe", "adapt"):

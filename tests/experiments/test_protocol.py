@@ -9,7 +9,9 @@ import torch
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.recording import Recorder
+from metarl.env_runner.task_env import Array, Infos
 from metarl.env_runner.trial import run_trial
 from metarl.experiments.protocol import Protocol, check_disjoint, evaluate, reference_lines, row_tasks
 from metarl.experiments.statistics import summary
@@ -306,3 +308,26 @@ def test_many_tasks_are_measured_in_parts(bonus_family, scripted_agent, monkeypa
         # The worlds of a row are those of its place: the first task's, and luck of deviation 1 apart for the others.
         np.testing.assert_array_equal(shot.returns[0, :2], whole.returns[0, :2])
         np.testing.assert_allclose(shot.returns, whole.returns, atol=8.0)
+
+
+def test_a_part_in_which_no_world_spoke_of_success_had_none(
+    bonus_family, scripted_agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with worlds that speak of it where they succeed alone; measured together, those tasks have not succeeded."""
+
+    class Quiet(GymWorkers):
+        """Nothing is said of success where no row ever has it."""
+
+        def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
+            *step, infos = super().step(actions)
+            self.spoke = getattr(self, "spoke", False) or bool(infos["success"].any())
+            return *step, infos if self.spoke else {name: value for name, value in infos.items() if name != "success"}
+
+    monkeypatch.setattr("metarl.tasks.distribution.GymWorkers", Quiet)
+    family, protocol = bonus_family(), Protocol("zero-shot", repeats=2)
+    (together,) = evaluate(scripted_agent, family, family.test, protocol).shots
+    monkeypatch.setattr("metarl.experiments.protocol.ROUND_STEPS", 1)  # a part a task
+    (apart,) = evaluate(scripted_agent, family, family.test, protocol).shots
+    np.testing.assert_array_equal(together.success, [[1.0, 0.0, 1.0]] * 2)
+    np.testing.assert_array_equal(apart.success, together.success)
+    np.testing.assert_array_equal(apart.final_success, together.final_success)

@@ -309,6 +309,48 @@ def test_the_row_of_an_epoch_by_hand(bonus_family, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(("finished", "expected"), [(False, "1"), (True, "0.9")])
+def test_success_counts_also_where_worlds_do_not_speak_of_it_from_the_first_update_on(
+    bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool, expected: str
+) -> None:
+    """They may do so with the end of an episode, or with a success alone; what had finished before had none."""
+    updates: list[int] = []
+
+    def quiet_at_first(*arguments: Any, **options: Any) -> Any:
+        updates.append(len(updates))
+        trial = run_trial(*arguments, **options)
+        if updates[-1]:
+            return trial
+        returns = trial.returns if finished else [[[] for _ in rows] for rows in trial.returns]
+        return replace(trial, returns=returns, success=None, final_success=None)
+
+    monkeypatch.setattr(trainer, "run_trial", quiet_at_first)
+    planned(bonus_family(), tmp_path, [1.0]).train()
+    assert metrics_of(tmp_path)[0]["train_success"] == expected
+
+
+def test_the_return_of_an_epoch_is_that_after_adapting(bonus_family, tmp_path: Path) -> None:
+    class Adapting(PlannedAgent):
+        """Acts twice as hard once it has adapted."""
+
+        trial_rounds = 2
+
+        def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
+            self.factor = 1
+
+        def _act(self, observation: Array) -> Array:
+            return self.factor * super()._act(observation)
+
+        def adapt(self) -> Metrics:
+            self.factor = 2
+            return {}
+
+    family, agent = bonus_family(), Adapting([1.0])
+    Trainer(agent, family, family.train[:1], family.test, tmp_path, epochs=1, num_envs=2, seed=0).train()
+    row = metrics_of(tmp_path)[0]
+    assert (row["env_steps"], row["train_return"]) == ("160", "6")  # two rounds; 2 steps of 1.5, twice as hard
+
+
 def test_no_finished_episode_is_no_best(bonus_family, tmp_path: Path) -> None:
     run = planned(bonus_family(), tmp_path, [1.0])
     run.agent.round_steps, run.agent.continuation = 1, 0.0
@@ -388,6 +430,28 @@ def test_environments_take_turns_where_there_are_fewer_trials_than_tasks(
     chosen = Counter(task.id for drawn in trials for task in drawn)
     assert set(chosen) == set(range(len(tasks)))
     assert len({drawn[0]["length"] for drawn in trials}) == 3  # none is always the first
+
+
+def test_no_epoch_repeats_the_draws_of_another(bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of the tasks nor of the agent."""
+    seeds: list[int] = []
+    drawn: list[tuple[int, ...]] = []
+
+    class Seeded(PlannedAgent):
+        def seed(self, seed: int) -> None:
+            seeds.extend([seed] * self.training)
+
+    def watch(agent: Agent, env: Any, tasks: Any, **options: Any) -> Any:
+        drawn.append(tuple(task.id for task in tasks))
+        return run_trial(agent, env, tasks, **options)
+
+    monkeypatch.setattr(trainer, "run_trial", watch)
+    family, agent = bonus_family(), Seeded([1.0] * 2)
+    agent.continuation = 0.0
+    tasks = [Task(index, {"bonus": 1.0, "length": 2}) for index in range(20)]
+    Trainer(agent, family, tasks, family.test, tmp_path, epochs=2, num_envs=5, seed=0).train()
+    assert len(set(seeds)) == len(seeds) == 2
+    assert len(set(drawn)) == len(drawn) == 20
 
 
 def test_tasks_of_one_environment_are_drawn_as_a_permutation(bonus_family, tmp_path: Path) -> None:

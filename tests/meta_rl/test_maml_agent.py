@@ -17,11 +17,13 @@ from metarl.core.errors import UsageError
 from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.policy import Actor
+from metarl.core.policy_gradient import with_advantages
 from metarl.meta_rl import meta_objective, trust_region
 from metarl.meta_rl.compiled import COMPILED_STEPS, can_compile
 from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.meta_rl.maml_config import OF_OUTER
 from metarl.meta_rl.meta_maml import MetaMAML
+from metarl.meta_rl.trial_parts import TrialParts
 
 needs_compiler = pytest.mark.skipif(not can_compile(), reason="torch compiles with g++, which is not installed")
 
@@ -522,6 +524,31 @@ def test_a_second_episode_of_a_round_begins_as_the_first(method, kind):
         if method != "mlp":
             assert (same[[1, 3]] > 1e-4).all()
         agent.adapt()
+
+
+def test_the_time_of_a_step_is_that_of_its_episode():
+    """The baseline is fitted to it."""
+    agent = make_agent()
+    trial(agent, [0, 1])
+    for collected in agent._held():
+        assert collected["time"].T.tolist() == [[0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 0, 1], [*range(6)], [*range(6)]]
+
+
+def test_the_advantages_of_a_round_are_by_the_discount_and_the_trace_of_the_config():
+    agent = make_agent(replace(TRPO, discount=0.9, trace=0.4))
+    trial(agent, [0])
+    collected = agent._collected()
+    steps = {name: values for name, values in collected.items() if name not in ("raw", "memory")}
+    expected = with_advantages(steps, TASK_ROWS, discount=0.9, trace=0.4)["advantage"]
+    assert torch.equal(agent._batch(collected)["advantage"], expected)
+
+
+def test_a_mean_over_groups_counts_every_task_alike():
+    groups = [[{"x": torch.tensor(values)}] for values in ([0.0, 1.0, 5.0], [10.0])]
+    parts = TrialParts(groups, None, ())
+    assert parts.mean(lambda group: (group[0]["x"].mean(),))[0] == 4.0
+    product = parts.mean_map(lambda group: lambda vector: group[0]["x"].mean() * vector, 2)
+    assert product(torch.tensor([1.0, 2.0])).tolist() == [4.0, 8.0]
 
 
 @pytest.mark.parametrize("method", REMEMBERING)
@@ -1241,6 +1268,45 @@ def test_the_divergence_is_zero_for_the_policy_that_collected():
     agent, batches = in_double(off_policy=0.1)
     divergence = agent.maml.task_losses(agent.objective.divergence, agent.maml.parameters(), batches[0], stacked=False)
     assert float(divergence.min().detach()) > 1e-3
+
+
+def test_the_gradient_of_promp_is_that_of_the_clipped_loss_and_the_penalty_by_hand():
+    """KL(what collected ‖ policy) of the rounds before the last, so that it pulls back; in float64, off policy."""
+    agent, batches = in_double(replace(PPO, divergence_weight=3.0, clip=0.05), rounds=3, off_policy=0.05)
+    parameters, head = meta_learned(agent), agent.actor.head
+
+    def normal(output):
+        mean, log_std = output.chunk(2, -1)
+        return torch.distributions.Independent(torch.distributions.Normal(mean, log_std.exp()), 1)
+
+    def by_hand():
+        params = list(agent.maml.inner_loop(agent.objective.inner_loss, batches[:-1]))
+        policy, divergence = [], []
+        for number, (phi, batch) in enumerate(zip(params, batches, strict=True)):
+            for task in range(TASKS):
+                own = {name: value[task] if number else value for name, value in phi.items()}
+                mine = {name: values[task] for name, values in batch.items()}
+                output = agent.objective.output_of(own, mine)
+                if number < len(batches) - 1:
+                    moved = torch.distributions.kl_divergence(normal(mine["output"]), normal(output))
+                    divergence.append(moved.mean())
+                    continue
+                ratio = (head.log_prob(output, mine["action"]) - mine["log_prob"]).exp()
+                gained = torch.minimum(ratio * mine["advantage"], ratio.clamp(0.95, 1.05) * mine["advantage"])
+                policy.append(-gained.mean())
+        return torch.stack(policy).mean(), torch.stack(divergence).mean()
+
+    def penalised():
+        policy, divergence = by_hand()
+        return (policy + 3.0 * divergence).detach()
+
+    policy, divergence, gradient = agent.objective._clipped_slope(batches)
+    torch.testing.assert_close((policy, divergence), tuple(each.detach() for each in by_hand()))
+    assert float(divergence) > 1e-3
+    for seed in range(3):
+        direction = direction_like(parameters, seed)
+        expected = directional(penalised, parameters, direction)
+        assert float(gradient @ joined(direction.values())) == pytest.approx(expected, rel=1e-5)
 
 
 @each_outer

@@ -450,6 +450,63 @@ def test_the_successor_of_the_last_step_counts_unless_the_episode_terminated():
         assert (metrics_after(changed)["value_loss"] != expected) == counts
 
 
+def test_advantages_and_targets_by_a_plain_loop():
+    """The discount, the trace and the reward's scale, each in its own place."""
+    agent = make_agent(config=replace(WHOLE, discount=0.9, trace=0.5, reward_scale=0.3))
+    trial(agent, Stream.draw(0))
+    experience = agent.take_experience()
+    batch = agent._with_targets(dict(experience))
+    value = agent.policy.value(experience["features"])
+    following, estimate, advantage = experience["last_value"], torch.zeros(ROWS), torch.zeros(STEPS, ROWS)
+    for time in reversed(range(STEPS)):
+        terminated, truncated = experience["terminated"][time], experience["truncated"][time]
+        following = torch.where(truncated, experience["final_value"][time], following).masked_fill(terminated, 0.0)
+        error = 0.3 * experience["reward"][time] + 0.9 * following - value[time]
+        estimate = error + 0.9 * 0.5 * estimate.masked_fill(terminated | truncated, 0.0)
+        following, advantage[time] = value[time], estimate
+    torch.testing.assert_close(batch["target"], advantage + value, atol=1e-5, rtol=1e-5)
+    normal = (advantage - advantage.mean()) / advantage.std(correction=0)
+    torch.testing.assert_close(batch["advantage"], normal, atol=1e-5, rtol=1e-5)
+
+
+@each_method
+def test_what_follows_a_cut_is_worth_what_it_is_where_the_episode_goes_on(method):
+    """From the memory, the action and the reward of that step."""
+    stream = Stream.draw(0)
+    stream.terminated[:], stream.truncated[:] = False, False
+    stream.next_observation[:-1] = stream.observation[1:]
+    cut = replace(stream, truncated=stream.truncated.copy())
+    cut.truncated[5, 1] = True
+    whole, truncated, ended = make_agent(method), make_agent(method), make_agent(method)
+    trial(whole, stream)
+    trial(truncated, cut)
+    trial(ended, stream.first(6))
+    expected = whole.policy.value(whole.take_experience()["features"][6])
+    torch.testing.assert_close(truncated.take_experience()["final_value"][5, 1], expected[1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ended.take_experience()["last_value"], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_losses_by_hand():
+    """Ratios on both sides of the clip, with advantages of both signs."""
+    agent = make_agent(kind="discrete", config=replace(WHOLE, clip=0.2, value_weight=0.25, entropy_weight=0.5))
+    trial(agent, Stream.draw(0))
+    held = agent.take_experience()
+    output, value, _ = agent.policy(held["inputs"], held["first_memory"])
+    policy = torch.distributions.Categorical(logits=output)
+    ratio = torch.linspace(0.51, 1.47, STEPS * ROWS).view(STEPS, ROWS)
+    advantage = torch.tensor([1.0, -2.0, 3.0, -1.0]).expand(STEPS, ROWS)
+    before = policy.log_prob(held["action"]) - ratio.log()
+    losses, measures = agent._losses(
+        held["first_memory"], held["inputs"], held["action"], before, advantage, value - 2.0
+    )
+    pairs = [*zip(ratio.flatten().tolist(), advantage.flatten().tolist(), strict=True)]
+    gained = np.mean([min(r * a, min(max(r, 0.8), 1.2) * a) for r, a in pairs])
+    entropy = policy.entropy().mean().item()
+    assert [loss.item() for loss in losses] == pytest.approx([-gained, 0.25 * 4.0, -0.5 * entropy], rel=1e-4)
+    moved, clipped = np.mean([r - 1 - np.log(r) for r, _ in pairs]), np.mean([abs(r - 1) > 0.2 for r, _ in pairs])
+    assert [measure.item() for measure in measures] == pytest.approx([4.0, entropy, moved, clipped], rel=1e-4)
+
+
 def test_returns_may_flow_over_the_ends_of_episodes():
     stream = Stream.draw(0)
     never = replace(stream, terminated=np.zeros_like(stream.terminated), truncated=np.zeros_like(stream.truncated))

@@ -275,16 +275,22 @@ def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
     """One evaluation of all the tasks of several."""
     first = evaluations[0]
 
-    def beside(matrices: Sequence[Scores | None]) -> Scores | None:
-        known = [matrix for matrix in matrices if matrix is not None]
-        return np.concatenate(known, axis=1) if len(known) == len(matrices) else None
+    def beside(same: Sequence[ShotScores], matrices: Sequence[Scores | None]) -> Scores | None:
+        if all(matrix is None for matrix in matrices):
+            return None
+        # A part in which no world spoke of success had none.
+        known = [
+            np.zeros_like(shot.returns) if matrix is None else matrix
+            for shot, matrix in zip(same, matrices, strict=True)
+        ]
+        return np.concatenate(known, axis=1)
 
     shots = [
         replace(
             same[0],
             returns=np.concatenate([shot.returns for shot in same], axis=1),
-            success=beside([shot.success for shot in same]),
-            final_success=beside([shot.final_success for shot in same]),
+            success=beside(same, [shot.success for shot in same]),
+            final_success=beside(same, [shot.final_success for shot in same]),
         )
         for same in zip(*(evaluation.shots for evaluation in evaluations), strict=True)
     ]

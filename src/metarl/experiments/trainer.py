@@ -184,6 +184,9 @@ class Trainer:
 
     def _summary(self, rows: Sequence[Metrics], env_steps: int) -> Metrics:
         """The epoch's row of metrics.csv, from those of its updates."""
+        if any("train_success" in row for row in rows):
+            # Episodes that finished before a world first spoke of success have not succeeded; NaN where none finished.
+            rows = [{"train_success": 0.0 * row["train_return"], **row} for row in rows]
         sums = {name: sum(row[name] for row in rows) for name in rows[0]}
         totals = {name: sums.pop(name) for name in COUNTED}
         outcomes = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in OUTCOMES if name in sums}
