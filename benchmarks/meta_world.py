@@ -26,7 +26,7 @@ from mujoco import rollout
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_official import reference, start
 from metarl.env_runner.metaworld_room import FRAME_SKIP
-from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
+from metarl.tasks.metaworld import DESCRIPTIONS
 from metarl.tasks.registry import make_tasks
 
 NOTES = (

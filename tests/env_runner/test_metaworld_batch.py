@@ -13,7 +13,7 @@ from metarl.core.task import Task
 from metarl.env_runner.metaworld_batch import MetaworldBatch
 from metarl.env_runner.metaworld_official import draw_goals, reference, start
 from metarl.env_runner.rows import ActionError
-from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
+from metarl.tasks.metaworld import DESCRIPTIONS
 
 pytest.importorskip("metaworld")
 

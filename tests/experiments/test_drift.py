@@ -20,8 +20,9 @@ from metarl.experiments.drift import (
     FRACTION,
     UNCHANGED,
     WINDOW,
-    DriftEvaluation,
+    Course,
     Stream,
+    drift_results,
     measure_drift,
     steps_to_recover,
 )
@@ -68,7 +69,7 @@ def family(*params: dict[str, Any], drift: Drift | None = Drift({"lame": 0}, "ch
     )
 
 
-def measured(distribution: TaskDistribution, **variants: Agent) -> DriftEvaluation:
+def measured(distribution: TaskDistribution, **variants: Agent) -> dict[str, dict[str, Course]]:
     return measure_drift(variants, distribution, distribution.test, PROTOCOL)
 
 
@@ -92,7 +93,7 @@ def test_of_a_negative_level_it_may_lose_as_large_a_part() -> None:
 
 def test_measures_by_hand(scripted_agent) -> None:
     distribution = family(*TASKS)
-    course = measured(distribution, one=scripted_agent).courses[CHANGE]["one"]
+    course = measured(distribution, one=scripted_agent)[CHANGE]["one"]
     expected = {
         "return": [200.0, 130.0, 100.0],
         "before": [2.0, 2.0, 2.0],
@@ -107,7 +108,7 @@ def test_measures_by_hand(scripted_agent) -> None:
 
 
 def test_where_nothing_changes_every_variant_lives_in_the_same_worlds(scripted_agent) -> None:
-    courses = measured(family(*TASKS), one=scripted_agent, other=scripted_agent).courses
+    courses = measured(family(*TASKS), one=scripted_agent, other=scripted_agent)
     assert list(courses) == [CHANGE, UNCHANGED]
     for course in courses[UNCHANGED].values():
         assert [task.id for task in course.evaluation.tasks] == [100, 101, 102]
@@ -120,18 +121,18 @@ def test_where_nothing_changes_every_variant_lives_in_the_same_worlds(scripted_a
 
 def test_without_a_time_of_change_there_is_a_return_alone(scripted_agent) -> None:
     evaluation = measured(family({"lame": 30}, {"lame": 0}, drift=Drift({"lame": 0})), one=scripted_agent)
-    (course,) = evaluation.courses[CHANGE].values()
+    (course,) = evaluation[CHANGE].values()
     measures = course.measures()
     assert list(measures) == ["return"]
     np.testing.assert_array_equal(measures["return"], [[140.0, 200.0]] * 2)
-    curve = evaluation.results()["conditions"][CHANGE]["one"]["curves"]["reward"]
+    curve = drift_results(evaluation)["conditions"][CHANGE]["one"]["curves"]["reward"]
     assert curve["step"] == [bin * BIN + BIN / 2 for bin in range(HORIZON // BIN)]
     assert curve["mean"] == [1.0] * (30 // BIN) + [2.0] * (70 // BIN)
 
 
 def test_rewards_after_the_end_of_an_episode_count_as_nothing(scripted_agent) -> None:
     tasks = [{"lame": 0, "change_at": 50, "falls_at": at} for at in (25, 40, 75)]
-    (course,) = measured(family(*tasks), one=scripted_agent).courses[CHANGE].values()
+    (course,) = measured(family(*tasks), one=scripted_agent)[CHANGE].values()
     measures = course.measures()
     np.testing.assert_allclose(measures["return"], [[50.0, 80.0, 150.0]] * 2)
     np.testing.assert_allclose(measures["before"], [[50 / 50, 80 / 50, 2.0]] * 2)
@@ -143,7 +144,7 @@ def test_rewards_after_the_end_of_an_episode_count_as_nothing(scripted_agent) ->
 
 
 def test_curves_are_aligned_at_the_change(scripted_agent) -> None:
-    found = measured(family(*TASKS[1:]), one=scripted_agent).results()["conditions"][CHANGE]["one"]
+    found = drift_results(measured(family(*TASKS[1:]), one=scripted_agent))["conditions"][CHANGE]["one"]
     curve = found["curves"]["reward"]
     # Both tasks have 40 steps before the change and 50 after it; one recovers after 35.
     assert curve["step"] == [step + BIN / 2 for step in range(-40, 50, BIN)]
@@ -163,7 +164,7 @@ def test_errors_are_in_percent_of_what_there_was_to_predict(scripted_agent) -> N
         def _observe(self, *transition_and_active: Array) -> None:
             self.expected = transition_and_active[0] + 3.0
 
-    course = measured(family(*TASKS), one=Predicting()).courses[CHANGE]["one"]
+    course = measured(family(*TASKS), one=Predicting())[CHANGE]["one"]
     changes = 2.0 * np.arange(HORIZON) + 1
     errors = 100 * (changes - 3) ** 2 / changes.var()
     assert course.errors is not None
@@ -173,8 +174,8 @@ def test_errors_are_in_percent_of_what_there_was_to_predict(scripted_agent) -> N
         np.testing.assert_allclose(course.measures()["error_after"][:, column], errors[at:].mean(), rtol=1e-5)
     # Where an episode ends before its change, no error after it can be told.
     gone = measured(family(TASKS[0], {"lame": 0, "change_at": 50, "falls_at": 40}), one=Predicting())
-    assert "error_before" in gone.courses[CHANGE]["one"].measures()
-    assert "error_after" not in gone.courses[CHANGE]["one"].measures()
+    assert "error_before" in gone[CHANGE]["one"].measures()
+    assert "error_after" not in gone[CHANGE]["one"].measures()
 
 
 def test_what_never_changes_leaves_nothing_to_predict(scripted_agent) -> None:
@@ -194,7 +195,7 @@ def test_what_never_changes_leaves_nothing_to_predict(scripted_agent) -> None:
 
 def test_rows_of_a_trial_are_one_score(scripted_agent) -> None:
     scripted_agent.trial_rows = 2
-    course = measured(family(*TASKS), one=scripted_agent).courses[CHANGE]["one"]
+    course = measured(family(*TASKS), one=scripted_agent)[CHANGE]["one"]
     assert course.rewards.shape == (HORIZON, 12)
     np.testing.assert_allclose(course.measures()["after"], [[2.0, 2 * 25 / 60, 0.0]] * 2)
 
@@ -227,7 +228,7 @@ def test_the_table_and_the_picture(scripted_agent, tmp_path: Path, timed: bool) 
         "task_dist": "treadmill",
         "tasks": [{"shots": {"0": {"return": [0.0, 0.0]}}} for _ in distribution.test],
         "task_split": {"same_as_train": []},
-        "drift": evaluation.results(),
+        "drift": drift_results(evaluation),
     }
     text = _printed(drift_table(results))
     assert text.count("first") == text.count("second") == (5 if timed else 1)

@@ -351,7 +351,7 @@ def test_the_robot_is_drawn_with_the_tasks_own_body_and_the_shared_model_is_not_
 def test_meta_world_is_drawn_as_the_task_has_it_with_the_goal_that_is_hidden(drawn, written: list[str]) -> None:
     pytest.importorskip("metaworld")
     from metarl.env_runner.metaworld_official import reference, start
-    from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
+    from metarl.tasks.metaworld import DESCRIPTIONS
 
     distribution = make_tasks("metaworld-ml10")
     tasks = [distribution.test[0], distribution.test[-1]]  # of two classes, whose poses have other sizes

@@ -20,8 +20,9 @@ from metarl.experiments.trainer import Trainer
 from metarl.meta_rl.dynamics import prediction_loss
 from metarl.meta_rl.grbal_agent import GrBALAgent, GrBALConfig
 from metarl.meta_rl.registry import find_algorithm
-from metarl.tasks.distribution import Choice, TaskDistribution
+from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.reward_model import RewardModel
+from metarl.tasks.samplers import Choice
 
 OBSERVATIONS = spaces.Box(-5.0, 5.0, (3,), np.float32)
 ACTIONS = spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([1.0, 3.0], np.float32))

@@ -7,7 +7,8 @@ import gymnasium
 import pytest
 
 from metarl.core.task import Task
-from metarl.tasks.distribution import TaskDistribution, Uniform
+from metarl.tasks.distribution import TaskDistribution
+from metarl.tasks.samplers import Uniform
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.rows import WorldError
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.tasks.checks import CheckReport, check_tasks
-from metarl.tasks.distribution import TaskDistribution, Uniform
+from metarl.tasks.distribution import TaskDistribution
+from metarl.tasks.samplers import Uniform
 from metarl.tasks.single import single_environment
 
 NAMES = [

@@ -16,7 +16,8 @@ from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.tasks import registry
-from metarl.tasks.distribution import Choice, LogUniform, TaskDistribution, Uniform, split_tasks
+from metarl.tasks.distribution import TaskDistribution
+from metarl.tasks.samplers import Choice, LogUniform, Uniform, split_tasks
 
 Poles: TypeAlias = Callable[..., TaskDistribution]
 

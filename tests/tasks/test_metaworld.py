@@ -14,7 +14,7 @@ from metarl.env_runner.metaworld_batch import MetaworldBatch
 from metarl.env_runner.metaworld_official import environment_classes, give_task, make_official, observation_space
 from metarl.experiments.run_config import RunConfig
 from metarl.tasks import describe_tasks, list_tasks, make_tasks
-from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
+from metarl.tasks.metaworld import DESCRIPTIONS
 
 metaworld = pytest.importorskip("metaworld")
 

@@ -13,7 +13,7 @@ import pytest
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_batch import MetaworldBatch
 from metarl.env_runner.metaworld_official import draw_goals, give_task, make_official, start_of
-from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
+from metarl.tasks.metaworld import DESCRIPTIONS
 
 pytest.importorskip("metaworld")
 pytestmark = pytest.mark.filterwarnings("ignore:Constant:UserWarning")  # scripted policies exceed the action space

@@ -18,7 +18,7 @@ from metarl.adaptation.config import AdaptationConfig
 from metarl.adaptation.parameters import select_parameters
 from metarl.adaptation.streams import Streams
 from metarl.adaptation.test_time_adaptation import Adapter
-from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.agent import Agent, Array, Metrics, check_rows
 from metarl.core.controller import Controller, Samples, by_row, finite_rows
 from metarl.core.errors import UsageError
 from metarl.core.optimization import part_of
@@ -133,7 +133,7 @@ class AdaptationAgent(Agent):
             self._filled = torch.zeros(number, dtype=torch.int64)  # steps in the segment of each stream
             self._observed = torch.zeros(number, dtype=torch.int64)  # steps of the trial
             return
-        self._controller.check_rows(num_rows, len(self._filled) * self._rows)
+        check_rows(num_rows, len(self._filled) * self._rows)
         blocks = np.reshape(renew, (-1, rows))
         if not np.array_equal(blocks.all(1), blocks.any(1)):
             raise UsageError(f"rows {rows} by {rows} share a task: renew all of a block or none")
@@ -209,10 +209,11 @@ class AdaptationAgent(Agent):
         self.streams.take_in(self._controller.samples(steps, before), chosen, filled.tolist())
         self._filled[chosen] = 0
 
-    def _learn(self, streams: Tensor) -> Tensor:
-        """An update of those streams marked [S] that have experience and whose guard does not wait; their losses."""
+    def _learn(self, streams: Tensor) -> None:
+        """An update of those streams marked [S] that have experience and whose guard does not wait."""
         able = streams & (self.streams.seen > 0) & ~self.streams.waiting
-        return self.streams.learn(torch.nonzero(able).flatten()) if bool(able.any()) else torch.zeros(0)
+        if bool(able.any()):
+            self.streams.learn(torch.nonzero(able).flatten())
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -165,22 +165,19 @@ class Streams:
 
     # --- learning -----------------------------------------------------------------------------------------------------
 
-    def learn(self, streams: Tensor) -> Tensor:
-        """One update of the streams [D]: `num_steps` gradient steps. Returns the loss [D] before it."""
-        first = torch.full((len(streams),), math.nan)
+    def learn(self, streams: Tensor) -> None:
+        """One update of the streams [D]: `num_steps` gradient steps."""
         if self.config.from_source:
             marked = torch.zeros_like(self.moved)
             marked[streams] = True
             self._go_to_source(marked)
         going = torch.ones(len(streams), dtype=torch.bool)
-        for step in range(self.config.num_steps):
+        for _ in range(self.config.num_steps):
             batch = self._draw(streams)
             objective = grad_and_value(partial(_objective, self.controller, self.config.entropy_weight))
             gradients, losses = vmap(objective, randomness="different")(self._by_name(self.values[streams]), batch)
             flat = torch.cat([gradients[name].flatten(1) for name in self.names], 1)
-            first = losses.detach().cpu() if step == 0 else first
             going &= self._descend(streams, flat, losses, going)
-        return first
 
     @torch.no_grad()
     def _draw(self, streams: Tensor) -> Samples:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import shlex
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from metarl.cli import INTERRUPTED, complain
 from metarl.cli.measuring import ALONE, given, measure, publish, stopped
 from metarl.core.errors import UsageError
 from metarl.experiments.console import console
-from metarl.experiments.flags import Checkpoint, parse
+from metarl.experiments.flags import Checkpoint, RunFolder, parse
 from metarl.experiments.run import Run
 from metarl.experiments.run_folder import EVALUATIONS, make_new
 from metarl.meta_rl.grbal_agent import GrBALConfig
@@ -24,7 +20,7 @@ from metarl.meta_rl.grbal_agent import GrBALConfig
 class EvaluateConfig:
     """Measure a checkpoint of a run, also under another protocol than it was started with."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    run: RunFolder
     """Folder of the run."""
     few_shot: tuple[int, ...] = ()
     """Few-shot protocol: report the return after so many shots (and after none)."""

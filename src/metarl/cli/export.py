@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from metarl.experiments.console import console
 from metarl.experiments.export import STEPS, TOLERANCE, check_format, export_policy
-from metarl.experiments.flags import Checkpoint, parse
+from metarl.experiments.flags import Checkpoint, RunFolder, parse
 from metarl.experiments.run import Run
 
 
@@ -18,7 +15,7 @@ from metarl.experiments.run import Run
 class ExportConfig:
     """Write the policy of a run, with the step of its memory, as one file that runs without metarl."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    run: RunFolder
     """Folder of the run."""
     out: Path | None = None
     """An .onnx, for onnxruntime, or a .pt2, for torch.export.load; none: policy.onnx in the folder of the run."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -12,7 +11,7 @@ import tyro
 from metarl.cli.measuring import ALONE, given, train_and_measure
 from metarl.core.errors import UsageError
 from metarl.experiments.console import console
-from metarl.experiments.flags import EPOCHS_ALIAS, parse
+from metarl.experiments.flags import EPOCHS_ALIAS, RunFolder, parse
 from metarl.experiments.run import Run
 
 
@@ -20,7 +19,7 @@ from metarl.experiments.run import Run
 class ResumeConfig:
     """Go on with a run that was stopped; the result is that of a run that was not."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    run: RunFolder
     """Folder of the run."""
     epochs: Annotated[int | None, tyro.conf.arg(aliases=[EPOCHS_ALIAS])] = None
     """Train to this epoch instead; the learning rate then decays over the new length."""

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from metarl.cli.measuring import ALONE, given
 from metarl.experiments.console import console
 from metarl.experiments.film import film
-from metarl.experiments.flags import Checkpoint, parse
+from metarl.experiments.flags import Checkpoint, RunFolder, parse
 from metarl.experiments.run import Run
 
 
@@ -19,7 +16,7 @@ from metarl.experiments.run import Run
 class VideoConfig:
     """Film an agent in one task, shot beside shot: the same trial that the run was measured in."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    run: RunFolder
     """Folder of the run."""
     task: int | None = None
     """Id of a task that it was measured on; none: the one with the median gain."""

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from metarl.experiments.console import console
-from metarl.experiments.flags import parse
+from metarl.experiments.flags import RunFolder, parse
 from metarl.experiments.watch import watch
 
 
@@ -17,7 +13,7 @@ from metarl.experiments.watch import watch
 class WatchConfig:
     """Follow a run in the terminal until it is finished; Ctrl-C ends the watching, never the run."""
 
-    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    run: RunFolder
     """Folder of the run."""
     once: bool = False
     """Print where the run stands, and end."""

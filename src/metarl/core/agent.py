@@ -226,6 +226,12 @@ def rows_of(observation: Array, space: gymnasium.Space[Any]) -> int:
     return len(observation)
 
 
+def check_rows(num_rows: int, running: int) -> None:
+    """Refuse rows that are not those of the running trial."""
+    if num_rows != running:
+        raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
+
+
 def _checked(begin_trial: Any) -> Any:
     """`begin_trial` of a subclass, whose mask is flags: numbers 0 and 1 would be taken for the indices of rows."""
 

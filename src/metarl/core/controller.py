@@ -144,11 +144,6 @@ class Controller(ABC):
             return self.model(*arguments)
         return call_twin(self._twin, self.model, weights, arguments)
 
-    def check_rows(self, num_rows: int, running: int) -> None:
-        """Refuse rows that are not those of the running trial."""
-        if num_rows != running:
-            raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
-
     def tensor(self, array: Array) -> Tensor:
         """A copy on the model's device; floats as float32."""
         array = np.asarray(array)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from itertools import chain
 from types import FunctionType
 from typing import Any
@@ -154,19 +153,16 @@ def call_twin(twin: nn.Module, model: nn.Module, parameters: Mapping[str, Tensor
         return functional_call(twin, filled, arguments, tie_weights=False)
 
 
-def differentiable_kernels() -> AbstractContextManager[Any]:
+class differentiable_kernels(TorchFunctionMode):
     """Inside, attention, normalisation and recurrent cells run by elementary operations, in torch's own layers too.
+
+    Fused attention has no second derivative. torch's normalisations have wrong second derivatives under vmap where they
+    are affine, and wrong third ones everywhere (pytorch issues 175754 and functorch 534), its weight normalisation has
+    wrong second ones everywhere, and its recurrent cells fail under vmap. Elementary operations do none of that.
 
     It holds for the thread that enters it: torch's own switches are the process's, which other threads share. Layers of
     torch that look for a fused path of their own find none, for in a mode every tensor may stand for another.
     """
-    return _PlainKernels()
-
-
-class _PlainKernels(TorchFunctionMode):
-    """Fused attention has no second derivative. torch's normalisations have wrong second derivatives under vmap where
-    they are affine, and wrong third ones everywhere (pytorch issues 175754 and functorch 534), its weight normalisation
-    has wrong second ones everywhere, and its recurrent cells fail under vmap. Elementary operations do none of that."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result: Any = _PLAIN.get(func, func)(*args, **(kwargs or {}))

@@ -62,9 +62,10 @@ class Memory(nn.Module, ABC):
             starts: [T, B]; where set, the row forgets everything before that step. None: nowhere.
         """
 
-    @abstractmethod
     def step(self, x: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Output [B, d] for x [B, d], and the next state. `prepared`: what `prepare` returned, to save its work."""
+        y, state = self.forward(x[None], state)
+        return y[0], state
 
     def prepare(self) -> tuple[Tensor, ...]:
         """What `step` can reuse for as long as the parameters stand still."""
@@ -210,10 +211,6 @@ class TransformerMemory(Memory):
             x = x + feed_forward(x)
         return x.transpose(0, 1), torch.stack(states, 1)
 
-    def step(self, x: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        y, state = self.forward(x[None], state)
-        return y[0], state
-
     def _layers(self) -> Any:
         return zip(self.norms, self.projections, self.merges, self.feed_forwards, strict=True)
 
@@ -247,10 +244,6 @@ class NoMemory(Memory):
         for layer in self.layers:
             x = functional.silu(layer(x))
         return x, self.init_state(x.shape[1]) if state is None else state
-
-    def step(self, x: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        y, _ = self.forward(x[None], state)
-        return y[0], state
 
 
 _METHODS: dict[str, Callable[[MemoryConfig], Memory]] = {

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metarl.core.agent import Array
+from metarl.core.agent import Array, check_rows
 from metarl.core.controller import Controller, Samples, Weights, by_row, finite_rows
 from metarl.core.normalization import RunningMoments
 from metarl.core.policy import Actor, ActorCritic
@@ -90,7 +90,7 @@ class PolicyController(Controller):
         if renew is None or bool(np.all(renew)):
             self._state = fresh
         else:
-            self.check_rows(num_rows, len(self._state["starts"]))
+            check_rows(num_rows, len(self._state["starts"]))
             self._keep(fresh, self.tensor(renew))
         self._noise: Tensor | None = None
 
@@ -113,7 +113,7 @@ class PolicyController(Controller):
 
     @torch.no_grad()
     def act(self, observation: Array, weights: Weights | None, explore: bool) -> Array:
-        self.check_rows(len(observation), len(self._state["starts"]))
+        check_rows(len(observation), len(self._state["starts"]))
         head, state = self.model.head, self._state
         self._x = self._seen(observation, state["previous_reward"])
         self._inputs = self._joined(self._x, state)

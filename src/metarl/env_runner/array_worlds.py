@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
@@ -50,7 +49,6 @@ class ArrayWorlds(TaskVectorEnv):
         max_episode_steps: int,
         seed: int = 0,
     ) -> None:
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs = len(tasks)
         self.max_episode_steps = max_episode_steps
         self.single_observation_space = observation_space
@@ -96,10 +94,6 @@ class ArrayWorlds(TaskVectorEnv):
         self.tasks = tasks
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
-        """Reset all rows, or those marked in `options["reset_mask"]`; returns observations [B, obs] and no infos.
-
-        A seed restarts the random streams of all rows, those of rows that go on at their next reset.
-        """
         mask = read_reset_mask(options, self._started)
         if seed is not None:
             self._seed = check_seed(seed)
@@ -109,7 +103,6 @@ class ArrayWorlds(TaskVectorEnv):
         return self._observe(), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
-        """Observations [B, obs], rewards [B], terminated [B], truncated [B] and infos, as `TaskVectorEnv` says."""
         actions = check_actions(actions, self.single_action_space, self._running, self._started)
         reward, terminated = self._advance(actions)
         reward = reward.astype(np.float32)

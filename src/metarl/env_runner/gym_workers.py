@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from metarl.core.errors import UsageError
@@ -76,7 +75,6 @@ class GymWorkers(TaskVectorEnv):
             raise UsageError(f"num_workers is 0 (all rows in this process) or more, got {num_workers}")
         if not tasks or max_episode_steps < 1:
             raise UsageError(f"worlds need a task and a step: got {len(tasks)} tasks, {max_episode_steps} steps")
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.tasks = check_row_tasks(tasks, len(tasks))
         self.num_envs = len(self.tasks)
         self.max_episode_steps = max_episode_steps
@@ -128,10 +126,6 @@ class GymWorkers(TaskVectorEnv):
         self._run("set_tasks", *[(self.tasks[each.first : each.last],) for each in self._slices])
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
-        """Reset all rows, or those marked in `options["reset_mask"]`; returns observations [B, obs] and no infos.
-
-        A seed restarts the random streams of all rows, those of rows that go on at their next reset.
-        """
         self._arrays.reset_mask[:] = read_reset_mask(options, self._started)
         if seed is not None:
             self._run("seed", *[(check_seed(seed),)] * len(self._slices))
@@ -140,7 +134,6 @@ class GymWorkers(TaskVectorEnv):
         return self._arrays.observation.copy(), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
-        """Observations [B, obs], rewards [B], terminated [B], truncated [B] and infos, as `TaskVectorEnv` says."""
         arrays = self._arrays
         arrays.action[:] = check_actions(actions, self.single_action_space, self.tasks, self._started)
         self._run("step")

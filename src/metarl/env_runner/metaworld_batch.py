@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
@@ -68,7 +67,6 @@ class MetaworldBatch(TaskVectorEnv):
         configure_log(logto_console=False)
         stop_timers()
         check_seed(seed)
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.num_envs = len(tasks)
         self.max_episode_steps = max_episode_steps
         self.num_threads = check_threads(num_threads)
@@ -112,7 +110,6 @@ class MetaworldBatch(TaskVectorEnv):
             self._helpers = ThreadPoolExecutor(self.num_threads - 1, "metaworld")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
-        """Reset all rows, or those marked in `options["reset_mask"]`; returns observations [B, obs] and no infos."""
         mask = read_reset_mask(options, self._started)
         if seed is not None:
             check_seed(seed)

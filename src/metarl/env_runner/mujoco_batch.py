@@ -10,7 +10,6 @@ import gymnasium
 import mujoco  # type: ignore[import-untyped]
 import numpy as np
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 from mjbatch import Batch
 from numpy.typing import NDArray
@@ -76,7 +75,6 @@ class MujocoBatch(TaskVectorEnv):
         # Blow-ups are counted and reported in infos, so the console copy of MuJoCo's warnings is noise.
         configure_log(logto_console=False)
         stop_timers()
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.family = family
         self.num_envs = len(tasks)
         self.max_episode_steps = max_episode_steps
@@ -138,7 +136,6 @@ class MujocoBatch(TaskVectorEnv):
         self._generators = [seeding.np_random(row_seed(seed, row))[0] for row in range(self.num_envs)]
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
-        """Give row i the task tasks[i], from its next reset on."""
         tasks = check_row_tasks(tasks, self.num_envs)
         needed = (*self.family.reward_params, *(() if self._later is None else (CHANGE_AT,)))
         for task in tasks:
@@ -177,10 +174,6 @@ class MujocoBatch(TaskVectorEnv):
             self._template_fields[name] = self._row_fields[name][0].copy()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Infos]:
-        """Reset all rows, or those marked in `options["reset_mask"]`; returns observations [B, obs] and no infos.
-
-        A seed restarts the random streams of all rows, those of rows that go on at their next reset.
-        """
         mask = read_reset_mask(options, self._started)
         if seed is not None:
             self._seed(seed)

@@ -96,7 +96,6 @@ class _Watched(TaskVectorEnv):
         self.env = env
         self.tasks = env.tasks
         self.num_envs = env.num_envs
-        self.metadata = env.metadata
         self.max_episode_steps = env.max_episode_steps
         self.single_observation_space = env.single_observation_space
         self.single_action_space = env.single_action_space

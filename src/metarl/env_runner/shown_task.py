@@ -25,7 +25,6 @@ class ShownTask(TaskVectorEnv):
         self.env = env
         self.tasks = env.tasks
         self.num_envs = env.num_envs
-        self.metadata = env.metadata
         self.max_episode_steps = env.max_episode_steps
         self._next = self._running = _numbers(tasks)
         inner = env.single_observation_space

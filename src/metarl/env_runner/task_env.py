@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from metarl.core.autoreset import successor
@@ -25,7 +25,8 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
 
     - `set_tasks(tasks)`: one task a row, in force from the row's next reset.
     - `reset(seed=..., options={"reset_mask": mask})` resets the rows marked in mask [B]; the other rows go on, and
-      their current observation is returned unchanged.
+      their current observation is returned unchanged; there are no infos. A seed restarts the random streams of all
+      rows, those of rows that go on at their next reset.
     - `step` returns, where a row's episode ended, the first observation of its next episode. The true successor is
       `infos["final_obs"]` ([B, obs], valid in the rows marked by `infos["_final_obs"]`). Both keys are present if and
       only if some row ended.
@@ -36,6 +37,7 @@ class TaskVectorEnv(VectorEnv[Array, Array, Array]):
     returned.
     """
 
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 (as in VectorEnv)
     tasks: tuple[Task, ...]
     max_episode_steps: int
 

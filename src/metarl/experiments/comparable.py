@@ -8,8 +8,8 @@ from typing import Any
 from metarl.core.errors import UsageError
 from metarl.experiments.results import Results
 
-MEASURE_AGAIN = "measure one again with  metarl evaluate, or report them apart"
-APART = "report them apart"
+MEASURED = ("protocol", "shots", "adaptation episodes", "evaluation episodes", "test tasks")
+"""What another measurement can change."""
 HORIZON = "max_episode_steps"
 
 
@@ -19,29 +19,18 @@ def check_comparable(named: Sequence[tuple[str, Results]]) -> None:
     Args:
         named: what the error calls each, and its results.
     """
-    identities = [(name, _identity(results)) for name, results in named]
-    details = sorted({detail for _, results in named for detail in _details(results)})
-    for field, advice in (
-        ("task_dist", APART),
-        ("protocol", MEASURE_AGAIN),
-        ("shots", MEASURE_AGAIN),
-        ("adaptation episodes", MEASURE_AGAIN),
-        ("evaluation episodes", MEASURE_AGAIN),
-        *((detail, APART) for detail in details),
-        (HORIZON, APART),
-        ("distribution_seed", APART),
-        ("train tasks", APART),
-        ("test tasks", MEASURE_AGAIN),
-        ("parameters of the test tasks", APART),
-    ):
+    details = sorted({detail for _, results in named for detail in results.get("details", {})})
+    identities = [(name, _identity(results, details)) for name, results in named]
+    for field in identities[0][1]:
         # Results from before it was recorded do not say how long their episodes could last.
-        known = [(name, each.get(field)) for name, each in identities if field != HORIZON or field in each]
+        known = [(name, each[field]) for name, each in identities if field != HORIZON or each[field] is not None]
         for name, there in known[1:]:
             first, here = known[0]
             if here != there:
+                again = "measure one again with  metarl evaluate, or " if field in MEASURED else ""
                 raise UsageError(
                     f"runs that differ in {field} do not go into one figure: {first} has {short(here)}, "
-                    f"{name} has {short(there)}; {advice}"
+                    f"{name} has {short(there)}; {again}report them apart"
                 )
 
 
@@ -53,8 +42,9 @@ def short(value: Any) -> str:
     return text if len(value) <= 4 else f"{text} ... ({len(value)})"
 
 
-def _identity(results: Results) -> dict[str, Any]:
-    """What has to be equal for scores to be comparable, by the name under which it is refused."""
+def _identity(results: Results, details: Sequence[str]) -> dict[str, Any]:
+    """What has to be equal for scores to be comparable, by the name under which it is refused; `details`: what else
+    decides the numbers of the family, such as `reward_version`."""
     split = results["task_split"]
     return {
         "task_dist": results["task_dist"],
@@ -63,15 +53,10 @@ def _identity(results: Results) -> dict[str, Any]:
         # Results from before these could be chosen had one of each.
         "adaptation episodes": results.get("adaptation_episodes", 1),
         "evaluation episodes": results.get("evaluation_episodes", 1),
-        **_details(results),
-        **({HORIZON: results[HORIZON]} if HORIZON in results else {}),
+        **{detail: results.get("details", {}).get(detail) for detail in details},
+        HORIZON: results.get(HORIZON),
         "distribution_seed": split["distribution_seed"],
         "train tasks": split["train"],
         "test tasks": split["test"],
         "parameters of the test tasks": [task["params"] for task in results["tasks"]],
     }
-
-
-def _details(results: Results) -> dict[str, Any]:
-    """What else decides the numbers of a family, such as `reward_version`."""
-    return dict(results.get("details", {}))

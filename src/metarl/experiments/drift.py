@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,8 +54,6 @@ FRACTION = 0.8
 
 BIN = 5
 """Steps that a point of a curve is the mean of."""
-
-DriftResults: TypeAlias = dict[str, Any]
 
 
 @dataclass
@@ -176,30 +174,6 @@ class Course:
         }
 
 
-@dataclass(frozen=True)
-class DriftEvaluation:
-    """The courses by condition and variant."""
-
-    courses: Mapping[str, Mapping[str, Course]]
-
-    @property
-    def unstable_rows(self) -> int:
-        """Worlds given up, in all of them."""
-        each = [course for variants in self.courses.values() for course in variants.values()]
-        return sum(course.evaluation.unstable_rows for course in each)
-
-    def results(self) -> DriftResults:
-        """What results.json holds under "drift", as the module says."""
-        return {
-            "window": WINDOW,
-            "fraction": FRACTION,
-            "conditions": {
-                condition: {variant: _course_results(course) for variant, course in variants.items()}
-                for condition, variants in self.courses.items()
-            },
-        }
-
-
 def measure_drift(
     variants: Mapping[str, Agent],
     distribution: TaskDistribution,
@@ -207,8 +181,9 @@ def measure_drift(
     protocol: Protocol,
     progress: Callable[[int, int], None] | None = None,
     recorder: Recorder | None = None,
-) -> DriftEvaluation:
-    """Measure agents side by side on tasks as they are, and on the same ones with nothing broken or changed.
+) -> dict[str, dict[str, Course]]:
+    """Measure agents side by side on tasks as they are, and on the same ones with nothing broken or changed: the
+    courses by condition and variant.
 
     Args:
         variants: the agents by name, each of its own.
@@ -232,7 +207,16 @@ def measure_drift(
             watching = recorder if number == 1 else None
             evaluation = evaluate(agent, distribution, those, protocol, recorder=watching, on_step=stream.add)
             courses[condition][variant] = stream.course(evaluation, drift)
-    return DriftEvaluation(courses)
+    return courses
+
+
+def drift_results(courses: Mapping[str, Mapping[str, Course]]) -> dict[str, Any]:
+    """What results.json holds under "drift", as the module says."""
+    conditions = {
+        condition: {variant: _course_results(course) for variant, course in variants.items()}
+        for condition, variants in courses.items()
+    }
+    return {"window": WINDOW, "fraction": FRACTION, "conditions": conditions}
 
 
 def check_drift(distribution: TaskDistribution, tasks: Sequence[Task]) -> Drift:

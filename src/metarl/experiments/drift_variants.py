@@ -36,7 +36,7 @@ def online_config(algorithm: Any) -> AdaptationConfig:
         num_steps=algorithm.inner_steps,
         from_source=algorithm.meta,
         update_every=max(1, algorithm.future // 4),
-        parameters="all" if algorithm.adapt == "all" else algorithm.adapt,
+        parameters=algorithm.adapt,
         buffer_size=algorithm.past,
         batch_size=algorithm.past,
         grad_clip_norm=UNCLIPPED,

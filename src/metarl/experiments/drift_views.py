@@ -20,8 +20,8 @@ from metarl.experiments.plots import (
     light_grid,
     measured_on,
     new_figure,
-    number,
     save_figure,
+    summary_cells,
     verbatim,
 )
 from metarl.experiments.results import Results
@@ -69,7 +69,8 @@ def drift_table(results: Results) -> Table:
             table.add_row(label, style="bold")
         for variant in variants:
             found = [conditions[condition][variant].get(measure) for condition in CONDITIONS]
-            table.add_row(Padding(variant, (0, 0, 0, 2)), *(cell for each in found for cell in _cells(each)))
+            cells = [cell for each in found for cell in (summary_cells(each["summary"])[:3] if each else [""] * 3)]
+            table.add_row(Padding(variant, (0, 0, 0, 2)), *cells)
     return table
 
 
@@ -108,11 +109,3 @@ def _draw(axes: Axes, variants: Mapping[str, Any], curve: str) -> None:
         axes.plot(points["step"], points["mean"], color=colour, linewidth=1.6, label=verbatim(variant))
     light_grid(axes)
     axes.tick_params(colors=INK, labelsize=9)
-
-
-def _cells(found: Mapping[str, Any] | None) -> list[str]:
-    if found is None:
-        return ["", "", ""]
-    summary = found["summary"]
-    low, high = summary["ci95"]
-    return [number(summary["mean"]), f"[{number(low)}, {number(high)}]", number(summary["iqm"])]

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from itertools import dropwhile, takewhile
-from typing import Any, Literal, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import tyro
 
@@ -18,6 +19,9 @@ from metarl.core.errors import UsageError
 T = TypeVar("T")
 
 EPOCHS_ALIAS = "--num-epochs"
+
+RunFolder: TypeAlias = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+"""What a command is about, given by position."""
 
 Checkpoint: TypeAlias = Literal["last", "best"]
 """Of those that a run keeps, the last one or the best by return on train tasks."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_official import reference, start
 from metarl.experiments.graphics import Camera, Marker, Pixels, draw_states
-from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
+from metarl.tasks.metaworld import DESCRIPTIONS
 
 VIEW = Camera(150.0, -30.0, 1.6, lookat=(0.0, 0.6, 0.15))
 """From the corner in front of the arm, on its right; the whole table is in view."""

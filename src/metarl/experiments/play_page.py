@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from html import escape
 from queue import SimpleQueue
 from typing import Any, TypeAlias
@@ -73,18 +72,12 @@ class Page:
             self._forget = gui.add_button("Forget", hint="Begin a new trial: what it found out of this task is gone")
             self._freeze = gui.add_button("Freeze", hint="What it knows stands still: it no longer adapts")
             self._adapt = gui.add_button("Adapt", hint="Adapt again; a gradient agent takes a step now")
-        for button, do in (
-            (self._forget, playground.forget),
-            (self._freeze, playground.freeze),
-            (self._adapt, playground.adapt),
-        ):
-            button.on_click(partial(self._ask, do))
+        self._forget.on_click(lambda _: self._asked.put(playground.forget))
+        self._freeze.on_click(lambda _: self._asked.put(playground.freeze))
+        self._adapt.on_click(lambda _: self._asked.put(playground.adapt))
         with gui.add_folder("Time"):
             self._pause = gui.add_checkbox("pause", initial_value=False)
             self._pace = gui.add_slider("speed ×", min=0.1, max=4.0, step=0.1, initial_value=1.0)
-
-    def _ask(self, do: Callable[[], None], _: object) -> None:
-        self._asked.put(do)
 
     def _add_knob(self, knob: Knob) -> None:
         gui, task = self.server.gui, self.playground.task
@@ -171,12 +164,9 @@ class Page:
         self._returns.data = self._episodes()
         self._memory.image = picture(playground.picture())
 
+    @torch_threads(1)
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Step and draw in real time, times the pace that is asked for; nothing happens while no browser is open."""
-        with torch_threads(1):
-            self._run(stop)
-
-    def _run(self, stop: Callable[[], bool]) -> None:
         last = reported = time.perf_counter()
         behind = 0.0
         while not stop():

@@ -141,13 +141,13 @@ def adaptation_table(results: Sequence[Results], labels: Sequence[str] = ()) -> 
                 *([label] if several else []),
                 shot,
                 f"{scores['episodes']} ep.",
-                *_cells(scores["return"]),
+                *summary_cells(scores["return"]),
                 *([_percent(scores["success"])] if succeeds else []),
             )
         table.add_section()
     for name, reference in references_of(results).items():
         label = REFERENCES[name][0]
-        table.add_row(*([label, ""] if several else [label]), "", *_cells(reference), style="dim")
+        table.add_row(*([label, ""] if several else [label]), "", *summary_cells(reference), style="dim")
     return table
 
 
@@ -317,7 +317,8 @@ def _task_means(task: dict[str, Any]) -> list[float]:
     return [float(np.mean(scores["return"])) for scores in task["shots"].values()]
 
 
-def _cells(summary: Summary) -> list[str]:
+def summary_cells(summary: Summary) -> list[str]:
+    """Mean, interval, IQM and CVaR, as tables have them."""
     low, high = summary["ci95"]
     interval = f"[{number(low)}, {number(high)}]"
     return [number(summary["mean"]), interval, number(summary["iqm"]), number(summary["cvar05"])]

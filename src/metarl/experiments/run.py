@@ -22,7 +22,7 @@ from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
 from metarl.experiments.checkpoint import BEST, LAST, checkpoint_sum, load_checkpoint, restore
 from metarl.experiments.doctor import hardware
-from metarl.experiments.drift import CHANGE, check_drift, measure_drift
+from metarl.experiments.drift import CHANGE, check_drift, drift_results, measure_drift
 from metarl.experiments.drift_variants import variants
 from metarl.experiments.environments import environment_rows, some_of_each
 from metarl.experiments.files import only_one, write_json
@@ -332,13 +332,14 @@ class Run:
         """
         meta = load_checkpoint(self.weights)[1]
         protocol = self.protocol if seed is None else replace(self.protocol, seed=seed)
-        found: Results = {}
+        found: Results
         if self.config.drift:
             agents = self.variants()
             self._check_same(kept)
-            drift = measure_drift(agents, self.distribution, self.test_tasks, protocol, progress, recorder)
-            evaluation = drift.courses[CHANGE][next(iter(agents))].evaluation
-            found = {"unstable_rows": drift.unstable_rows, "drift": drift.results()}
+            courses = measure_drift(agents, self.distribution, self.test_tasks, protocol, progress, recorder)
+            evaluation = courses[CHANGE][next(iter(agents))].evaluation
+            unstable = sum(course.evaluation.unstable_rows for each in courses.values() for course in each.values())
+            found = {"unstable_rows": unstable, "drift": drift_results(courses)}
         else:
             agent = self.trained_agent()
             self._check_same(kept)

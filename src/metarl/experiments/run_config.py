@@ -123,15 +123,13 @@ class RunConfig:
         name = next((flag.removeprefix("--") for flag, given in self._protocols.items() if given), "standard")
         before, measured = distribution.episodes if name == "standard" else (1, 1)
         by_task = distribution.environment is not None and min(Counter(distribution.environments(tasks)).values()) > 1
-        repeats = self.repeats if self.repeats is not None else 1 if by_task else REPEATS
-        if self.repeats is None and not by_task:
-            repeats = max(repeats, -(-MIN_ROWS // len(tasks)))
+        usual = 1 if by_task else max(REPEATS, -(-MIN_ROWS // len(tasks)))
         return Protocol(
             name,
             few_shot=self.few_shot,
             adaptation_episodes=before if self.adaptation_episodes is None else self.adaptation_episodes,
             evaluation_episodes=measured if self.evaluation_episodes is None else self.evaluation_episodes,
-            repeats=repeats,
+            repeats=usual if self.repeats is None else self.repeats,
             seed=self.seed,
             interval="tasks" if by_task else "repeats",
         )

@@ -177,27 +177,8 @@ def probability_of_improvement(
 
     Source: Agarwal et al. (2021), arXiv 2108.13264.
     """
-    x, y = score_matrix(x), score_matrix(y)
-    if x.shape[1] != y.shape[1]:
-        raise UsageError(f"an improvement is judged on the same tasks, got {x.shape[1]} and {y.shape[1]} of them")
-    wins = _wins(x, y)
-    if strata == SEEDS:
-        _check_bootstrap(max(len(x), len(y)), level, resamples, "training seeds")
-        generator = np.random.default_rng(seed)
-        one, other = (_drawn(generator, len(scores), resamples, 1)[:, 0] for scores in (x, y))
-        values = np.einsum("sx,xy,sy->s", one, wins.mean(axis=2), other)
-        low, high = np.clip(_student(wins.mean(), values, level, _fewest([x, y])), 0, 1)
-        return float(wins.mean()), float(low), float(high)
-    if strata is not None:
-        values = mean(_resampled(wins.mean(axis=(0, 1))[None], level, resamples, seed, strata))
-        low, high = _limits(values, level)
-        return float(wins.mean()), float(low), float(high)
-    _check_bootstrap(min(len(x), len(y)), level, resamples, "repeats a task")
-    generator = np.random.default_rng(seed)
-    drawn_x, drawn_y = (_drawn(generator, len(scores), resamples, x.shape[1]) for scores in (x, y))
-    values = np.einsum("stx,xyt,sty->s", drawn_x, wins, drawn_y, optimize=True) / x.shape[1]
-    low, high = _limits(values, level)
-    return float(wins.mean()), float(low), float(high)
+    found, low, high = mean_improvement([[x, y]], level, resamples, seed, [strata])
+    return float(found[0]), float(low[0]), float(high[0])
 
 
 def mean_improvement(
@@ -228,9 +209,10 @@ def mean_improvement(
     shares = (count - 1) * sum(agents[0].shape[1] for agents in families)
     found, values = np.zeros(count), np.zeros((resamples, count))
     for index, (agents, groups) in enumerate(zip(families, strata or [None] * len(families), strict=True)):
-        num_tasks = agents[0].shape[1]
-        if {matrix.shape[1] for matrix in agents} != {num_tasks}:
-            raise UsageError("an improvement is judged on the same tasks: measure all agents of a family on the same")
+        num_tasks, *others = (matrix.shape[1] for matrix in agents)
+        if {num_tasks} != {num_tasks, *others}:
+            counts = " and ".join(map(str, (num_tasks, *others)))
+            raise UsageError(f"an improvement is judged on the same tasks, got {counts} of them: measure all alike")
         if groups is None or groups == SEEDS:
             which, what = (max, "training seeds") if groups == SEEDS else (min, "repeats a task")
             _check_bootstrap(which(map(len, agents)), level, resamples, what)
@@ -243,12 +225,13 @@ def mean_improvement(
                 resampled = np.einsum("stx,xyt,sty->s", drawn[one], wins, drawn[other], optimize=True)
             else:  # one seed for all pairs of a family: they meet the same tasks
                 resampled = _resampled(by_task[None], level, resamples, seed + index, groups).sum(axis=(1, 2))
-            found[[one, other]] += by_task.sum(), num_tasks - by_task.sum()
+            won = num_tasks * wins.mean()
+            found[[one, other]] += won, num_tasks - won
             values[:, one] += resampled
             values[:, other] += num_tasks - resampled
     if any(groups == SEEDS for groups in strata or ()):
         by_row = [agents for agents, groups in zip(families, strata or (), strict=True) if groups in (None, SEEDS)]
-        fewest = _fewest([matrix for agents in by_row for matrix in agents])
+        fewest = min(len(matrix) for agents in by_row for matrix in agents if len(matrix) > 1)  # of those with a spread
         low, high = np.clip(_student(found / shares, values / shares, level, fewest), 0, 1)
     else:
         low, high = _limits(values / shares, level)
@@ -284,11 +267,6 @@ def _drawn(generator: np.random.Generator, count: int, resamples: int, num_tasks
         count - 1
     )
     return drawn
-
-
-def _fewest(matrices: Sequence[Scores]) -> int:
-    """Rows of the shortest matrix that has any spread over its rows."""
-    return min(len(matrix) for matrix in matrices if len(matrix) > 1)
 
 
 def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int, strata: Strata | None = None) -> Scores:

@@ -18,7 +18,7 @@ from metarl.core.errors import UsageError
 from metarl.core.optimization import TrainingDiverged
 from metarl.core.task import Task
 from metarl.env_runner.task_env import TaskVectorEnv
-from metarl.env_runner.trial import Trial, run_trial
+from metarl.env_runner.trial import run_trial
 from metarl.experiments.checkpoint import BEST, LAST, restore, save_checkpoint
 from metarl.experiments.environments import some_of_each
 from metarl.experiments.files import only_one
@@ -123,11 +123,21 @@ class Trainer:
         trial, tasks = None, self._first_tasks()
         rows: list[Metrics] = []
         for update in range(1, UPDATES_PER_EPOCH + 1):
-            renewed = _renewals(generator, self.num_trials, self.agent.continuation if trial else 0.0)
+            # Each trial is another one with probability 1 − continuation.
+            renewed = generator.random(self.num_trials) >= (self.agent.continuation if trial else 0.0)
             tasks = self._renew_tasks(generator, tasks, renewed)
             renew = np.repeat(renewed, self.agent.trial_rows)
             begun = time.perf_counter()
-            trial = self._collect(env, tasks, renew, trial, None if trial else env_seed)
+            trial = run_trial(
+                self.agent,
+                env,
+                tasks,
+                shots=self.agent.trial_rounds - 1,
+                steps=self.agent.round_steps or self.distribution.max_episode_steps,
+                renew=renew,
+                previous=trial,
+                seed=None if trial else env_seed,
+            )
             collected = time.perf_counter()
             metrics = self.agent.update()
             times = {"collect_seconds": collected - begun, "learn_seconds": time.perf_counter() - collected}
@@ -140,25 +150,6 @@ class Trainer:
             self._report(update, speed, train_return)
         self.wall_seconds += time.perf_counter() - started
         return self._summary(rows, self.env_steps - steps_before)
-
-    def _collect(
-        self,
-        env: TaskVectorEnv,
-        tasks: Sequence[Task],
-        renew: NDArray[np.bool_],
-        previous: Trial | None,
-        seed: int | None,
-    ) -> Trial:
-        return run_trial(
-            self.agent,
-            env,
-            tasks,
-            shots=self.agent.trial_rounds - 1,
-            steps=self.agent.round_steps or self.distribution.max_episode_steps,
-            renew=renew,
-            previous=previous,
-            seed=seed,
-        )
 
     @contextmanager
     def _naming_the_epoch(self) -> Iterator[None]:
@@ -263,8 +254,3 @@ def trials(num_envs: int, agent: Agent) -> int:
     if rest or not number:
         raise UsageError(f"--num-envs is a multiple of --trial-rows ({agent.trial_rows}), got {num_envs}")
     return number
-
-
-def _renewals(generator: np.random.Generator, num_trials: int, continuation: float) -> NDArray[np.bool_]:
-    """Which trials are new ones, each with probability 1 − continuation."""
-    return generator.random(num_trials) >= continuation

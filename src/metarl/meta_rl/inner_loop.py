@@ -8,8 +8,8 @@ no task axis, those that differ by task are stacked along the first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -86,26 +86,20 @@ def over_tasks(
     """
     number = next(len(leaf) for axis, each in zip(axes, arguments, strict=True) if axis == 0 for leaf in _leaves(each))
     if vectorize and number > 1:
-        with _explaining_vmap():
+        try:
             return vmap(function, in_dims=axes, randomness="different")(*arguments)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            if not any(word in reason for word in ("vmap", "atching rule", "data-dependent")):
+                raise
+            raise UsageError(
+                f"the loss or the model cannot be vmapped over tasks ({reason}): use vectorize=False"
+            ) from error
     results = []
     for task in range(number):
         own = [each if axis is None else _select(each, task) for axis, each in zip(axes, arguments, strict=True)]
         results.append(function(*own))
     return _stack(results)
-
-
-@contextmanager
-def _explaining_vmap() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        if not any(word in reason for word in ("vmap", "atching rule", "data-dependent")):
-            raise
-        raise UsageError(
-            f"the loss or the model cannot be vmapped over tasks ({reason}): use vectorize=False"
-        ) from error
 
 
 def _stack(results: Sequence[Any]) -> Any:

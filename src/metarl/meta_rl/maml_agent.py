@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.agent import Agent, Array, Metrics, check_rows
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
@@ -110,7 +110,7 @@ class MetaMAMLAgent(Agent):
         fresh = self.maml.parameters()
         if renew is None or bool(np.all(renew)):
             return fresh, False
-        self._check_rows(num_rows)
+        check_rows(num_rows, len(self._starts))
         blocks = np.reshape(renew, (-1, self._rows))
         if not np.array_equal(blocks.all(1), blocks.any(1)):
             raise UsageError(f"rows {self._rows} by {self._rows} share a task: renew all of a block or none")
@@ -135,7 +135,7 @@ class MetaMAMLAgent(Agent):
 
     @torch.no_grad()
     def _act(self, observation: Array) -> Array:
-        self._check_rows(len(observation))
+        check_rows(len(observation), len(self._starts))
         head = self.actor.head
         self._x = self._tensor(self.moments.normalize(observation))
         self._output, self._next_memory = self._policy(self._x, self._memory, self._starts)
@@ -215,11 +215,6 @@ class MetaMAMLAgent(Agent):
 
     def _tensor(self, array: Array) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self.device)
-
-    def _check_rows(self, num_rows: int) -> None:
-        if num_rows != len(self._starts):
-            running = len(self._starts)
-            raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
 
     # --- adapting -----------------------------------------------------------------------------------------------------
 

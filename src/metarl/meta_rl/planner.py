@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metarl.core.agent import Array
+from metarl.core.agent import Array, check_rows
 from metarl.core.controller import Controller, Samples, Weights, by_row, finite_rows
-from metarl.core.errors import UsageError
 from metarl.core.normalization import RunningMoments
 from metarl.core.policy_gradient import masked_mean
 from metarl.meta_rl.dynamics import DynamicsModel
@@ -37,6 +36,7 @@ class Planner(Controller):
 
     Args:
         model: predicts the next observation.
+        observation_space, action_space: vectors, that of actions bounded.
         reward_model: what plans are scored by.
         past: M, transitions that a window holds.
         horizon: H, steps of a plan.
@@ -44,9 +44,6 @@ class Planner(Controller):
         noise: standard deviation of the candidates' actions, in units of half the range of an action.
         temperature: λ of MPPI.
         exploration: standard deviation of what is added to an action while it explores, in the units of `noise`.
-
-    Raises:
-        UsageError: spaces that are not vectors with bounded actions.
     """
 
     explores_to_adapt = False
@@ -61,18 +58,15 @@ class Planner(Controller):
         action_space: gymnasium.Space[Any],
         reward_model: RewardModel,
         *,
-        past: int = 16,
-        horizon: int = 10,
-        candidates: int = 256,
-        noise: float = 0.6,
-        temperature: float = 0.2,
-        exploration: float = 0.3,
-        seed: int = 0,
+        past: int,
+        horizon: int,
+        candidates: int,
+        noise: float,
+        temperature: float,
+        exploration: float,
+        seed: int,
     ) -> None:
         super().__init__(model, observation_space, action_space, seed)
-        bounded = isinstance(action_space, gymnasium.spaces.Box) and action_space.is_bounded()
-        if not bounded or len(action_space.shape or ()) != 1:
-            raise UsageError(f"a planner needs actions that are a vector within bounds, got {action_space}")
         self.reward_model, self.past, self.horizon, self.candidates = reward_model, past, horizon, candidates
         self.noise, self.temperature, self.exploration = noise, temperature, exploration
         self._low, self._high = (
@@ -89,7 +83,7 @@ class Planner(Controller):
             self.plan = self._rest.repeat(num_rows, self.horizon, 1)
             self.window = Window(num_rows, self.past, size + len(self._rest), size, self.device)
         else:
-            self.check_rows(num_rows, len(self.plan))
+            check_rows(num_rows, len(self.plan))
             self.plan[self.tensor(renew)] = self._rest
             self.window.forget(self.tensor(renew))
         self.draw_again()
@@ -118,7 +112,7 @@ class Planner(Controller):
 
     @torch.no_grad()
     def act(self, observation: Array, weights: Weights | None, explore: bool) -> Array:
-        self.check_rows(len(observation), len(self.plan))
+        check_rows(len(observation), len(self.plan))
         weights = None if weights is None else {name: _each(value, len(self.plan)) for name, value in weights.items()}
         start = self.tensor(observation)
         self._plan_by(start, weights)
@@ -185,7 +179,7 @@ class Planner(Controller):
 
     def random_action(self, observation: Array) -> Array:
         """Uniform actions [B, act], for want of a model to plan with."""
-        self.check_rows(len(observation), len(self.plan))
+        check_rows(len(observation), len(self.plan))
         self.planned, self._planned = self.plan, False
         self._memory = self.model.init_state(len(self.plan))
         return self._to_environment(self._rest + self._half_range * torch.erf(self._own_noise / 2**0.5))

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.core.agent import Agent, Array, Metrics
+from metarl.core.agent import Agent, Array, Metrics, check_rows
 from metarl.core.errors import UsageError
 from metarl.core.flat_parameters import FlatParameters
 from metarl.core.memory import MemoryConfig
@@ -117,7 +117,7 @@ class RL2Agent(Agent):
             self._previous_reward = np.zeros(num_rows, dtype=np.float32)
             self._episode_starts = np.ones(num_rows, dtype=np.float32)
         else:
-            self._check_rows(num_rows)
+            check_rows(num_rows, len(self._episode_starts))
             forget = torch.from_numpy(np.asarray(renew)).to(self.device)
             for kept in (self._memory, self._previous_action):
                 kept[forget] = 0
@@ -136,7 +136,7 @@ class RL2Agent(Agent):
 
     @torch.no_grad()
     def _act(self, observation: Array) -> Array:
-        self._check_rows(len(observation))
+        check_rows(len(observation), len(self._episode_starts))
         head = self.policy.head
         seen = self._seen(observation, self._previous_reward, self._episode_starts)
         before = *seen, self._previous_action, self._memory, *self._prepared
@@ -192,11 +192,6 @@ class RL2Agent(Agent):
             self._previous_reward = np.where(active, reward, self._previous_reward)
             self._episode_starts = np.where(active, done, self._episode_starts).astype(np.float32)
         self._noise = None
-
-    def _check_rows(self, num_rows: int) -> None:
-        if num_rows != len(self._episode_starts):
-            running = len(self._episode_starts)
-            raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
 
     def _seen(self, *arrays: Array) -> tuple[Tensor, ...]:
         """As float32 where the network lives."""

@@ -16,9 +16,10 @@ from metarl.env_runner.classic_worlds import MAX_TORQUE, CartPoleWorlds, Pendulu
 from metarl.env_runner.rows import check_whole
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.toy_worlds import BanditWorlds, PointWorlds, go_to_goal, pull_best_arm
-from metarl.tasks.distribution import TaskDistribution, Uniform
+from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.registry import register_tasks
 from metarl.tasks.reward_model import RewardModel
+from metarl.tasks.samplers import Uniform
 
 if TYPE_CHECKING:  # task families import without torch
     from torch import Tensor

@@ -19,21 +19,7 @@ from metarl.env_runner.rows import check_seed, check_whole
 from metarl.env_runner.shown_task import ShownTask
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.tasks.reward_model import RewardModel
-from metarl.tasks.samplers import Choice, LogUniform, Params, Sampler, TaskSource, Uniform, draw, split_tasks
-
-__all__ = [
-    "Choice",
-    "Drift",
-    "LogUniform",
-    "MakeWorlds",
-    "Params",
-    "Sampler",
-    "TaskDistribution",
-    "TaskSource",
-    "Uniform",
-    "id_ranges",
-    "split_tasks",
-]
+from metarl.tasks.samplers import Params, TaskSource, draw
 
 TEST_ID_START = 100
 """Ids of test tasks start here, or after the last train task where there are more."""

@@ -16,7 +16,7 @@ from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import CHANGE_AT
 from metarl.env_runner.mujoco_family import MujocoFamily
 from metarl.env_runner.rows import check_seed, check_whole
-from metarl.tasks.distribution import Drift, Params, TaskDistribution, Uniform
+from metarl.tasks.distribution import Drift, TaskDistribution
 from metarl.tasks.locomotion import (
     ANT,
     HALF_CHEETAH,
@@ -27,6 +27,7 @@ from metarl.tasks.locomotion import (
     scale_mass,
 )
 from metarl.tasks.registry import register_tasks
+from metarl.tasks.samplers import Params, Uniform
 
 NONE = -1
 """`dead_actuator` of a body that is whole."""

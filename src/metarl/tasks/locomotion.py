@@ -15,9 +15,10 @@ from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.env_runner.mujoco_family import MujocoFamily, TaskColumns, template_model
 from metarl.env_runner.task_env import Array
-from metarl.tasks.distribution import LogUniform, TaskDistribution, TaskSource, Uniform
+from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.registry import register_tasks
 from metarl.tasks.reward_model import RewardModel
+from metarl.tasks.samplers import LogUniform, TaskSource, Uniform
 
 if TYPE_CHECKING:  # task families import without torch
     from torch import Tensor

@@ -27,11 +27,18 @@ from metarl.env_runner.metaworld_official import (
 )
 from metarl.env_runner.rows import check_seed, check_whole
 from metarl.env_runner.task_env import TaskVectorEnv
-from metarl.tasks.distribution import Params, TaskDistribution
-from metarl.tasks.metaworld_descriptions import DESCRIPTIONS
+from metarl.tasks.distribution import TaskDistribution
+from metarl.tasks.metaworld_hinged import HINGED
+from metarl.tasks.metaworld_press import PRESSING
+from metarl.tasks.metaworld_push import PUSHING
+from metarl.tasks.metaworld_tools import TOOLS
 from metarl.tasks.registry import register_tasks
+from metarl.tasks.samplers import Params
 
 BACKENDS = ("batched", "official")
+
+DESCRIPTIONS = {**PUSHING, **HINGED, **PRESSING, **TOOLS}
+"""All 50 environments, by their official names."""
 
 EPISODES = (10, 3)
 """Episodes to adapt to a goal, and those that it is then measured in, as `metaworld.evaluation` has them."""

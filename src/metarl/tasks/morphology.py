@@ -15,8 +15,9 @@ from metarl.core.errors import UsageError, unknown_name
 from metarl.core.task import Task
 from metarl.env_runner.mujoco_family import MujocoFamily, task_fields
 from metarl.tasks.body_edits import SpecEdit, scale_friction, scale_length, scale_mass, scale_range
-from metarl.tasks.distribution import TaskDistribution, split_tasks
+from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.locomotion import ANT, HALF_CHEETAH, HOPPER, WALKER, forward, make_worlds
+from metarl.tasks.samplers import split_tasks
 
 HORIZON = 1000
 """Steps of an episode; Gymnasium's for its bodies, and the length of the trajectories in the iMuJoCo data set."""
