@@ -37,7 +37,7 @@ INTERNAL = (
     *("tasks/metaworld_*", "experiments/report_*", "experiments/offscreen", "experiments/graphics"),
     *("experiments/sketches", "experiments/scenes", "experiments/files", "experiments/display", "experiments/flags"),
 )
-"""Modules that nobody outside their part calls."""
+"""Modules that nobody who uses the package calls."""
 
 
 def assemble() -> None:

@@ -1,15 +1,20 @@
-"""The own environment of README.md trains, and its table names every family; test_pages.py runs the rest."""
+"""The own environment of README.md trains, and its tables name all that there is; test_pages.py runs the rest."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import runpy
 from pathlib import Path
 
 from metarl.cli import main
+from metarl.core.memory import METHODS, MemoryConfig
+from metarl.experiments.run_config import RunConfig
+from metarl.meta_rl.registry import ALGOS
 from metarl.tasks import list_tasks
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -28,3 +33,17 @@ def test_the_own_environment_passes_its_checks_and_trains(tmp_path, monkeypatch,
 
 def test_every_family_is_in_the_table():
     assert [name for name in list_tasks() if f"`{name}`" not in README] == []
+
+
+def test_every_algorithm_and_method_is_in_its_table_and_in_the_help():
+    for names, config in ((ALGOS, RunConfig), (METHODS, MemoryConfig)):
+        said = inspect.getsource(config)
+        assert [name for name in names if f"`{name}`" not in README or not re.search(rf"\b{name}\b", said)] == []
+
+
+def test_every_algorithm_has_a_page_that_the_index_and_the_site_list():
+    index, site = (ROOT / "docs/algorithms/index.md").read_text(), (ROOT / "zensical.toml").read_text()
+    for name in ALGOS:
+        assert (ROOT / f"docs/algorithms/{name}.md").is_file()
+        assert f"[`{name}`]({name}.md)" in index
+        assert f'"algorithms/{name}.md"' in site

@@ -12,7 +12,6 @@ from metarl.experiments.environments import (
     draw_environments,
     environment_rows,
     environment_table,
-    some_of_each,
     with_means,
     write_environments,
 )
@@ -58,16 +57,6 @@ def test_rows_by_hand(family, evaluation) -> None:
     assert (mean["environment"], mean["tasks"]) == ("mean", 4)
     assert mean["shots"]["2"] == {"return": 10.0, "success": 0.5, "final_success": 0.5}
     assert list(with_means([short])) == [short]
-
-
-def test_some_of_each_are_evenly_spaced(family) -> None:
-    def chosen(number: int) -> list[int]:
-        return [task.id for task in some_of_each(family, family.test, number)]
-
-    assert chosen(2) == [100, 101]
-    assert chosen(3) == chosen(4) == chosen(99) == [100, 103, 101, 102]
-    tasks = [Task(id, {"world": "one"}) for id in range(50)]
-    assert [task.id for task in some_of_each(family, tasks, 5)] == [0, 10, 20, 30, 40]
 
 
 def test_table_csv_and_picture(family, evaluation, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -12,8 +12,16 @@ from metarl.core.task import Task
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.recording import Recorder
 from metarl.env_runner.task_env import Array, Infos
-from metarl.env_runner.trial import run_trial
-from metarl.experiments.protocol import Protocol, check_disjoint, evaluate, reference_lines, row_tasks
+from metarl.env_runner.trial import Trial, run_trial
+from metarl.experiments.protocol import (
+    SCORES,
+    Protocol,
+    ShotScores,
+    check_disjoint,
+    evaluate,
+    reference_lines,
+    row_tasks,
+)
 from metarl.experiments.statistics import summary
 from metarl.tasks import make_tasks
 
@@ -69,6 +77,11 @@ def test_scores_by_hand(bonus_family, scripted_agent) -> None:
     # 4 rounds, 2 repeats, 3 + 1 + 2 steps.
     assert evaluation.env_steps == 4 * 2 * 6
     assert evaluation.unstable_rows == 0
+
+
+def test_whatever_is_measured_by_episode_is_joined_and_kept() -> None:
+    assert {each.name for each in fields(ShotScores)} == {*SCORES, "shot", "episodes", "gradient_steps"}
+    assert {*SCORES} <= {each.name for each in fields(Trial)}
 
 
 def test_a_score_is_the_mean_of_a_rounds_episodes(bonus_family, scripted_agent) -> None:

@@ -309,6 +309,21 @@ def test_the_row_of_an_epoch_by_hand(bonus_family, tmp_path: Path) -> None:
     }
 
 
+def test_a_number_that_some_updates_do_not_report_is_the_mean_of_the_others(bonus_family, tmp_path: Path) -> None:
+    class Late(PlannedAgent):
+        """Collects in its first two updates, and learns in the others; the last reports what none did before."""
+
+        def update(self) -> Metrics:
+            loss = super().update()
+            return {} if self.updates < 3 else loss | ({"end": 1.0} if self.updates == 10 else {})
+
+    family, agent = bonus_family(), Late([1.0])
+    Trainer(agent, family, family.train, family.test, tmp_path, epochs=1, num_envs=2, seed=0).train()
+    row = metrics_of(tmp_path)[0]
+    assert (row["loss"], row["end"]) == ("6.5", "1")  # the mean of 3, ..., 10
+    assert row["unstable_rows"] == "0"
+
+
 @pytest.mark.parametrize(("finished", "expected"), [(False, "1"), (True, "0.9")])
 def test_success_counts_also_where_worlds_do_not_speak_of_it_from_the_first_update_on(
     bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool, expected: str

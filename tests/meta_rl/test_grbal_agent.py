@@ -3,7 +3,9 @@ whose actuator is wired one way or the other."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from metarl.experiments.trainer import Trainer
 from metarl.meta_rl.dynamics import prediction_loss
 from metarl.meta_rl.grbal_agent import GrBALAgent, GrBALConfig
 from metarl.meta_rl.registry import find_algorithm
+from metarl.tasks import list_tasks, make_tasks
 from metarl.tasks.distribution import TaskDistribution
 from metarl.tasks.reward_model import RewardModel
 from metarl.tasks.samplers import Choice
@@ -651,6 +654,17 @@ def test_a_family_without_a_known_reward_is_refused_in_one_line():
     with pytest.raises(UsageError, match=r"grbal plans with the reward.*does not offer.*halfcheetah-cripple") as error:
         GrBALAgent(OBSERVATIONS, ACTIONS, CONFIG, NETWORK, reward_model=None)
     assert "\n" not in str(error.value)
+
+
+def test_the_families_that_it_goes_with_are_named_where_one_is_refused_and_on_its_page():
+    slow = ("imujoco-", "metaworld-")  # to make, and none offers it
+    families = [name for name in list_tasks() if not name.startswith(slow)]
+    offering = {name for name in families if make_tasks(name).reward_model is not None}
+    with pytest.raises(UsageError) as error:
+        GrBALAgent(OBSERVATIONS, ACTIONS, CONFIG, NETWORK, reward_model=None)
+    page = (Path(__file__).parents[2] / "docs/algorithms/grbal.md").read_text()
+    for text in (str(error.value), page):
+        assert {name for name in families if re.search(rf"\b{name}\b", text)} == offering
 
 
 def test_the_algorithm_is_known_by_name():

@@ -8,7 +8,9 @@ import pytest
 
 from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
+from metarl.core.memory import MemoryConfig
 from metarl.experiments.run import Run
+from metarl.experiments.run_config import RunConfig
 from metarl.experiments.run_flags import plan_run
 from metarl.meta_rl import registry
 from metarl.meta_rl.registry import ALGOS, find_algorithm
@@ -28,6 +30,14 @@ def test_every_algorithm_makes_an_agent_from_its_config(name: str) -> None:
     )
     assert isinstance(agent, Agent)
     assert algorithm.num_envs % agent.trial_rows == 0
+
+
+@pytest.mark.parametrize("name", ALGOS)
+def test_settings_are_flags_of_their_own_and_say_how_long_an_update_is_where_compiling_asks(name: str) -> None:
+    algorithm = find_algorithm(name)
+    others = {each.name for config in (RunConfig, MemoryConfig) for each in fields(config)}
+    assert not others & {each.name for each in fields(algorithm.config_class)}
+    assert not algorithm.compiles or algorithm.config().row_steps(10) >= 10
 
 
 def test_variants_differ_from_maml_in_what_their_name_says() -> None:

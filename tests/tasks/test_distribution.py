@@ -275,3 +275,16 @@ def test_a_fingerprint_is_that_of_ids_and_parameters_in_their_order(poles: Poles
     ]
     assert len({each.fingerprint for each in (distribution, *others)}) == 6
     assert poles(seed=1).fingerprint == poles(seed=1).fingerprint != poles(seed=2).fingerprint
+
+
+def test_some_of_each_environment_are_evenly_spaced(poles: Poles) -> None:
+    goals = [{"world": world, "gravity": 9.8} for world in ("short", "long", "long", "short")]
+    family = poles(train=goals, test=goals, environment="world")
+
+    def chosen(number: int) -> list[int]:
+        return [task.id for task in family.some_of_each(family.test, number)]
+
+    assert chosen(2) == [100, 101]
+    assert chosen(3) == chosen(4) == chosen(99) == [100, 103, 101, 102]
+    tasks = [Task(id, {"world": "one"}) for id in range(50)]
+    assert [task.id for task in family.some_of_each(tasks, 5)] == [0, 10, 20, 30, 40]

@@ -153,7 +153,8 @@ class Agent(ABC):
         return observation.ndim == len(self.observation_space.shape or ())
 
     @abstractmethod
-    def _act(self, observation: Array) -> Array: ...
+    def _act(self, observation: Array) -> Array:
+        """As `act`, of [B, obs]: sampled where `explore`, else the mode. What is remembered changes in `_observe`."""
 
     @abstractmethod
     def _observe(
@@ -165,15 +166,25 @@ class Agent(ABC):
         truncated: Array,
         next_observation: Array,
         active: Array,
-    ) -> None: ...
+    ) -> None:
+        """As `observe`, every argument with the row axis and flags bool. The caller may reuse its arrays: keep copies.
+
+        Experience for `update` is kept where `training`.
+        """
 
     @abstractmethod
     def adapt(self) -> Metrics:
-        """Inner loop: change to this trial's tasks from what was observed in it. Never touches meta-parameters."""
+        """Inner loop: change to this trial's tasks from what was observed in it. Never touches meta-parameters.
+
+        Returns: numbers by name; of these an evaluation counts "gradient_steps", those of each task.
+        """
 
     @abstractmethod
     def update(self) -> Metrics:
-        """Outer loop: the only call that changes meta-parameters. Consumes the experience held."""
+        """Outer loop: the only call that changes meta-parameters. Consumes the experience held.
+
+        Returns: numbers by name; their means over an epoch are columns of metrics.csv. An update may lack some.
+        """
 
     def trial_state(self, row: int = 0) -> Array:
         """What it has made of a row's trial so far, as numbers around 0, for pictures of it; empty: it holds nothing.

@@ -44,12 +44,13 @@ class Memory(nn.Module, ABC):
     """A sequence model [T, B, d] -> [T, B, d] that can also be stepped; both ways give the same result."""
 
     state_shape: tuple[int, ...]
+    """Shape of what one row remembers."""
 
     traceable: bool = True
     """Whether a sequence is the same operations whatever is in it, and few of them: then it can be compiled."""
 
     def init_state(self, num_rows: int) -> Tensor:
-        """An empty memory for every row: zeros [B, *state_shape]."""
+        """An empty memory for every row: zeros [B, *state_shape]. To be overridden where there are no parameters."""
         reference = next(self.parameters())
         return reference.new_zeros(num_rows, *self.state_shape)
 

@@ -12,7 +12,6 @@ import numpy as np
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
-from metarl.core.task import Task
 from metarl.experiments.files import atomic_write
 from metarl.experiments.plots import COLOURS, GREY, INK, light_grid, new_figure, number, save_figure, verbatim
 from metarl.experiments.protocol import Evaluation
@@ -24,19 +23,6 @@ EnvironmentRow: TypeAlias = dict[str, Any]
 MEASURES = ("return", "success", "final_success")
 BAR = 0.38
 """Height of a bar, as a fraction of the distance between environments."""
-
-
-def some_of_each(distribution: TaskDistribution, tasks: Sequence[Task], number: int) -> list[Task]:
-    """About `number` of the tasks, equally many of every environment, evenly spaced in the order given."""
-    members: dict[str, list[Task]] = {}
-    for task, name in zip(tasks, distribution.environments(tasks), strict=True):
-        members.setdefault(name, []).append(task)
-    each = -(-number // len(members))
-    chosen = []
-    for own in members.values():
-        places = np.linspace(0, len(own), min(each, len(own)), endpoint=False, dtype=int)
-        chosen += [own[place] for place in places]
-    return chosen
 
 
 def environment_rows(distribution: TaskDistribution, evaluation: Evaluation, split: str) -> list[EnvironmentRow]:

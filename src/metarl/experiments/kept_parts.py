@@ -15,9 +15,7 @@ import numpy as np
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.experiments.files import write_json
-from metarl.experiments.protocol import Evaluation, Protocol, ShotScores
-
-SCORES = ("returns", "success", "final_success")
+from metarl.experiments.protocol import SCORES, Evaluation, Protocol, ShotScores
 
 
 class KeptParts:

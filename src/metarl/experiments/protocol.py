@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from metarl.experiments.kept_parts import KeptParts
 
 PROTOCOLS = ("few-shot", "zero-shot", "standard", "drift")
-Progress: TypeAlias = Callable[[int, int], None]
+"""All but "standard", which stands for none of them, are flags of `RunConfig` and of `metarl evaluate`."""
+OnRound: TypeAlias = Callable[[int, int], None]
+"""(rounds begun, rounds in all)."""
 ROUND_STEPS = 500_000
 """So many steps, over all rows, are in the round of an evaluation where its episodes last to the end; more tasks are
 measured in turn. It bounds what is held, 2 to 3 kB a step of a gradient agent, and what is lost where it is stopped."""
@@ -101,6 +103,10 @@ class Protocol:
         return -(-self.adaptation_episodes // trial_rows), -(-self.evaluation_episodes // trial_rows)
 
 
+SCORES = ("returns", "success", "final_success")
+"""The matrices of a `ShotScores`, by the names that a `Trial` has for what they are means of."""
+
+
 @dataclass(frozen=True)
 class ShotScores:
     """The query round after `shot` adaptations; matrices are [repeats, tasks], an entry the mean of a trial's episodes.
@@ -142,7 +148,7 @@ def evaluate(
     distribution: TaskDistribution,
     tasks: Sequence[Task],
     protocol: Protocol,
-    progress: Progress | None = None,
+    progress: OnRound | None = None,
     recorder: Recorder | None = None,
     on_step: Callable[..., None] | None = None,
     kept: KeptParts | None = None,
@@ -247,7 +253,7 @@ def _evaluate_in(
     agent: Agent,
     tasks: Sequence[Task],
     protocol: Protocol,
-    progress: Progress | None = None,
+    progress: OnRound | None = None,
     on_step: Callable[..., None] | None = None,
 ) -> Evaluation:
     last = max(protocol.shots)
@@ -267,7 +273,7 @@ def _evaluate_in(
     return Evaluation(protocol, tuple(tasks), shots, trial.env_steps, trial.unstable_rows)
 
 
-def _in_part(progress: Progress, part: int, parts: int, begun: int, rounds: int) -> None:
+def _in_part(progress: OnRound, part: int, parts: int, begun: int, rounds: int) -> None:
     progress(part * rounds + begun, parts * rounds)
 
 
@@ -275,7 +281,8 @@ def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
     """One evaluation of all the tasks of several."""
     first = evaluations[0]
 
-    def beside(same: Sequence[ShotScores], matrices: Sequence[Scores | None]) -> Scores | None:
+    def beside(same: Sequence[ShotScores], name: str) -> Scores | None:
+        matrices = [getattr(shot, name) for shot in same]
         if all(matrix is None for matrix in matrices):
             return None
         # A part in which no world spoke of success had none.
@@ -285,15 +292,10 @@ def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
         ]
         return np.concatenate(known, axis=1)
 
-    shots = [
-        replace(
-            same[0],
-            returns=np.concatenate([shot.returns for shot in same], axis=1),
-            success=beside(same, [shot.success for shot in same]),
-            final_success=beside(same, [shot.final_success for shot in same]),
-        )
-        for same in zip(*(evaluation.shots for evaluation in evaluations), strict=True)
-    ]
+    shots = []
+    for same in zip(*(evaluation.shots for evaluation in evaluations), strict=True):
+        matrices: dict[str, Any] = {name: beside(same, name) for name in SCORES}
+        shots.append(replace(same[0], **matrices))
     return replace(
         first,
         tasks=tuple(task for evaluation in evaluations for task in evaluation.tasks),
@@ -332,18 +334,14 @@ def _measuring(agent: Agent) -> Iterator[None]:
 def _shot_scores(trial: Trial, shot: int, protocol: Protocol, trial_rows: int) -> ShotScores:
     before, measured = protocol.episodes_by_row(trial_rows)
 
-    def matrix(rows: Sequence[Sequence[float]]) -> Scores:
+    def matrix(rounds: Sequence[Sequence[Sequence[float]]] | None) -> Scores | None:
+        if rounds is None:
+            return None
         # A sum, not a mean: an episode that ended before its world first spoke of success has not succeeded.
-        means = np.array([sum(episodes[:measured]) / measured for episodes in rows])
+        means = np.array([sum(episodes[:measured]) / measured for episodes in rounds[shot]])
         scores: Scores = means.reshape(protocol.repeats, -1, trial_rows).mean(-1)
         return scores
 
+    matrices: dict[str, Any] = {name: matrix(getattr(trial, name)) for name in SCORES}
     steps = sum(metrics.get("gradient_steps", 0.0) for metrics in trial.adapt_metrics[:shot])
-    return ShotScores(
-        shot=shot,
-        returns=matrix(trial.returns[shot]),
-        success=None if trial.success is None else matrix(trial.success[shot]),
-        final_success=None if trial.final_success is None else matrix(trial.final_success[shot]),
-        episodes=shot * before * trial_rows,
-        gradient_steps=round(steps),
-    )
+    return ShotScores(shot=shot, **matrices, episodes=shot * before * trial_rows, gradient_steps=round(steps))

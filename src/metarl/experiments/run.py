@@ -24,7 +24,7 @@ from metarl.experiments.checkpoint import BEST, LAST, checkpoint_sum, load_check
 from metarl.experiments.doctor import hardware
 from metarl.experiments.drift import CHANGE, check_drift, drift_results, measure_drift
 from metarl.experiments.drift_variants import variants
-from metarl.experiments.environments import environment_rows, some_of_each
+from metarl.experiments.environments import environment_rows
 from metarl.experiments.files import only_one, write_json
 from metarl.experiments.flags import Checkpoint
 from metarl.experiments.kept_parts import KeptParts
@@ -347,7 +347,7 @@ class Run:
             found = {"unstable_rows": evaluation.unstable_rows}
             if self.distribution.environment is not None:
                 # On about as many train tasks as there are test tasks.
-                tasks = some_of_each(self.distribution, self.train_tasks, len(self.test_tasks))
+                tasks = self.distribution.some_of_each(self.train_tasks, len(self.test_tasks))
                 report = None if progress is None else partial(progress, tasks="train tasks")
                 trained = evaluate(agent, self.distribution, tasks, protocol, report, kept=kept)
                 rows = environment_rows(self.distribution, trained, "train")

@@ -20,7 +20,6 @@ from metarl.core.task import Task
 from metarl.env_runner.task_env import TaskVectorEnv
 from metarl.env_runner.trial import run_trial
 from metarl.experiments.checkpoint import BEST, LAST, restore, save_checkpoint
-from metarl.experiments.environments import some_of_each
 from metarl.experiments.files import only_one
 from metarl.experiments.metrics_log import MetricsLog
 from metarl.experiments.protocol import Protocol, evaluate
@@ -33,7 +32,7 @@ WATCHED_TASKS = 30
 """The measurement on held-out tasks after every epoch: shots 0 and 1, on about so many tasks (equally many of every
 environment), in few rows; it changes nothing in the run."""
 COUNTED = ("collect_seconds", "learn_seconds", "unstable_rows")
-"""Columns that add up over an epoch's updates; the others are means."""
+"""Columns that add up over an epoch's updates; the others are means over those updates that report them."""
 OUTCOMES = ("train_return", "train_success")
 """Of these the mean is over the updates in which an episode finished."""
 
@@ -161,7 +160,7 @@ class Trainer:
 
     def _watch(self) -> Metrics:
         """Return and success on held-out tasks, by shot."""
-        tasks = some_of_each(self.distribution, self.test_tasks, min(WATCHED_TASKS, len(self.test_tasks)))
+        tasks = self.distribution.some_of_each(self.test_tasks, min(WATCHED_TASKS, len(self.test_tasks)))
         by_task = self.distribution.environment is not None
         protocol = replace(WATCH, repeats=1, interval="tasks") if by_task else WATCH
         evaluation = evaluate(self.agent, self.distribution, tasks, protocol)
@@ -178,17 +177,17 @@ class Trainer:
         if any("train_success" in row for row in rows):
             # Episodes that finished before a world first spoke of success have not succeeded; NaN where none finished.
             rows = [{"train_success": 0.0 * row["train_return"], **row} for row in rows]
-        sums = {name: sum(row[name] for row in rows) for name in rows[0]}
-        totals = {name: sums.pop(name) for name in COUNTED}
-        outcomes = {name: [row[name] for row in rows if np.isfinite(row[name])] for name in OUTCOMES if name in sums}
-        means = {name: value / len(rows) for name, value in sums.items() if name not in OUTCOMES}
+        names = dict.fromkeys(name for row in rows for name in row)
+        values = {name: [row[name] for row in rows if name in row] for name in names}
+        totals = {name: sum(values.pop(name)) for name in COUNTED}
+        finished = {name: [x for x in values.pop(name) if np.isfinite(x)] for name in OUTCOMES if name in values}
         return {
             "epoch": self.epoch,
             "env_steps": self.env_steps,
             "wall_seconds": self.wall_seconds,
             "steps_per_second": env_steps / (totals["collect_seconds"] + totals["learn_seconds"]),
-            **means,
-            **{name: float(np.mean(values)) if values else float("nan") for name, values in outcomes.items()},
+            **{name: sum(each) / len(each) for name, each in values.items()},
+            **{name: float(np.mean(each)) if each else float("nan") for name, each in finished.items()},
             **totals,
         }
 

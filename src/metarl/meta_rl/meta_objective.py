@@ -24,7 +24,7 @@ from metarl.meta_rl.inner_loop import Loss, Parameters
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.supervised_tasks import groups
-from metarl.meta_rl.trial_parts import Trial, TrialParts
+from metarl.meta_rl.trial_parts import Rounds, TrialParts
 from metarl.meta_rl.trust_region import trust_region_step
 
 
@@ -39,7 +39,7 @@ class MetaObjective:
     def __init__(self, maml: MetaMAML, actor: Actor, config: MAMLConfig, num_updates: int | None) -> None:
         self.maml, self.actor, self.config, self.num_updates = maml, actor, config, num_updates
 
-    def step(self, batches: Trial, programs: Programs | None = None) -> Metrics:
+    def step(self, batches: Rounds, programs: Programs | None = None) -> Metrics:
         """One outer step on a trial; `programs`: by machine code."""
         outer = self.trust_region if self.config.outer == "trpo" else self.clipped
         metrics = outer(batches, programs)
@@ -65,14 +65,14 @@ class MetaObjective:
 
     # --- over tasks ---------------------------------------------------------------------------------------------------
 
-    def outer_loss(self, batches: Trial, loss: Loss, params: Sequence[Parameters] | None = None) -> Tensor:
+    def outer_loss(self, batches: Rounds, loss: Loss, params: Sequence[Parameters] | None = None) -> Tensor:
         """Mean over tasks of `loss` on the last round, by the parameters adapted to it; reptile: summed over rounds."""
         params = list(self.maml.inner_loop(self.inner_loss, batches[:-1])) if params is None else params
         measured = range(len(batches)) if self.maml.reptile else [len(batches) - 1]
         losses = [self.maml.task_losses(loss, params[k], batches[k], stacked=k > 0).mean() for k in measured]
         return torch.stack(losses).sum()
 
-    def trust_region(self, batches: Trial, programs: Programs | None = None) -> Metrics:
+    def trust_region(self, batches: Rounds, programs: Programs | None = None) -> Metrics:
         """A step of TRPO."""
         learned = list(self.maml.learned_tensors().values())
         parts, sample = self._parts(batches, programs), self._parts(self._sample(batches), programs)
@@ -85,18 +85,18 @@ class MetaObjective:
             iterations=self.config.conjugate_iterations,
         )
 
-    def _outcome(self, batches: Trial) -> tuple[Tensor, Tensor]:
+    def _outcome(self, batches: Rounds) -> tuple[Tensor, Tensor]:
         """The loss, and how far the adapted policies are from those that collected."""
         params = list(self.maml.inner_loop(self.inner_loss, batches[:-1]))
         moved = self.maml.task_losses(self.divergence, params[-1], batches[-1]).mean()
         return self.outer_loss(batches, self.inner_loss, params), moved
 
-    def _slope(self, batches: Trial) -> tuple[Tensor, Tensor]:
+    def _slope(self, batches: Rounds) -> tuple[Tensor, Tensor]:
         """The loss and its gradient."""
         loss = self.outer_loss(batches, self.inner_loss)
         return loss.detach(), self._gradient(loss)
 
-    def curvature(self, batches: Trial) -> AdaptedCurvature:
+    def curvature(self, batches: Rounds) -> AdaptedCurvature:
         """The Hessian of the divergence after adaptation, where no parameter has moved yet."""
 
         def from_itself(params: Parameters, batch: Round) -> Tensor:
@@ -107,7 +107,7 @@ class MetaObjective:
 
         return AdaptedCurvature(self.maml, self.inner_loss, from_itself, batches)
 
-    def clipped(self, batches: Trial, programs: Programs | None = None) -> Metrics:
+    def clipped(self, batches: Rounds, programs: Programs | None = None) -> Metrics:
         """Steps of Adam on PPO's clipped loss, with ProMP's penalty on how far the policies of earlier rounds move."""
         config = self.config
         rate = decayed(config.learning_rate, self.maml.updates, self.num_updates)
@@ -124,7 +124,7 @@ class MetaObjective:
             history.append({"policy_loss": found["policy"], "kl": found["divergence"], "grad_norm": norm})
         return {name: float(np.mean([each[name] for each in history])) for name in history[0]} | {"learning_rate": rate}
 
-    def _clipped_slope(self, batches: Trial) -> tuple[Tensor, Tensor, Tensor]:
+    def _clipped_slope(self, batches: Rounds) -> tuple[Tensor, Tensor, Tensor]:
         """PPO's clipped loss on the last round, how far the policies of earlier rounds are from what collected, and the
         gradient of both together."""
 
@@ -149,11 +149,11 @@ class MetaObjective:
 
     # --- of the data --------------------------------------------------------------------------------------------------
 
-    def _parts(self, batches: Trial, programs: Programs | None) -> TrialParts:
+    def _parts(self, batches: Rounds, programs: Programs | None) -> TrialParts:
         samples = self.maml.samples_at_once(programs is not None)
         return TrialParts(groups(batches, samples), programs, (self.config, self.maml.frozen))
 
-    def _sample(self, batches: Trial) -> list[Round]:
+    def _sample(self, batches: Rounds) -> list[Round]:
         """What the curvature is taken on: some windows of every task, spread evenly. A task that is left out may move
         by any amount: where tasks are of many kinds, few of them give steps that have to be cut to a tenth."""
         sample = []

@@ -20,8 +20,9 @@ class Algorithm:
     """How agents of one kind are made.
 
     Args:
-        make: a constructor with the arguments of `RL2Agent`.
-        config_class: of its hyper-parameters.
+        make: a constructor with the arguments of `RL2Agent` up to `device`, and what `knows` and `compiles` add.
+        config_class: of its hyper-parameters. Its fields are flags, beside those of `RunConfig` and `MemoryConfig`: no
+            name stands in two of them.
         num_envs: rows that it is trained in where nobody asks for another number.
         variant: values of the config that make this algorithm out of the class's defaults.
         single: values that change where there is only one environment, nothing to adapt to.
@@ -29,7 +30,8 @@ class Algorithm:
         knows: what `make` is also told of the task family: "reward_model" or "reward_scale", as `TaskDistribution` has
             them.
         compiles: `make` is also told `env_steps`, about how many steps of all rows training takes, by which it decides
-            whether to compile.
+            whether to compile: `config.row_steps(horizon)` says how many of a row are in an update, where episodes last
+            `horizon` steps at most.
         frozen: values of the config with which it acts by what all tasks share; empty: nothing of it changes between
             calls of `adapt`, but for its memory.
     """

@@ -12,8 +12,8 @@ from metarl.core.policy_gradient import Round
 from metarl.meta_rl.compiled import Programs
 from metarl.meta_rl.supervised_tasks import num_tasks
 
-Trial: TypeAlias = Sequence[Round]
-"""Of some tasks, or of all."""
+Rounds: TypeAlias = Sequence[Round]
+"""Those of a trial, of some tasks or of all."""
 
 
 class TrialParts:
@@ -26,10 +26,10 @@ class TrialParts:
         frozen: what the functions depend on beside tensors.
     """
 
-    def __init__(self, parts: Iterable[Trial], programs: Programs | None, frozen: Hashable) -> None:
+    def __init__(self, parts: Iterable[Rounds], programs: Programs | None, frozen: Hashable) -> None:
         self.parts, self.programs, self.frozen = list(parts), programs, frozen
 
-    def mean(self, function: Callable[[Trial], tuple[Tensor, ...]]) -> Any:
+    def mean(self, function: Callable[[Rounds], tuple[Tensor, ...]]) -> Any:
         """Of what `function` gives for a part."""
         if self.programs is None:
             return self._mean([function(part) for part in self.parts])
@@ -37,7 +37,7 @@ class TrialParts:
         return self._mean(self.programs.run_trees(key, function, [(part,) for part in self.parts]))
 
     def mean_map(
-        self, function: Callable[[Trial], Callable[[Tensor], Tensor]], size: int
+        self, function: Callable[[Rounds], Callable[[Tensor], Tensor]], size: int
     ) -> Callable[[Tensor], Tensor]:
         """The mean of the linear maps that `function` gives for a part, of vectors of `size` numbers.
 
@@ -47,7 +47,7 @@ class TrialParts:
             maps = [function(part) for part in self.parts]
             return lambda vector: self._mean([(each(vector),) for each in maps])[0]
 
-        def image(part: Trial, vector: Tensor) -> tuple[Tensor]:
+        def image(part: Rounds, vector: Tensor) -> tuple[Tensor]:
             return (function(part)(vector),)
 
         key, calls = (function.__name__, self.frozen), [(part,) for part in self.parts]

@@ -26,6 +26,7 @@ TEST_ID_START = 100
 
 
 MakeWorlds: TypeAlias = Callable[[Sequence[Task], int], TaskVectorEnv]
+"""(tasks, seed) -> worlds with one row a task, in their order."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class TaskDistribution:
             or of `Task`s, such as `split_tasks` gives.
         apply: puts a task into a world; called before each reset. Not needed where `make_worlds` is given.
         max_episode_steps: episodes are truncated after so many steps.
-        make_worlds: makes all rows at once, in place of `make_env` and `apply`, for worlds that simulate in batches.
+        make_worlds: `(tasks, seed) -> TaskVectorEnv`, a row a task, in place of `make_env` and `apply`, for worlds that
+            simulate in batches.
         oracle: the action of a policy that knows the tasks, `(tasks, observation [B, obs]) -> action [B, act]`, where
             one is known; it draws the task-conditioned reference line.
         num_workers: worker processes that share the rows; 0 keeps them in this process.
@@ -181,6 +183,18 @@ class TaskDistribution:
     def environments(self, tasks: Sequence[Task]) -> list[str]:
         """The environment of each task; where the family has no such parameter, its own name for all."""
         return [self.name if self.environment is None else str(task[self.environment]) for task in tasks]
+
+    def some_of_each(self, tasks: Sequence[Task], number: int) -> list[Task]:
+        """About `number` of the tasks, equally many of every environment, evenly spaced in the order given."""
+        members: dict[str, list[Task]] = {}
+        for task, name in zip(tasks, self.environments(tasks), strict=True):
+            members.setdefault(name, []).append(task)
+        each = -(-number // len(members))
+        chosen = []
+        for own in members.values():
+            places = np.linspace(0, len(own), min(each, len(own)), endpoint=False, dtype=int)
+            chosen += [own[place] for place in places]
+        return chosen
 
     def showing_tasks(self) -> TaskDistribution:
         """The same tasks, with their parameters appended to the observation: for a task-conditioned policy."""
