@@ -32,16 +32,17 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     pip install -c constraints.txt ".[video,report]"
 
 FROM ${BASE}
+# g++ makes the machine code of long runs on a CPU, and what Triton starts its kernels with on a GPU.
 # Debian keeps only the newest patch of a package: a pinned version could not be installed for long.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libegl1 libopengl0 libgl1-mesa-dri \
+    && apt-get install -y --no-install-recommends libegl1 libopengl0 libgl1-mesa-dri g++ \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 metarl \
     && install -d -o metarl -g metarl /work/runs
 COPY --from=build /opt/venv /opt/venv
 # Caches go where any user may write: `docker run --user` with another id works too.
-ENV PATH=/opt/venv/bin:$PATH NUMBA_CACHE_DIR=/tmp/numba MPLCONFIGDIR=/tmp/matplotlib
+ENV PATH=/opt/venv/bin:$PATH NUMBA_CACHE_DIR=/tmp/numba TRITON_CACHE_DIR=/tmp/triton MPLCONFIGDIR=/tmp/matplotlib
 USER 1000:1000
 WORKDIR /work
 ENTRYPOINT ["metarl"]

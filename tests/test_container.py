@@ -36,6 +36,13 @@ def test_it_brings_what_the_advice_on_rendering_names() -> None:
     assert f"--no-install-recommends {packages} " in DOCKERFILE
 
 
+def test_it_brings_the_compiler_that_runs_call() -> None:
+    (packages,) = re.findall(r"--no-install-recommends (.+?) && ", DOCKERFILE.replace("\\\n", ""))
+    assert "g++" in packages.split()
+    caches = {value.partition("=")[0] for value in instructions("ENV")[-1].split()}
+    assert {"NUMBA_CACHE_DIR", "TRITON_CACHE_DIR"} <= caches
+
+
 def test_a_container_that_is_stopped_lets_the_run_save_its_epoch() -> None:
     services = (ROOT / "compose.yaml").read_text().partition("services:")[2]
     train = services.partition("  train-cuda:")[0]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 from collections.abc import Sequence
+from email.message import Message
 from email.parser import Parser
 from importlib import metadata
 from pathlib import Path
@@ -69,10 +72,13 @@ def editable_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python
 
 
-def requirements(wheel: zipfile.ZipFile) -> list[Requirement]:
+def fields(wheel: zipfile.ZipFile) -> Message:
     (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    fields = Parser().parsestr(wheel.read(name).decode())
-    return [Requirement(line) for line in fields.get_all("Requires-Dist")]
+    return Parser().parsestr(wheel.read(name).decode())
+
+
+def requirements(wheel: zipfile.ZipFile) -> list[Requirement]:
+    return [Requirement(line) for line in fields(wheel).get_all("Requires-Dist")]
 
 
 def test_wheel_holds_only_metarl(wheel: zipfile.ZipFile) -> None:
@@ -89,10 +95,31 @@ def test_wheel_ships_types_license_and_command(wheel: zipfile.ZipFile) -> None:
     assert "metarl = metarl.cli:main" in wheel.read(entry_points).decode()
 
 
+def test_the_systems_are_those_of_the_simulator_and_are_told_first(wheel: zipfile.ZipFile) -> None:
+    declared, of_simulator = (
+        {each for each in classifiers if each.startswith("Operating System")}
+        for classifiers in (fields(wheel).get_all("Classifier"), metadata.metadata("mjbatch").get_all("Classifier"))
+    )
+    assert declared == of_simulator
+    for page in ("README.md", "docs/quickstart.md"):
+        assert "Linux, or macOS on Apple silicon" in (ROOT / page).read_text()
+
+
 def test_wheel_ships_every_trained_agent(wheel: zipfile.ZipFile) -> None:
     here = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src/metarl/pretrained").glob("*/*")}
     assert {path.rpartition("/")[2] for path in here} == {"card.json", "config.json", "weights.safetensors"}
     assert {name for name in wheel.namelist() if name.startswith("metarl/pretrained/")} == here
+
+
+def test_the_source_archive_holds_all_that_git_tracks(tmp_path: Path) -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    run_python(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path), cwd=ROOT)
+    (built,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()} <= held
 
 
 def test_compat_holds_every_public_name_that_exists() -> None:
@@ -171,12 +198,33 @@ def test_every_declared_requirement_has_one_pin(wheel: zipfile.ZipFile, python_v
         assert pin in requirement.specifier, f"{requirement.name}: {pin} is outside {requirement.specifier}"
 
 
+def test_torch_has_the_options_that_compiled_programs_set(wheel: zipfile.ZipFile) -> None:
+    (torch,) = (requirement for requirement in requirements(wheel) if requirement.name == "torch")
+    assert "2.7.1" not in torch.specifier  # cpp.use_decompose_tanh: github.com/pytorch/pytorch/pull/152542
+    assert "2.8.0" in torch.specifier
+
+
 def test_everything_that_comes_with_an_install_is_pinned(wheel: zipfile.ZipFile) -> None:
     pinned = pins(".".join(map(str, sys.version_info[:2])))
     # A Linux GPU build of torch brings CUDA libraries, in versions that torch itself pins.
     free = re.compile(r"nvidia-|cuda-|triton|pip$")
     missing = {name for name in installed_closure(requirements(wheel)) if name not in pinned and not free.match(name)}
     assert not missing
+
+
+def test_every_package_that_is_imported_is_declared(wheel: zipfile.ZipFile) -> None:
+    declared = {canonicalize_name(each.name) for each in requirements(wheel)}
+    imported: set[str] = set()
+    for path in (ROOT / "src/metarl").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    homes = metadata.packages_distributions()
+    ours = {"metarl", "triton"}  # Triton comes with CUDA builds of torch
+    foreign = {name for name in imported - ours - sys.stdlib_module_names if name in homes}
+    assert {name for name in foreign if not {canonicalize_name(home) for home in homes[name]} & declared} == set()
 
 
 def pins(python_version: str) -> dict[str, list[str]]:

@@ -217,7 +217,10 @@ def test_what_cannot_be_compiled_here_is_one_line(monkeypatch):
         Programs().run("", torch.sin, torch.ones(2))
 
 
-def test_compiling_takes_a_compiler_and_pythons_headers(monkeypatch, tmp_path):
+def test_compiling_takes_a_compiler_pythons_headers_and_folders_without_spaces(monkeypatch, tmp_path):
+    libraries = {"LIBDIR": "/usr/lib"}
+    monkeypatch.setattr("metarl.meta_rl.compiled.sysconfig.get_config_var", libraries.get)
+    monkeypatch.setattr("torch.__file__", "/packages/torch/__init__.py")
     monkeypatch.setattr("metarl.meta_rl.compiled.shutil.which", lambda name: f"/bin/{name}")
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr("metarl.meta_rl.compiled.sysconfig.get_path", lambda name: str(tmp_path))
@@ -225,5 +228,12 @@ def test_compiling_takes_a_compiler_and_pythons_headers(monkeypatch, tmp_path):
     (tmp_path / "Python.h").unlink()
     assert not can_compile()
     (tmp_path / "Python.h").touch()
+    libraries["LIBDIR"] = "/Library/Application Support/uv/lib"
+    assert not can_compile()
+    libraries["LIBDIR"] = "/usr/lib"
+    monkeypatch.setattr("torch.__file__", "/my project/torch/__init__.py")
+    assert not can_compile()
+    monkeypatch.setattr("torch.__file__", "/packages/torch/__init__.py")
+    assert can_compile()
     monkeypatch.setattr("metarl.meta_rl.compiled.shutil.which", lambda name: None)
     assert not can_compile()

@@ -178,7 +178,7 @@ class _Program:
                 with _MAKING, torch.no_grad():
                     self._codes[threads] = _inductor.compile(self._trace, list(tensors), options=options)
             except torch._dynamo.exc.BackendCompilerFailed as error:
-                needs = "give it a C++ compiler, such as g++, and space for its cache, or turn compile off"
+                needs = "give it g++ or clang++, a path without spaces and room for its cache, or turn compile off"
                 raise UsageError(f"cannot compile here ({_first_line(error)}): {needs}") from error
         return self._codes[threads]
 
@@ -319,10 +319,13 @@ def worth_compiling(asked: bool | None, policy: nn.Module, device: torch.device 
 
 
 def can_compile() -> bool:
-    """Whether programs for the CPU can be made here: there are a C++ compiler and Python's headers."""
+    """Whether programs for the CPU can be made here: there are a C++ compiler and Python's headers, and no space in the
+    folders of libraries, which torch names to the linker without quotes (github.com/pytorch/pytorch/pull/191010)."""
     usual = "clang++" if sys.platform == "darwin" else "g++"
     headers = Path(sysconfig.get_path("include"), "Python.h")
-    return sys.platform != "win32" and shutil.which(os.environ.get("CXX", usual)) is not None and headers.is_file()
+    found = shutil.which(os.environ.get("CXX", usual)) is not None and headers.is_file()
+    libraries = f"{torch.__file__}{sysconfig.get_config_var('LIBDIR')}"
+    return sys.platform != "win32" and found and " " not in libraries
 
 
 def _first_line(error: BaseException) -> str:
