@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,12 @@ def test_it_is_stored_without_outputs() -> None:
         assert cell.metadata == {}
 
 
+def test_it_ends_with_links_that_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)", read().cells[-1].source)
+    assert len(links) > 3
+    assert [link for link in links if not (DEMO.parent / link).exists()] == []
+
+
 @pytest.mark.parametrize(
     "quick", [pytest.param("1", id="quick"), pytest.param("", id="full", marks=pytest.mark.nightly)]
 )
@@ -36,7 +43,7 @@ def test_it_runs(quick: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     printed = "".join(output.text for output in outputs if output.output_type == "stream")
     kinds = [kind for output in outputs if output.output_type == "display_data" for kind in output.data]
-    assert kinds.count("image/png") == 2  # a curve a training
+    assert kinds.count("image/png") == 3  # a curve a training, and that of the gradient step
     assert kinds.count("image/gif") + printed.count("no video: ") == 2  # half-cheetah, and the points, which need no GL
     assert "image/gif" in kinds
     assert "all checks hold" in printed

@@ -133,6 +133,18 @@ def test_equations_are_latex() -> None:
         assert body.count("{") == body.count("}"), body
 
 
+def test_every_page_is_in_the_navigation() -> None:
+    site, docs = (ROOT / "zensical.toml").read_text(), ROOT / "docs"
+    assert [page for path in docs.rglob("*.md") if f'"{(page := path.relative_to(docs).as_posix())}"' not in site] == []
+
+
+def test_words_of_tables_pictures_and_flags_are_explained() -> None:
+    first = re.findall(r"^\| ([^|]+) \|", (ROOT / "docs/meta-rl.md").read_text(), re.MULTILINE)
+    explained = {word for cell in first for word in cell.split(", ")}
+    flags_and_columns = {"trial", "round", "shot", "row", "query", "epoch", "head", "window", "continuation", "trace"}
+    assert flags_and_columns | {"repeat", "IQM", "CVaR 5 %", "strata", "guard", "drift", "frozen"} <= explained
+
+
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +295,15 @@ def test_quoted_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch
     assert not stale, "no results.json holds these; quote what is recorded now"
 
 
+def test_every_measure_of_a_change_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    columns = importlib.import_module("doc_tables").DRIFT_MEASURES.values()
+    page = (ROOT / "docs/adapting.md").read_text().lower()
+    for measure in ("before", "after", "steps to recover", "model error"):
+        assert any(measure in column for column in columns)
+        assert f'"{measure}"' in page
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_model_errors_beside_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
@@ -297,6 +318,22 @@ def test_model_errors_beside_returns_are_recorded(page: Path, monkeypatch: pytes
     for line in page.read_text().splitlines():
         if line.startswith("|") and (returns := QUOTED.findall(line)) and returns[0] in errors:
             assert set(re.findall(r"[\d.]+ %", line)) <= errors[returns[0]], line
+
+
+def test_what_is_said_of_memory_beside_gradient_steps_is_recorded() -> None:
+    memory_run, *by_gradients = (
+        json.loads((ROOT / f"results/halfcheetah-vel-{name}/results.json").read_text())
+        for name in ("ssm", "maml-mlp", "promp-mlp")
+    )
+    for run in by_gradients:
+        assert run["env_steps"] == pytest.approx(2 * memory_run["env_steps"], rel=0.1)  # "half as many steps"
+        for shot in ("1", "5", "10"):  # "a tenth of the episodes"
+            assert run["shots"][shot]["episodes"] == 10 * memory_run["shots"][shot]["episodes"]
+    for page in ("README.md", "results/README.md", "docs/algorithms/index.md"):
+        words = " ".join((ROOT / page).read_text().split())
+        assert "half as many steps" in words
+        assert "a tenth of the episodes in a new task" in words
+        assert "trained on" in words  # both tasks of halfcheetah-dir are
 
 
 def test_commands_of_tables_train_as_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:

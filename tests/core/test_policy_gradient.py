@@ -278,6 +278,30 @@ def test_its_hessian_has_the_square_of_the_score_which_that_of_reinforce_misses(
     torch.testing.assert_close(found, -advantage * (curvature + torch.outer(score, score)))
 
 
+def test_its_hessian_leaves_out_how_the_return_changes_with_later_actions():
+    """Two binary actions, each 1 with probability σ = σ(z), pay 1 where both are 1: J = σ², so J' = 2 σ σ' and J'' =
+    2 σ σ'' + 2 σ'², of which the last term is left out. Rows are all four trajectories, weighed by probability."""
+    logit = torch.tensor(0.3, dtype=torch.float64)
+    actions = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 0.0, 1.0]], dtype=torch.float64)
+
+    def log_prob(z):
+        return torch.where(actions > 0, torch.nn.functional.logsigmoid(z), torch.nn.functional.logsigmoid(-z))
+
+    batch = {
+        "log_prob": log_prob(logit),
+        "advantage": actions.prod(0).expand(2, 4),
+        "active": log_prob(logit).sum(0).exp().expand(2, 4),
+    }
+
+    def gained(z):  # the sum over both steps, of which the loss is the mean
+        return -2 * ratio_loss(log_prob(z), batch)
+
+    p = torch.sigmoid(logit)
+    slope, curvature = p * (1 - p), p * (1 - p) * (1 - 2 * p)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(gained, logit), 2 * p * slope)
+    torch.testing.assert_close(torch.autograd.functional.hessian(gained, logit), 2 * p * curvature)
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "loss", "slope"),
     [

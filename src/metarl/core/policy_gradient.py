@@ -133,8 +133,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def ratio_loss(log_prob: Tensor, batch: Round) -> Tensor:
     """−E[π/π_old · A], the likelihood-ratio surrogate (J^LR of Rothfuss et al. 2019, arXiv 1810.06784).
 
-    At π = π_old its gradient is the policy gradient and its Hessian the one that MAML's meta-gradient needs, which
-    automatic differentiation of REINFORCE misses: their "low variance curvature" estimator.
+    At π = π_old its gradient is the policy gradient. Its Hessian is their "low variance curvature": it has the
+    squares of the score, which automatic differentiation of REINFORCE misses, and leaves out how A changes with the
+    policy that acts afterwards, a bias that vanishes near a local optimum.
     """
     return -masked_mean(torch.exp(log_prob - batch["log_prob"]) * batch["advantage"], batch["active"])
 
