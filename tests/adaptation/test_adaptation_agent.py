@@ -307,6 +307,22 @@ def test_adapt_is_an_update_now(kind):
     assert metrics["distance"] > 0
 
 
+@each
+def test_a_hand_undoes_what_was_adapted_and_the_trial_goes_on(kind):
+    agent = make(kind)
+    trial(agent, Stream(5, steps=6))
+    metrics = agent.metrics()
+    assert metrics["steps"] == agent.metrics()["steps"] == ROWS  # to look takes no update
+    assert metrics["distance"] > 0
+    remembered = {name: tensor.clone() for name, tensor in agent._controller.remembered().items()}
+    agent.reset()
+    assert agent.streams.weights is None
+    assert agent.metrics()["distance"] == 0
+    assert_same(agent._controller.remembered(), remembered)
+    live(agent, Stream(6))
+    assert agent.streams.moved.all()
+
+
 @pytest.mark.parametrize("rows", [1, ROWS + 1])
 def test_a_trial_goes_on_with_the_rows_it_began_with(rows):
     agent = make("actor")
@@ -389,6 +405,20 @@ def test_a_policy_learns_from_sampled_actions_only():
     agent.explore = False
     trial(agent, Stream(5))
     assert agent.streams.weights is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "instead"),
+    [("actor-gru", lambda action: np.array([-0.5, 1.5], np.float32)), ("discrete-lstm", lambda action: 1 + action % 3)],
+)
+def test_a_policy_learns_nothing_from_an_action_that_was_replaced(kind, instead):
+    agent, stream = make(kind), Stream(5)
+    agent.begin_trial(ROWS)
+    for time in range(STEPS):
+        done = agent.act(stream.observation[time])
+        done[0] = instead(done[0])
+        agent.observe(stream.observation[time], done.tolist(), *stream.at(time))
+    assert agent.streams.moved.tolist() == [False, True, True, True]
 
 
 # --- against the same thing done otherwise ----------------------------------------------------------------------------
@@ -663,6 +693,25 @@ def test_an_agent_restored_in_the_middle_of_an_episode_goes_on_as_the_old_one(ki
     np.testing.assert_array_equal(live(restored, Stream(7)), live(agent, Stream(7)))
     assert restored.adapt() == agent.adapt()
     assert_same(restored.state_dict(), agent.state_dict())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"update_every": 6},
+        {"rollback_window": 3},
+        {"buffer_size": 4, "batch_size": 4},
+        {"parameters": "head"},
+        {"optimizer": "adam"},
+    ],
+)
+def test_a_state_of_another_configuration_is_refused_before_anything_changes(changed):
+    agent, other = make("actor"), make("actor", replace(EAGER, **changed))
+    trial(agent, Stream(5))
+    before = snapshot(other)
+    with pytest.raises(UsageError, match=f"with another .*{next(iter(changed))}"):
+        other.load_state_dict(snapshot(agent))
+    assert_same(snapshot(other), before)
 
 
 def test_a_state_taken_does_not_move_with_what_is_lived_through_later():

@@ -590,3 +590,20 @@ def test_what_has_a_memory_is_kept_as_safetensors(method):
         adapter.observe(x, y, state)
         resumed.observe(x, y, state)
     assert adapter.metrics() == resumed.metrics()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_on_a_gpu_it_goes_on_from_a_file(optimizer):
+    torch.manual_seed(0)
+    config = AdaptationConfig(update_every=4, batch_size=3, optimizer=optimizer)
+    adapter, resumed = (Adapter(nn.Linear(2, 1).cuda(), config) for _ in range(2))
+    stream = [(torch.randn(2, 2).cuda(), torch.randn(2, 1).cuda()) for _ in range(20)]
+    for x, y in stream[:10]:
+        adapter.observe(x, y)
+    resumed.load_state_dict(load(save(adapter.state_dict())))
+    for x, y in stream[10:]:
+        adapter.observe(x, y)
+        resumed.observe(x, y)
+    assert torch.equal(adapter.predict(stream[0][0]), resumed.predict(stream[0][0]))
+    assert adapter.metrics() == resumed.metrics()

@@ -1358,6 +1358,24 @@ def test_what_is_not_finite_is_an_error_and_leaves_the_parameters_as_they_were(w
     assert_same(meta_parameters(agent), before)
 
 
+@each_method
+def test_a_round_that_is_not_finite_is_dropped_and_the_trial_goes_on(method):
+    agent, reference = make_agent(method=method), make_agent(method=method)
+    for each in (agent, reference):
+        each.training = False
+        trial(each, [0])
+        each.adapt()
+    live(agent, Stream.draw(1).changed((4, 2), observation=np.nan))
+    with pytest.raises(TrainingDiverged, match="of task 1 after adapting"):
+        agent.adapt()
+    for each in (agent, reference):
+        each.seed(3)
+        live(each, Stream.draw(2))
+        each.adapt()
+    for name in agent.maml.adapted:
+        torch.testing.assert_close(agent._params[name], reference._params[name])
+
+
 # --- variants ---------------------------------------------------------------------------------------------------------
 
 

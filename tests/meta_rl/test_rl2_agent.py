@@ -219,6 +219,26 @@ def test_inactive_rows_keep_memory_and_previous_action_and_reward(method):
     assert (np.abs(got[:, active] - expected[:, active]).max((0, 2)) > 1e-4).all()
 
 
+@each_kind
+@each_method
+def test_a_number_that_is_not_finite_does_not_stay_in_an_agent_that_acts(method, kind):
+    agent, reference = make_agent(method, kind), make_agent(method, kind)
+    for each in (agent, reference):
+        each.explore = each.training = False
+        trial(each, Stream.draw(0))
+    broken, whole = (Stream.draw(1).first(2) for _ in range(2))
+    for stream in (broken, whole):
+        stream.terminated[:] = stream.truncated[:] = False
+    broken.observation[0, 0] = broken.reward[1, 2] = np.nan
+    live(agent, broken)
+    for time, active in enumerate(([False, True, True, True], [True, True, False, True])):
+        action = reference.act(whole.observation[time])
+        reference.observe(whole.observation[time], action, *whole.at(time), np.array(active))
+    got, expected = (live(each, Stream.draw(2)) for each in (agent, reference))
+    assert np.isfinite(got).all()
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 @each_method
 def test_a_partly_renewed_trial_forgets_only_the_renewed_rows(method):
     agent, continued, fresh = (make_agent(method) for _ in range(3))

@@ -38,6 +38,8 @@ class AdaptationAgent(Agent):
     own; a trial of a single row is a stream of its own. A trial begins with the source weights. An observation of the
     `AdaptationConfig` is a step of a stream. Steps since the last update make a segment: it is scored, then kept as
     recent experience (by a planner as transitions, by a policy as whole sequences, a row each), then learned from.
+    Where something between agent and machine has replaced an action, give `observe` what was done instead: a planner
+    learns from it, a policy learns nothing from that step.
 
     Nothing but `update` changes what tasks share: it moves the source weights towards the mean of those that streams
     have adapted to (Reptile, Nichol et al. 2018, arXiv 1803.02999), by `meta_rate`.
@@ -235,6 +237,21 @@ class AdaptationAgent(Agent):
         taken = (self.streams.steps - before).float().mean().item()
         return {"gradient_steps": taken, **self.streams.metrics()}
 
+    def metrics(self) -> Metrics:
+        """How this trial went so far, as `adapt` reports it, without an update."""
+        return self.streams.metrics()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Undo all adaptation now: every stream returns to the source and forgets recent experience.
+
+        The trial goes on: what is remembered and the guards' accounts stay.
+        """
+        everyone = torch.ones_like(self._filled, dtype=torch.bool)
+        self._close(everyone)
+        self.streams.reset(everyone)
+
     # --- learning -----------------------------------------------------------------------------------------------------
 
     def take_experience(self) -> dict[str, Tensor]:
@@ -288,7 +305,12 @@ class AdaptationAgent(Agent):
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """As in `Agent`, into one of the same configuration; it goes on in the trial that the other was in."""
+        """As in `Agent`; it goes on in the trial that the other was in.
+
+        Raises:
+            UsageError: that one was configured otherwise; nothing has changed.
+        """
+        self._check_alike(state)
         self.adapter.model.load_state_dict(part_of(state, "model"))
         self._controller.moments.load_state_dict(part_of(state, "moments"))
         random = part_of(state, "random")
@@ -304,3 +326,18 @@ class AdaptationAgent(Agent):
             for part in ("segment", "before")
         )
         self._filled, self._observed = trial["filled"].clone(), trial["observed"].clone()
+
+    def _check_alike(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse the state of an agent whose configuration gives what is kept another form."""
+        segments, recent = (part_of(state, part).values() for part in ("segment", "streams.recent"))
+        values, moments = (state[f"streams.stream.{name}"].shape[-1] for name in ("values", "_moments"))
+        for name, alike in (
+            ("update_every or rollback_window", all(len(steps) == self._segment_steps for steps in segments)),
+            ("buffer_size", all(rows.shape[1] <= self.config.buffer_size for rows in recent)),
+            ("parameters", values == len(self.streams.source)),
+            ("optimizer", moments == self.streams._moments.shape[-1]),
+        ):
+            if not alike:
+                raise UsageError(
+                    f"the state is of an agent with another {name}: give this one the AdaptationConfig of that one"
+                )

@@ -337,9 +337,10 @@ class Adapter:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned, into an adapter of the same model and configuration."""
         parts: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in state.items():
+        for key, tensor in state.items():  # from a file, it comes on another device than the model lives on
             part, _, name = key.partition("/")
-            parts.setdefault(part, {})[name] = tensor.clone()
+            device = torch.device("cpu") if part == "random" or name == "step" else self._weights.values.device
+            parts.setdefault(part, {})[name] = tensor.to(device, copy=True)
         for part, module in self._modules().items():
             module.load_state_dict(parts[part])
         self._read_source()

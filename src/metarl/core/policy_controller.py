@@ -48,7 +48,8 @@ class PolicyController(Controller):
     """Acts by an `Actor`, whose memory is emptied at every episode start, or by the actor of an `ActorCritic`, whose
     memory lasts for the trial.
 
-    A sample is a row's segment. Nothing is learned from a step whose action was not sampled.
+    A sample is a row's segment. Nothing is learned from a step whose action was not sampled, or where `observe` is told
+    another than `act` returned: a limit or a filter has stood in between, and what followed says nothing about it.
 
     Args:
         moments: what observations are standardised by; for an `ActorCritic` [observation, reward]. None: they reach the
@@ -181,6 +182,7 @@ class PolicyController(Controller):
         state = self._state
         rows, earned = self.tensor(active), self.tensor(reward).float()
         terminal, cut = self.tensor(terminated), self.tensor(truncated)
+        own = np.isclose(action, self.model.head.to_environment(self._action)).reshape(len(action), -1).all(1)
         step = {
             "inputs": self._inputs,
             "x": self._x,
@@ -192,7 +194,7 @@ class PolicyController(Controller):
             "reward": earned,
             "terminated": terminal,
             "truncated": cut,
-            "active": rows & self._sampled,
+            "active": rows & self._sampled & self.tensor(own),
         }
         before = {"memory": state["memory"]}
         over = terminal | cut

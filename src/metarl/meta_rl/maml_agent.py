@@ -227,7 +227,8 @@ class MetaMAMLAgent(Agent):
         Returns: "gradient_steps", and "reward", the mean of a step of the round.
 
         Raises:
-            TrainingDiverged: parameters are not finite afterwards; it names the task, counted by blocks of rows.
+            TrainingDiverged: parameters are not finite afterwards; it names the task, counted by blocks of rows. The
+                round is dropped, and the trial may go on with the parameters of before.
         """
         collected = self._collected()
         adapted = self._adapted(collected)
@@ -235,7 +236,11 @@ class MetaMAMLAgent(Agent):
             finite = torch.isfinite(adapted[name])
             broken = torch.nonzero(~finite.reshape(len(finite), -1).all(1)).flatten().tolist()
             if broken:
-                raise TrainingDiverged(f"not finite: {name} of task {broken[0]} after adapting; try a lower inner_lr")
+                self._begin_round(len(self._starts))  # kept, it would break every later step
+                raise TrainingDiverged(
+                    f"not finite: {name} of task {broken[0]} after adapting; try a lower inner_lr, or leave out "
+                    "observations and rewards that are not finite"
+                )
         if self.training:
             self._rounds.append(collected)
         self._params, self._stacked, self._steps = adapted, True, self._steps + 1

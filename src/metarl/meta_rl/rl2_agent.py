@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.agent import Agent, Array, Metrics, check_rows
+from metarl.core.controller import finite_rows
 from metarl.core.errors import UsageError
 from metarl.core.flat_parameters import FlatParameters
 from metarl.core.memory import MemoryConfig
@@ -182,15 +183,20 @@ class RL2Agent(Agent):
                 truncated=truncated,
                 final_value=final,
             )
-        if active.all():
+        kept = active
+        if not self.training:  # a number that is not finite would stay in the memory for good; training stops at one
+            found = {"memory": step.memory, "output": step.output, "reward": torch.from_numpy(reward).to(self.device)}
+            kept = active & finite_rows(found).cpu().numpy()
+        if kept.all():
             self._memory, self._previous_action, self._previous_reward = step.memory, step.encoded, reward
             self._episode_starts = done.astype(np.float32)
         else:
-            rows = torch.from_numpy(active).to(self.device)
+            rows = torch.from_numpy(kept).to(self.device)
             self._memory = torch.where(rows.view(-1, *[1] * (self._memory.ndim - 1)), step.memory, self._memory)
             self._previous_action = torch.where(rows[:, None], step.encoded, self._previous_action)
-            self._previous_reward = np.where(active, reward, self._previous_reward)
-            self._episode_starts = np.where(active, done, self._episode_starts).astype(np.float32)
+            self._previous_reward = np.where(kept, reward, self._previous_reward)
+            starts = done | (~kept & (self._episode_starts > 0))
+            self._episode_starts = np.where(active, starts, self._episode_starts).astype(np.float32)
         self._noise = None
 
     def _seen(self, *arrays: Array) -> tuple[Tensor, ...]:
