@@ -364,6 +364,39 @@ def test_sequences_learn_from_the_state_they_were_predicted_from():
     assert scored.metrics()["frozen_loss"] == pytest.approx(loss, rel=1e-5)
 
 
+class InEvaluation(nn.Module):
+    """Two recurrent layers with dropout between them, switched to evaluation mode as where a model is deployed."""
+
+    def __init__(self, cell):
+        super().__init__()
+        self.cell, self.head = cell(2, 8, num_layers=2, dropout=0.5), nn.Linear(8, 1)
+        self.eval()
+
+    def forward(self, x):  # [B, T, 2]
+        return self.head(self.cell(x.transpose(0, 1))[0][-1])
+
+
+@pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_a_recurrent_model_in_evaluation_mode_adapts_and_drops_nothing(cell, device):
+    torch.manual_seed(0)
+    model = InEvaluation(cell).to(device)
+    x, y = torch.randn(4, 5, 2, device=device), torch.randn(4, 1, device=device)
+    adapter = Adapter(model, AdaptationConfig(update_every=1, rollback=False))
+    torch.testing.assert_close(adapter.predict(x), model(x), atol=5e-3, rtol=0)
+    for module in (adapter.adapted, adapter.frozen):
+        assert module.cell.training, "on a GPU there are no gradients in evaluation mode"
+        assert not module.head.training
+    adapter.observe(x, y)
+    assert adapter.steps == 1
+    torch.testing.assert_close(adapter.predict(x), adapter.predict(x), atol=5e-3, rtol=0)
+    assert not model.cell.training
+    assert model.cell.dropout == 0.5
+
+
 # --- batch normalisation ----------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from torch.func import grad, jacrev, vmap
 from metarl.core import scan_numba
 from metarl.core.errors import UsageError
 from metarl.core.scan import linear_scan, linear_scan_reference
-from metarl.core.scan_derivatives import _composed_second, _run_second
+from metarl.core.scan_derivatives import _composed_second, _run_second, scan_pairs
 from metarl.core.threads import torch_threads
 
 
@@ -63,6 +63,14 @@ def test_threads_change_nothing():
     for others in results[1:]:
         for one, other in zip(results[0], others, strict=True):
             assert torch.equal(one, other)
+
+
+def test_what_comes_in_a_lower_precision_is_scanned_in_that_of_the_decay():
+    decay, inputs, starts, initial = make_case(9, 3, 4, torch.complex64)
+    decay, inputs, initial = (torch.view_as_real(each) for each in (decay, inputs, initial))
+    keep, low = 1 - starts.float(), inputs.bfloat16()
+    states = scan_pairs(decay, low, keep.bfloat16(), initial)
+    assert torch.equal(states, scan_pairs(decay, low.float(), keep, initial))
 
 
 def test_a_hand_computed_reset():

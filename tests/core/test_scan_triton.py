@@ -65,3 +65,14 @@ def test_on_a_gpu_second_derivatives_are_exact():
     inputs = torch.randn(5, 2, 3, dtype=torch.complex128, device="cuda", requires_grad=True)
     starts = torch.rand(5, 2, device="cuda") < 0.3
     assert torch.autograd.gradgradcheck(lambda decay, inputs: linear_scan(decay, inputs, starts), (decay, inputs))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_on_another_gpu_than_the_current_one_states_and_gradients_equal_the_reference():
+    decay = torch.polar(torch.rand(3) * 0.9, torch.ones(3)).to("cuda:1", torch.complex128).requires_grad_()
+    inputs = torch.randn(20, 2, 3, dtype=torch.complex128, device="cuda:1", requires_grad=True)
+    found = []
+    for function in (linear_scan, linear_scan_reference):
+        states = function(decay, inputs)
+        found.append([states.detach(), *torch.autograd.grad(states.abs().square().sum(), (decay, inputs))])
+    torch.testing.assert_close(*found)

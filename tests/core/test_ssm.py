@@ -384,6 +384,21 @@ def test_a_diagonal_sequence_of_low_precision_is_a_one_line_error_on_a_cpu(dtype
     assert outputs.dtype == dtype
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_on_a_gpu_a_diagonal_sequence_goes_with_autocast(dtype):
+    model, (inputs, state, starts) = make_model("diagonal", torch.float32).cuda(), make_data(20, 3, torch.float32)
+    inputs, state, starts = inputs.cuda(), state.cuda(), starts.cuda()
+    expected = model(inputs, state, starts)
+    for given in (inputs, inputs.to(dtype)):
+        with torch.autocast("cuda", dtype):
+            found = model(given, state, starts)
+        for got, wanted in zip(found, expected, strict=True):
+            torch.testing.assert_close(got.float(), wanted, atol=0.1, rtol=0.1)
+    found[0].float().sum().backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_another_dtype_than_the_model_s_is_a_one_line_error(structure):
     model = make_model(structure, torch.float32)

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from metarl.adaptation.adaptation_agent import AdaptationAgent
+from metarl.core import memory as memories
 from metarl.core.agent import Agent
-from metarl.core.memory import METHODS, MemoryConfig
+from metarl.core.memory import METHODS, Memory, MemoryConfig
 from metarl.core.task import Task
 from metarl.env_runner.trial import run_trial
 from metarl.meta_rl.registry import ALGOS, find_algorithm
@@ -86,13 +88,14 @@ def test_on_a_gpu_an_agent_learns_what_it_learns_on_the_cpu(algo: str, method: s
     for name in on_cpu[0].keys() - ({*BY_TRIAL} if "step_fraction" in on_cpu[0] else set()):
         value = on_cpu[0][name]
         assert on_gpu[0][name] == pytest.approx(value, rel=1e-2, abs=1e-3, nan_ok=True), name
-    state = agent.state_dict()
+    state = {name: value.cuda() for name, value in agent.state_dict().items()}  # as torch.load maps them
     env, _ = make_worlds(algo)
-    again = make_agent(algo, method, "cuda", env)
+    restored = [make_agent(algo, method, device, env) for device in ("cpu", "cuda")]
     env.close()
-    again.load_state_dict(state)
-    for name, value in again.state_dict().items():
-        assert torch.equal(value.cpu(), state[name].cpu()), name
+    for again in restored:
+        again.load_state_dict(state)
+        for name, value in again.state_dict().items():
+            assert torch.equal(value.cpu(), state[name].cpu()), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -102,6 +105,15 @@ def test_what_is_recorded_is_what_would_be_sent_operation_by_operation(method: s
     assert recorded == [pytest.approx(report, rel=1e-4, abs=1e-6, nan_ok=True) for report in sent]
     for name, value in replaying.state_dict().items():
         torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("method", METHODS)
+def test_on_another_gpu_than_the_current_one_an_agent_learns_the_same(method: str) -> None:
+    first, _ = learn("rl2", method, "cuda:0")
+    second, agent = learn("rl2", method, "cuda:1")
+    assert (torch.cuda.current_device(), agent.device.index) == (0, 1)
+    assert second == [pytest.approx(report, rel=1e-4, abs=1e-6, nan_ok=True) for report in first]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -141,6 +153,29 @@ def test_on_a_gpu_an_agent_that_trains_acts_as_one_that_is_measured() -> None:
     env.close()
 
 
+class Last(Memory):
+    """Adds what came one step before; it has no parameters, which would say where it is."""
+
+    def __init__(self, config: MemoryConfig) -> None:
+        super().__init__()
+        self.state_shape = (config.width,)
+
+    def init_state(self, num_rows: int) -> Tensor:
+        return torch.zeros(num_rows, *self.state_shape)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        before = torch.cat([x.new_zeros(x.shape[1:])[None] if state is None else state[None], x[:-1]])
+        return x + (before if starts is None else before * (1 - starts.to(x.dtype))[..., None]), x[-1]
+
+
+@pytest.mark.parametrize("algo", ["rl2", "maml", "grbal"])
+def test_on_a_gpu_a_memory_without_parameters_goes_along(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(memories._METHODS, "last", Last)
+    (on_cpu, _), (on_gpu, _) = (learn(algo, "last", device) for device in ("cpu", "cuda"))
+    for name in on_cpu[0].keys() - {*BY_TRIAL}:
+        assert on_gpu[0][name] == pytest.approx(on_cpu[0][name], rel=1e-2, abs=1e-3, nan_ok=True), name
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])
 def test_a_copy_of_an_agent_replays_its_own_parameters(copied: Callable[[Any], Any]) -> None:
     _, agent = learn("rl2", "ssm", "cuda")
@@ -173,3 +208,6 @@ def test_on_a_gpu_an_agent_adapts_online(algo: str, method: str) -> None:
     adapting.adapt()
     env.close()
     assert np.isfinite(adapting.act(observation)).all()
+    again = AdaptationAgent.from_agent(agent)
+    again.load_state_dict({name: value.cuda() for name, value in adapting.state_dict().items()})
+    np.testing.assert_allclose(again.act(observation), adapting.act(observation), atol=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -62,6 +63,21 @@ def test_arguments_may_lie_in_memory_in_any_order_and_what_is_read_from_elsewher
     weight.mul_(2)
     assert torch.equal(recordings.run("f", lambda x: (x @ weight,), x.T.contiguous().T)[0], 2 * x)
     assert len(records) == 1
+
+
+def test_it_records_on_the_device_of_its_arguments(records, monkeypatch):
+    entered = []
+
+    @contextmanager
+    def device_of(tensor):
+        entered.append((tensor.device, len(records)))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    recordings = Recordings()
+    for _ in range(2):
+        recordings.run("f", halves_and_sum, torch.ones(1), torch.ones(1))
+    assert entered == [(torch.device("cpu"), 0)]
 
 
 def test_gradients_can_be_taken_inside(records):

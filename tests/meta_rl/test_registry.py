@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+import torch
 
 from metarl.core.agent import Agent
 from metarl.core.errors import UsageError
@@ -30,6 +31,23 @@ def test_every_algorithm_makes_an_agent_from_its_config(name: str) -> None:
     )
     assert isinstance(agent, Agent)
     assert algorithm.num_envs % agent.trial_rows == 0
+
+
+@pytest.mark.parametrize("name", ["maml", "rl2", "grbal"])
+def test_to_make_an_agent_leaves_the_global_random_streams_alone_on_every_device(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(3)
+    assert seeded == [3], "or torch seeds GPUs in another way, and this shows nothing"
+    before = torch.get_rng_state()
+    space = gymnasium.spaces.Box(-1.0, 1.0, (3,))
+    known = {"reward_model": RewardModel(lambda *step: step[0].sum(-1))} if name == "grbal" else {}
+    algorithm = find_algorithm(name)
+    algorithm.make(space, space, algorithm.config(), algorithm.memory, num_updates=10, seed=1, device="cpu", **known)
+    assert seeded == [3]
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", ALGOS)

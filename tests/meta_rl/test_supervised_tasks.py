@@ -134,3 +134,9 @@ def test_only_a_model_that_sees_no_padding_goes_with_it(predict, refused):
         return
     with pytest.raises(UsageError, match="the model mixes samples"):
         check_padding(predict, support, mse_loss)
+
+
+def test_to_try_padding_on_a_cpu_touches_none_of_several_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # torch would initialise both, and warn
+    ((support, _),) = support_and_query([task(2, 2), task(3, 2)])
+    check_padding(lambda x: 2 * x, support, mse_loss)

@@ -314,8 +314,8 @@ class AdaptationAgent(Agent):
         self.adapter.model.load_state_dict(part_of(state, "model"))
         self._controller.moments.load_state_dict(part_of(state, "moments"))
         random = part_of(state, "random")
-        self.generator.set_state(random["draws"])
-        self._controller.generator.set_state(random["noise"])
+        self.generator.set_state(random["draws"].cpu())
+        self._controller.generator.set_state(random["noise"].cpu())
         trial = part_of(state, "trial")
         self.begin_trial(len(trial["filled"]) * int(trial["rows"]))
         self._controller.remember(part_of(state, "remembered"))
@@ -325,7 +325,7 @@ class AdaptationAgent(Agent):
             {name: tensor.to(device, copy=True) for name, tensor in part_of(state, part).items()}
             for part in ("segment", "before")
         )
-        self._filled, self._observed = trial["filled"].clone(), trial["observed"].clone()
+        self._filled, self._observed = (trial[name].to("cpu", copy=True) for name in ("filled", "observed"))
 
     def _check_alike(self, state: Mapping[str, Tensor]) -> None:
         """Refuse the state of an agent whose configuration gives what is kept another form."""

@@ -365,9 +365,15 @@ def _copied(rows: Rows) -> Rows:
 
 
 def _still_copy(model: nn.Module) -> nn.Module:
-    """A copy whose batch normalisations read running statistics in evaluation mode, and write none in training mode."""
+    """A copy whose batch normalisations read running statistics in evaluation mode, and write none in training mode.
+
+    Its recurrent layers are in training mode, the only one in which a GPU has their gradients; those that were in
+    evaluation mode drop nothing.
+    """
     copied = copy.deepcopy(model)
     for module in copied.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.track_running_stats = False
+        elif isinstance(module, nn.RNNBase) and not module.training:
+            module.training, module.dropout = True, 0.0
     return copied

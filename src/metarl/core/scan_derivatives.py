@@ -37,7 +37,10 @@ def scan_pairs(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> 
         inputs: x, [T, B, S, 2].
         keep: k, [T, B], a constant.
         initial: h_{−1}, [B, S, 2].
+
+    It computes in the dtype of `decay`: under autocast the others may come in a lower precision.
     """
+    inputs, keep, initial = (each.to(decay.dtype) for each in (inputs, keep, initial))
     return _scan(decay.expand(initial.shape), inputs, keep, initial)
 
 

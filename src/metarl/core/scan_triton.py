@@ -125,7 +125,8 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], shape: torch.Size) -> None
     steps, rows, width, _ = shape
     grid = (rows, triton.cdiv(width, BLOCK))
     contiguous = (tensor.contiguous() for tensor in tensors)
-    kernel[grid](*contiguous, steps, rows, width, chunk=CHUNK, block=BLOCK, num_warps=WARPS)
+    with torch.cuda.device_of(tensors[0]):  # Triton starts kernels on the current one
+        kernel[grid](*contiguous, steps, rows, width, chunk=CHUNK, block=BLOCK, num_warps=WARPS)
 
 
 def scan(decay: Tensor, inputs: Tensor, keep: Tensor, initial: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ class DynamicsModel(nn.Module):
 
     def init_state(self, num_rows: int) -> Tensor:
         """Empty memories [B, E, ...]."""
-        return torch.stack([network.memory.init_state(num_rows) for network in self.networks], 1)
+        return torch.stack([network.memory.init_state(num_rows) for network in self.networks], 1).to(self.gain.device)
 
     def forward(
         self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None, gain: Tensor | None = None

@@ -143,7 +143,7 @@ class GrBALAgent(Agent):
         self.num_updates, self.device = num_updates, torch.device(device)
         (observation_size,), (action_size,) = observation_space.shape or (), action_space.shape or ()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # initialisers take no generator
+            torch.default_generator.manual_seed(seed)  # initialisers take no generator, and draw on the CPU
             self.model = DynamicsModel(observation_size, action_size, memory, self.config.ensemble)
         self.maml = MetaMAML(
             self.model,
@@ -348,7 +348,7 @@ class GrBALAgent(Agent):
         self.replay.load_state_dict(part_of(state, "replay"))
         counters = part_of(state, "counters")
         self.updates = int(counters["updates"])
-        self.planner.generator.set_state(counters["generator"])
+        self.planner.generator.set_state(counters["generator"].cpu())
         self.planner.draw_again()
 
 

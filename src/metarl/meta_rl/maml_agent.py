@@ -379,7 +379,7 @@ class MetaMAMLAgent(Agent):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.maml.load_state_dict(part_of(state, "maml"))
         self.moments.load_state_dict(part_of(state, "moments"))
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(state["generator"].cpu())
 
 
 def _check_agreement(maml: MetaMAML, config: MAMLConfig) -> None:
@@ -417,7 +417,7 @@ def make_maml_agent(
         env_steps: of all rows in the whole run, about: long runs are compiled, where the config leaves it open.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # initialisers take no generator
+        torch.default_generator.manual_seed(seed)  # initialisers take no generator, and draw on the CPU
         actor = Actor(observation_space, action_space, memory)
     maml = MetaMAML(
         actor,

@@ -14,7 +14,7 @@ WARM_UPS = 2
 """Runs before the recording, in which kernels are compiled and libraries take their memory."""
 
 _RECORDING = threading.Lock()
-"""torch records on one stream, which two threads must not share."""
+"""torch records one graph at a time."""
 
 
 class Recordings:
@@ -38,7 +38,8 @@ class Recordings:
         """`function(*tensors)`."""
         form = key, *((tensor.shape, tensor.dtype) for tensor in tensors)
         if form not in self._recordings:
-            self._recordings[form] = _Recording(function, tensors)
+            with torch.cuda.device_of(tensors[0]):  # a graph is of the current one
+                self._recordings[form] = _Recording(function, tensors)
         return self._recordings[form].run(tensors)
 
 
@@ -66,7 +67,8 @@ def _record(function: Callable[[], Sequence[Tensor]]) -> tuple[Callable[[], None
             for _ in range(WARM_UPS):
                 function()
         torch.cuda.current_stream().wait_stream(stream)
-        # Other threads, with agents of their own, may ask for memory meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # On this stream: torch's own is of the device that it recorded on first. Other threads, with agents of their
+        # own, may ask for memory meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             outputs = [output.detach() for output in function()]
     return graph.replay, outputs

@@ -90,7 +90,7 @@ class RL2Agent(Agent):
         self.round_steps = self.config.update_steps
         observation_size = int(np.prod(observation_space.shape or ()))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)  # initialisers take no generator
+            torch.default_generator.manual_seed(seed)  # initialisers take no generator, and draw on the CPU
             self.policy = ActorCritic(observation_size, action_space, memory).to(self.device)
         self._parameters = FlatParameters(self.policy, [name for name, _ in self.policy.named_parameters()])
         self.moments = RunningMoments(observation_size + 1)  # observation and reward
@@ -113,7 +113,7 @@ class RL2Agent(Agent):
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
         """As in `Agent`; experience that no `update` has used is dropped."""
         if renew is None or bool(np.all(renew)):
-            self._memory = self.policy.memory.init_state(num_rows)
+            self._memory = self.policy.memory.init_state(num_rows).to(self.device)
             self._previous_action = torch.zeros(num_rows, self.policy.head.size, device=self.device)
             self._previous_reward = np.zeros(num_rows, dtype=np.float32)
             self._episode_starts = np.ones(num_rows, dtype=np.float32)
@@ -397,7 +397,7 @@ class RL2Agent(Agent):
         self.moments.load_state_dict(part_of(state, "moments"))
         counters = part_of(state, "counters")
         self.updates = int(counters["updates"])
-        self.generator.set_state(counters["generator"])
+        self.generator.set_state(counters["generator"].cpu())
         self._prepared = self._prepare()
 
 

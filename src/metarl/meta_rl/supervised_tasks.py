@@ -183,7 +183,8 @@ def check_padding(predict: Callable[[Tensor], Tensor], batch: Batch, loss_fn: Pr
     x, y = (torch.cat([batch[part][short, :real], batch[part][long, real:]]) for part in ("x", "y"))
     predictions = []
     for inputs in (x, batch["x"][short]):
-        with torch.random.fork_rng():  # the same dropout in both calls, and none of the later ones changed
+        # The same dropout in both calls, and none of the later ones changed; of no GPU but that of the tasks.
+        with torch.random.fork_rng([x.get_device()] if x.is_cuda else []):
             predictions.append(predict(inputs))
     prediction, repeated = predictions
     if not torch.allclose(prediction[:real], repeated[:real], rtol=1e-4, atol=1e-6, equal_nan=True):
