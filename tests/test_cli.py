@@ -51,7 +51,7 @@ SMALL = shlex.split(
 LONG = [*SMALL, "--epochs", "6"]
 """Long enough to be interrupted."""
 FINISHING = "finishing this epoch, then saving (Ctrl-C again: stop at once, keep the checkpoint before it)"
-TIMES = {"wall_seconds", "steps_per_second", "collect_seconds", "learn_seconds"}
+TIMES = {"wall_seconds", "steps_per_second", "collect_seconds", "learn_seconds", "test_seconds"}
 
 
 @pytest.fixture(autouse=True)
@@ -695,6 +695,27 @@ def test_a_signal_saves_the_epoch_and_says_how_to_go_on(uninterrupted: Path, num
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a pipe that nobody reads is another error there")
+@pytest.mark.parametrize("ctrl_c", [True, False])
+def test_a_run_that_nobody_reads_ends_after_a_whole_epoch_and_says_how_to_go_on(
+    uninterrupted: Path, ctrl_c: bool
+) -> None:
+    with start_and_wait_for_an_epoch() as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        if ctrl_c:
+            process.send_signal(signal.SIGINT)
+        err = process.stderr.read()
+    run = only_run()
+    assert process.returncode == 130
+    said = f"metarl: nobody reads what is printed; go on from the last whole epoch with:  metarl resume {run}\n"
+    assert err == (f"\n{FINISHING}\n" if ctrl_c else "") + said
+    assert 1 <= epoch_of(run) < 6
+    assert main(["resume", str(run)]) == 0
+    assert_same_run(run, uninterrupted)
+
+
 SAMPLING = shlex.split(
     "--task-dist point-goal --algo maml --method mlp --width 8 --num-envs 4 --trial-rows 2 --repeats 2 "
     "--test-tasks 100 101 --epochs 1"
@@ -719,17 +740,22 @@ def test_a_measurement_that_was_stopped_goes_on_after_what_is_kept(
         said = f"metarl: stopped; whole parts of it are kept; go on with:  metarl resume {run}\n"
         assert capsys.readouterr().err == said
         assert len(list((run / "measured_parts").iterdir())) == 1
-    begun: list[int] = []
-    monkeypatch.setattr(MeasuringDisplay, "report", lambda display, number, *rest, **named: begun.append(number))
+    begun: list[Any] = []
+    references = [(1, "held-out tasks with reference policies"), (2, "held-out tasks with reference policies")]
+    monkeypatch.setattr(
+        MeasuringDisplay,
+        "report",
+        lambda display, number, rounds, **named: begun.append((number, named["tasks"]) if named else number),
+    )
     assert main(["resume", str(run)]) == 0
-    assert begun == [3, 4]
+    assert begun == [3, 4, *(references if flags else [])]
     assert not (run / "measured_parts").exists()
     draw = f"metarl video {run} --out {run}/before_after.gif"
     assert (" ".join(capsys.readouterr().out.split()).endswith(f"draw it with: {draw}")) == bool(flags)
     assert not (run / "before_after.gif").exists()
     begun.clear()
     assert main(["evaluate", str(run)]) == 0  # never stopped
-    assert begun == [1, 2, 3, 4]
+    assert begun == [1, 2, 3, 4, *references]
     (whole,) = run.glob("evaluations/*/results.json")
     whole, resumed = (json.loads(path.read_text()) for path in (whole, run / "results.json"))
     assert [resumed[part] for part in ("shots", "tasks")] == [whole[part] for part in ("shots", "tasks")]

@@ -398,6 +398,20 @@ def test_an_agent_that_raises_is_named_with_its_task_and_the_others_are_kept(mod
     assert [len(row) for row in results["good"].returns] == [2]
 
 
+def test_a_failure_is_one_line_however_many_rows_share_its_tasks():
+    class Wordy(Constant):
+        trial_rows = 2
+
+        def adapt(self):
+            raise RuntimeError("first\n  second")
+
+    coordinator = coordinate(bad=Wordy())
+    with pytest.warns(RuntimeWarning, match="agent 'bad' failed in episode 0"):
+        results = coordinator.run_episodes(point_worlds, 2, 3, tasks=coordinator.distribute(point_tasks(5)))
+    named = "Task(0: goal=(0.0, 0.0)), Task(1: goal=(0.1, 0.0)), Task(2: goal=(0.2, 0.0)) and 2 more"
+    assert results["bad"].failure == f"in episode 0, step 3 in {named}: RuntimeError: first second"
+
+
 def test_an_agent_that_raises_in_shared_worlds_stands_still_from_then_on():
     coordinator = coordinate(bad=Failing(at=5), good=Constant())
     env = point_worlds([Task(0, {"goal": (1.0, 0.0)})] * 2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import pytest
+from rich.console import Console
 
 from metarl.experiments.display import Display, MeasuringDisplay
 from metarl.experiments.trainer import UPDATES_PER_EPOCH, Progress
@@ -25,7 +27,7 @@ def test_the_time_left_is_known_after_one_update_however_long_it_took(clock: lis
     display = Display(epochs=100)
     clock[0] += 900.0
     display.report(Progress(1, 1, 1000, 1300.0, math.nan))
-    assert shown(display) == "1.3k steps/s  train ...  test ...  ETA 10 days, 9:45:00"  # 999 updates of 15 minutes
+    assert shown(display) == "ETA 10 days, 9:45:00  1.3k steps/s  train ...  test ..."  # 999 updates of 15 minutes
 
 
 def test_what_the_first_update_compiles_is_not_counted_once_there_is_another(clock: list[float]) -> None:
@@ -33,14 +35,14 @@ def test_what_the_first_update_compiles_is_not_counted_once_there_is_another(clo
     for update, seconds in ((1, 60.0), (2, 2.0), (3, 4.0)):
         clock[0] += seconds
         display.report(Progress(1, update, 1, 1.0, 0.0))
-    assert shown(display).endswith("ETA 0:04:51")  # 97 updates of 3 seconds
+    assert shown(display).startswith("ETA 0:04:51 ")  # 97 updates of 3 seconds
 
 
 def test_a_resumed_run_counts_what_it_does_itself(clock: list[float]) -> None:
     display = Display(epochs=10)
     clock[0] += 30.0
     display.report(Progress(6, 1, 1000, 2e4, -12.34))
-    assert shown(display) == "20.0k steps/s  train -12.3  test ...  ETA 0:24:30"
+    assert shown(display) == "ETA 0:24:30  20.0k steps/s  train -12.3  test ..."
 
 
 def test_the_time_left_goes_by_the_last_two_epochs(clock: list[float]) -> None:
@@ -48,7 +50,19 @@ def test_the_time_left_goes_by_the_last_two_epochs(clock: list[float]) -> None:
     for update in range(4 * UPDATES_PER_EPOCH):
         clock[0] += 1.0 if update < UPDATES_PER_EPOCH else 10.0
         display.report(Progress(1 + update // UPDATES_PER_EPOCH, 1 + update % UPDATES_PER_EPOCH, 1, 1.0, 0.0))
-    assert shown(display).endswith("ETA 0:10:00")
+    assert shown(display).startswith("ETA 0:10:00 ")
+
+
+def test_a_narrow_terminal_shows_the_epoch_and_the_time_left(clock: list[float]) -> None:
+    display = Display(epochs=100)
+    clock[0] += 900.0
+    display.report(Progress(1, 1, 1000, 1300.0, math.nan))
+    for width, last in ((100, "test ..."), (50, "…")):
+        stream = io.StringIO()
+        Console(file=stream, width=width).print(display.bar.get_renderable())
+        (line,) = stream.getvalue().splitlines()
+        assert "epoch 1/100  ETA 10 days, 9:45:00  1.3k" in line
+        assert line.rstrip().endswith(last)
 
 
 def test_a_log_gets_a_line_a_minute_while_an_agent_is_measured(
@@ -62,6 +76,16 @@ def test_a_log_gets_a_line_a_minute_while_an_agent_is_measured(
         "measuring on held-out tasks: round 4/12, ETA 0:03:45",
         "measuring on held-out tasks: round 7/12, ETA 0:02:30",
     ]
+
+
+def test_a_terminal_that_cannot_draw_again_gets_lines_too(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("metarl.experiments.display.console", Console(file=stream, force_terminal=True))
+    with MeasuringDisplay() as display:
+        clock[0] += 61.0
+        display.report(1, 2)
+    assert stream.getvalue().split("\n")[0] == "measuring on held-out tasks: round 1/2"
 
 
 def test_a_measurement_that_goes_on_counts_what_it_does_itself(

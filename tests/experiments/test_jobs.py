@@ -120,6 +120,24 @@ def test_a_damaged_file_is_the_outcome_of_its_run(tmp_path: Path, monkeypatch: p
     assert [outcome.finished for outcome in execute(planned, jobs=1)] == [False, True]
 
 
+def test_a_narrow_terminal_shows_how_far_a_suite_is_and_how_long_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = suite(tmp_path, epochs=4)
+    begun = planned.runs[0].run.folder
+    begun.mkdir(parents=True)
+    rows = ("epoch,env_steps,wall_seconds,steps_per_second", "1,100,40,3", "2,200,60,3")
+    (begun / "metrics.csv").write_text("\n".join(rows) + "\n")
+    stream = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    console = Console(force_terminal=True, color_system=None, file=stream, width=80)
+    monkeypatch.setattr(suite_display, "console", console)
+    monkeypatch.setattr(suite_display, "execute", lambda suite, jobs, ended, moved: moved(suite.runs))
+    run_with_progress(planned, 2)
+    # Epochs take 30 s; the second run, of which nothing is done, still takes four.
+    assert "0/2 runs  2/8 epochs  0:00:00  training ETA 0:02:00  p" in stream.getvalue()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, a run goes on there as well")
 def test_a_suite_goes_on_where_there_is_no_gpu(tmp_path: Path) -> None:
     planned = suite(tmp_path)
@@ -164,6 +182,14 @@ def test_ctrl_c_ends_with_a_whole_epoch_from_which_the_suite_goes_on(tmp_path: P
     assert (later.finished, later.error) == (False, None)
     assert all(outcome.finished for outcome in execute(planned, 2))
     assert [row["epoch"] for row in read_metrics(planned.runs[0].run.folder)] == [1, 2, 3]
+
+
+def test_a_suite_that_nobody_reads_ends_as_by_ctrl_c(tmp_path: Path) -> None:
+    def gone(outcome: object) -> None:
+        raise SystemExit(1)  # as rich does where a pipe is broken
+
+    outcomes = execute(suite(tmp_path), 1, ended=gone)
+    assert [(outcome.finished, outcome.error) for outcome in outcomes] == [(True, None), (False, None)]
 
 
 def test_a_run_that_was_asked_to_stop_before_it_could_listen_has_stopped(

@@ -33,7 +33,7 @@ from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
 from metarl.tasks import locomotion, make_tasks
 
 SMALL = RL2Config(update_steps=20, num_minibatches=2, update_epochs=1)
-TIMES = {"wall_seconds", "steps_per_second", "collect_seconds", "learn_seconds"}
+TIMES = {"wall_seconds", "steps_per_second", "collect_seconds", "learn_seconds", "test_seconds"}
 
 
 def make_trainer(folder: str | Path, family: str = "point-goal", method: str = "gru", **options: Any) -> Trainer:

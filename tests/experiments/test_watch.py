@@ -43,6 +43,8 @@ def test_time_left_goes_by_the_last_epochs() -> None:
     assert seconds_left(rows[:2], 10) == 800.0
     assert seconds_left(rows, 8) == 0.0
     assert seconds_left([], 10) is None
+    # What is measured after each of the last five is no training, but takes its time: 1 s in the mean.
+    assert seconds_left([{**row, "test_seconds": 0.5 if row["epoch"] < 8 else 3.0} for row in rows], 10) == 22.0
 
 
 def test_a_run_in_training(training: Path) -> None:
@@ -166,3 +168,19 @@ def test_a_finished_run_without_its_rows(make_run: MakeRun) -> None:
 def test_how_to_go_on_is_quoted(training: Path) -> None:
     spaced = training.rename(training.with_name("a run"))
     assert f"metarl resume '{spaced}'" in text_of(spaced, silent=10_000.0).replace("\n", "")
+
+
+@pytest.mark.parametrize("flags", [["--once"], []])
+def test_a_narrow_terminal_shows_the_whole_command(
+    training: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, flags: list[str]
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    text_of(training)  # its files are of long ago from here on
+    monkeypatch.setattr("time.sleep", interrupt)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["watch", str(training), *flags]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 40
+    assert "".join(f"metarl resume {training}".split()) in "".join(shown.split())

@@ -44,11 +44,13 @@ def train_and_measure(run: Run) -> int:
             console.print(title, style="bold")
             console.print(f"writing to {run.folder}")
             finished = run.train(display.report, stop) and not stop()
+        if not finished:
+            console.print(f"stopped after a whole epoch, which is saved; go on with:  {go_on}")
+            return INTERRUPTED
     except KeyboardInterrupt:
         return complain(f"stopped at once; go on from the last whole epoch with:  {go_on}", INTERRUPTED)
-    if not finished:
-        console.print(f"stopped after a whole epoch, which is saved; go on with:  {go_on}")
-        return INTERRUPTED
+    except SystemExit:  # by rich, where nobody reads stdout any more: a `head`, or a `tee` that the same Ctrl-C ended
+        return complain(f"nobody reads what is printed; go on from the last whole epoch with:  {go_on}", INTERRUPTED)
     recorder = before_after_recorder(run) if run.config.benchmark_mode else None
     with only_one(run.checkpoints):
         run.check_others()

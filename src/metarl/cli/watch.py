@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from metarl.experiments.console import console
+from rich.console import Console
+
 from metarl.experiments.flags import RunFolder, parse
 from metarl.experiments.watch import watch
 
@@ -21,5 +22,6 @@ class WatchConfig:
 
 def main(arguments: list[str]) -> int:
     parsed = parse(WatchConfig, arguments, "watch")
-    watch(parsed.run, parsed.once, console)
+    # Not the console of the other commands, which wraps nothing: a view that changes in place is cut off there.
+    watch(parsed.run, parsed.once, Console(highlight=False, markup=False, emoji=False))
     return 0

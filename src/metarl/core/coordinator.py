@@ -181,8 +181,10 @@ class AgentCoordinator:
         name. Both modes give the same results, as long as the agents draw from generators of their own: all runs with
         one torch thread an agent.
 
-        An agent in training (`agent.training`) takes in every step of its rows; another one ignores rows that wait for
-        the others to finish the episode.
+        Agents act and collect as their flags say. `load_agent` gives an agent as it is measured; one that was just made
+        or trained explores, and keeps what it sees for `update`, unless it is told not to, as an evaluation does:
+        `agent.training, agent.explore = False, agent.explores_to_adapt`. An agent in training takes in every step of
+        its rows; another one ignores rows that wait for the others to finish the episode.
 
         Args:
             env: what the agents share: a `metarl.Environment`, a `gymnasium.vector.VectorEnv` with same-step autoreset,

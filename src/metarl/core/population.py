@@ -20,6 +20,9 @@ from metarl.core.task import Task
 
 T = TypeVar("T")
 
+NAMED = 3
+"""At most so many tasks are named where an agent fails."""
+
 
 class Together(Protocol):
     """Does one job for each of several agents: the results of those that succeed; what another one raised is kept with
@@ -43,7 +46,7 @@ class AgentResult:
     adapt_metrics: list[Metrics]
     """What `adapt` returned after each episode but the last."""
     failure: str | None
-    """Where, in which tasks and with what error the agent failed; None: it did not."""
+    """Where, in which tasks and with what error the agent failed, in one line; None: it did not."""
     error: BaseException | None
     """What it raised."""
 
@@ -128,10 +131,12 @@ class AgentRun:
 
     def fail(self, error: BaseException) -> None:
         """Keep what the agent raised, and where."""
-        where = f" in {', '.join(str(task) for task in self.tasks)}" if self.tasks else ""
+        tasks = [str(task) for task in dict.fromkeys(self.tasks)]  # rows of a trial share one
+        more = f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else ""
+        where = f" in {', '.join(tasks[:NAMED])}{more}" if tasks else ""
         self.error = error
         when = "in begin_trial" if self._episode < 0 else f"in episode {self._episode}, step {self._step}"
-        self.failure = f"{when}{where}: {type(error).__name__}: {error}"
+        self.failure = f"{when}{where}: {type(error).__name__}: {' '.join(str(error).split())}"
 
     def result(self) -> AgentResult:
         trial_rows = 1 if self.num_rows == 1 else self.agent.trial_rows

@@ -8,10 +8,11 @@ from collections import deque
 from datetime import timedelta
 
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
 from metarl.core.agent import Metrics
 from metarl.experiments import trainer
-from metarl.experiments.console import console
+from metarl.experiments.console import console, redraws
 
 TEST_RETURN, TEST_SUCCESS = "test_return_", "test_success_"
 HELD_OUT = "held-out tasks"
@@ -24,8 +25,9 @@ ETA_UPDATES = 2 * trainer.UPDATES_PER_EPOCH
 class Display:
     """Follows a run's training, as a context: `report` takes the trainer's progress.
 
-    The bar shows the speed, the latest returns on train tasks and by shot on held-out tasks, and the ETA; it fits 80
-    columns. Where stdout is no terminal only the lines are printed, each flushed.
+    The bar shows the epoch, the ETA, the speed, and the latest returns on train tasks and by shot on held-out tasks; a
+    terminal that is too narrow cuts off the last of these. Where nothing can be drawn again only the lines are printed,
+    each flushed.
     """
 
     def __init__(self, epochs: int) -> None:
@@ -34,12 +36,12 @@ class Display:
         self._passed: deque[tuple[int, float]] = deque(maxlen=ETA_UPDATES)  # updates done, and when
         self._train = self._shots = "..."
         self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(BAR_WIDTH),
-            TextColumn("{task.fields[latest]}"),
+            TextColumn("epoch {task.fields[epoch]}  {task.fields[latest]}", table_column=Column(ratio=1, no_wrap=True)),
             console=console,
+            expand=True,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not redraws(console),
         )
         total = epochs * trainer.UPDATES_PER_EPOCH
         self.task = self.bar.add_task("", total=total, epoch="...", latest="the first update compiles what it needs")
@@ -64,7 +66,7 @@ class Display:
             self.task,
             completed=done,
             epoch=f"{progress.epoch}/{self.epochs}",
-            latest=f"{speed}  train {self._train}  test {self._shots}  ETA {self._eta(done)}",
+            latest=f"ETA {self._eta(done)}  {speed}  train {self._train}  test {self._shots}",
         )
 
     def _eta(self, done: int) -> str:
@@ -104,7 +106,7 @@ class MeasuringDisplay:
             left = (now - self._began) / (begun - self._first) * (rounds - begun + 1)
             line += f", ETA {clock(left)}"
         self._status.update(line)
-        if not console.is_terminal and now - self._said >= SECONDS_A_LINE:
+        if not redraws(console) and now - self._said >= SECONDS_A_LINE:
             self._said = now
             console.print(line)
 

@@ -55,8 +55,9 @@ def execute(
     """Train and measure every run that is not finished, `jobs` at a time; how each ended, in the suite's order.
 
     A run goes on from its last checkpoint; one whose folder is damaged costs no other. The first Ctrl-C lets every
-    running epoch end and be saved; the second, like a kill of this process, stops at once and costs the epochs that
-    were running. Cores are shared out by OMP_NUM_THREADS; MuJoCo's own threads are not.
+    running epoch end and be saved, as where nobody reads stdout any more; the second, like a kill of this process,
+    stops at once and costs the epochs that were running. Cores are shared out by OMP_NUM_THREADS; MuJoCo's own
+    threads are not.
 
     Args:
         ended: called with every outcome as it comes, those of finished runs first.
@@ -68,7 +69,11 @@ def execute(
 
     def note(outcome: Outcome) -> None:
         outcomes[outcome.planned.name] = outcome
-        ended(outcome)
+        try:
+            ended(outcome)
+        except SystemExit:  # by rich, where nobody reads stdout any more: the others still end their epochs
+            if not asked():
+                signal.raise_signal(signal.SIGINT)
 
     with only_one(suite.folder), _threads(max(1, cores() // jobs)), first_interrupt_asks() as asked:
         waiting = deque(suite.runs)

@@ -202,13 +202,19 @@ def parts(
 
 
 def reference_lines(
-    distribution: TaskDistribution, tasks: Sequence[Task], protocol: Protocol, strata: Strata | None = None
+    distribution: TaskDistribution,
+    tasks: Sequence[Task],
+    protocol: Protocol,
+    strata: Strata | None = None,
+    progress: OnRound | None = None,
 ) -> dict[str, Summary | None]:
     """Returns without adaptation of a policy that acts at random, and of one that knows the task.
 
-    `strata`: of the evaluation that they stand beside, so that intervals are over the same.
-
     "task_conditioned" is None where the family has no scripted oracle.
+
+    Args:
+        strata: of the evaluation that they stand beside, so that intervals are over the same.
+        progress: called with (policies begun, policies in all).
     """
     check_unique(tasks)
     protocol = replace(protocol, name="zero-shot", few_shot=())
@@ -219,7 +225,9 @@ def reference_lines(
         if distribution.oracle is not None:
             agents["task_conditioned"] = OracleAgent(*spaces, distribution.oracle, rows)
         lines: dict[str, Summary | None] = {"random": None, "task_conditioned": None}
-        for name, agent in agents.items():
+        for number, (name, agent) in enumerate(agents.items(), 1):
+            if progress is not None:
+                progress(number, len(agents))
             with _measuring(agent):
                 evaluation = _evaluate_in(env, agent, tasks, protocol)
             lines[name] = summary(evaluation.shots[0].returns, strata)

@@ -322,7 +322,7 @@ class Run:
 
         Args:
             progress: called with (rounds begun, rounds in all), and with `tasks`, which names the others, where train
-                tasks are measured too.
+                tasks or reference policies are measured too.
             seed: of the worlds; None: that of the run.
             recorder: keeps the first row of every task that is measured now.
             kept: as in `evaluate`; the drift protocol keeps none.
@@ -354,7 +354,8 @@ class Run:
                 found["environments"] = rows + environment_rows(self.distribution, evaluation, "test")
         references = {}
         if self.config.benchmark_mode:
-            references = reference_lines(self.distribution, self.test_tasks, protocol, evaluation.strata)
+            report = None if progress is None else partial(progress, tasks="held-out tasks with reference policies")
+            references = reference_lines(self.distribution, self.test_tasks, protocol, evaluation.strata, report)
         if self.config.reference is not None:
             line = reference_from_run(self.config.reference, self.distribution, self.test_tasks)
             references = {**references, "task_conditioned": line}

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAVY
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column, Table
 
 from metarl.core.errors import UsageError, missing_extra
-from metarl.experiments.console import console
+from metarl.experiments.console import console, redraws
 from metarl.experiments.display import clock
 from metarl.experiments.expectations import shortcoming
 from metarl.experiments.forecast import Forecast, total_seconds
 from metarl.experiments.jobs import Outcome, execute
+from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.plots import number_text
 from metarl.experiments.ranking import Families, families_of, family_ranking, overall_ranking
 from metarl.experiments.report_rows import Row
 from metarl.experiments.results import load_results
-from metarl.experiments.suite import Planned, Suite, epochs_done
+from metarl.experiments.suite import Planned, Suite
+from metarl.experiments.watch import seconds_left
 
 REPORT_FOLDER = "report"
 STOPPED = "stopped"
@@ -28,28 +31,40 @@ BAR_WIDTH = 20
 
 def run_with_progress(suite: Suite, jobs: int) -> list[Outcome]:
     """Execute a suite; a line for every run that ends, and in a terminal a bar over all epochs."""
-    total = sum(planned.run.config.epochs for planned in suite.runs)
+    began, total = time.monotonic(), sum(planned.run.config.epochs for planned in suite.runs)
     ended: list[Outcome] = []
+    shown = redraws(console)
+    stands = {planned.name: _stand(planned) for planned in suite.runs}
     bar = Progress(
-        TextColumn("{task.fields[runs]} runs"),
         BarColumn(BAR_WIDTH),
-        TextColumn("{task.completed}/{task.total} epochs  {task.fields[running]}"),
-        TimeElapsedColumn(),
+        TextColumn("{task.fields[line]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         console=console,
+        expand=True,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not shown,
     )
-    task = bar.add_task("", total=total, runs=f"0/{len(suite.runs)}", running="")
+    task = bar.add_task("", total=total, line="")
 
     def note(outcome: Outcome) -> None:
         ended.append(outcome)
+        stands[outcome.planned.name] = _stand(outcome.planned)
         console.print(f"[{len(ended):>3}/{len(suite.runs)}] {outcome.planned.name:<44} {_how(outcome)}")
 
     def move(running: Sequence[Planned]) -> None:
-        if console.is_terminal:
-            done = sum(_epochs(planned) for planned in suite.runs)
-            names = ", ".join(planned.name for planned in running)
-            bar.update(task, completed=done, runs=f"{len(ended)}/{len(suite.runs)}", running=names)
+        if not shown:
+            return
+        stands.update((planned.name, _stand(planned)) for planned in running)
+        over = {outcome.planned.name for outcome in ended}
+        left = _seconds_left([planned for planned in suite.runs if planned.name not in over], stands, jobs)
+        done = sum(epoch for epoch, _ in stands.values())
+        parts = (
+            f"{len(ended)}/{len(suite.runs)} runs",
+            f"{done}/{total} epochs",
+            clock(time.monotonic() - began),
+            f"training ETA {'...' if left is None else clock(left)}",
+            ", ".join(planned.name for planned in running),
+        )
+        bar.update(task, completed=done, line="  ".join(parts))
 
     with bar:
         return execute(suite, jobs, note, move)
@@ -120,12 +135,35 @@ def write_pages(folder: Path, families: Families, title: str, failures: Mapping[
         return write_suite_report(folder / REPORT_FOLDER, families, title, failures)
 
 
-def _epochs(planned: Planned) -> int:
-    """Epochs that are done; a folder that cannot be read becomes its run's outcome, and ends nothing here."""
+def _stand(planned: Planned) -> tuple[int, float | None]:
+    """Epochs that are done, and the time of another one, None before the first; a folder that cannot be read becomes
+    its run's outcome, and ends nothing here."""
     try:
-        return epochs_done(planned.run)[0]
+        rows = read_metrics(planned.run.folder)
     except UsageError:
-        return 0
+        rows = []
+    epoch = int(rows[-1]["epoch"]) if rows else 0
+    return epoch, seconds_left(rows, epoch + 1)
+
+
+def _seconds_left(runs: Sequence[Planned], stands: Mapping[str, tuple[int, float | None]], jobs: int) -> float | None:
+    """Time of the epochs that runs have left, `jobs` runs at a time; None before the first epoch of all.
+
+    An epoch takes as long as another of its agent on its family, or as the mean of all where there is none.
+    """
+    known = {_without_seed(name): pace for name, (_, pace) in stands.items() if pace is not None}
+    if not known:
+        return None
+    usual = sum(known.values()) / len(known)
+    left = [
+        (planned.run.config.epochs - stands[planned.name][0]) * known.get(_without_seed(planned.name), usual)
+        for planned in runs
+    ]
+    return max([sum(left) / jobs, *left])
+
+
+def _without_seed(name: str) -> str:
+    return name.rpartition(" ")[0]
 
 
 def _how(outcome: Outcome) -> str:

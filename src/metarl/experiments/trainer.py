@@ -159,7 +159,8 @@ class Trainer:
             raise TrainingDiverged(f"epoch {self.epoch}: {error}{kept}") from error
 
     def _watch(self) -> Metrics:
-        """Return and success on held-out tasks, by shot."""
+        """Return and success on held-out tasks, by shot, and the time that it took to measure them."""
+        started = time.perf_counter()
         tasks = self.distribution.some_of_each(self.test_tasks, min(WATCHED_TASKS, len(self.test_tasks)))
         by_task = self.distribution.environment is not None
         protocol = replace(WATCH, repeats=1, interval="tasks") if by_task else WATCH
@@ -170,7 +171,8 @@ class Trainer:
             for shot in evaluation.shots
             if shot.success is not None
         }
-        return returns | successes | {"test_unstable_rows": evaluation.unstable_rows}
+        took = {"test_unstable_rows": evaluation.unstable_rows, "test_seconds": time.perf_counter() - started}
+        return returns | successes | took
 
     def _summary(self, rows: Sequence[Metrics], env_steps: int) -> Metrics:
         """The epoch's row of metrics.csv, from those of its updates."""

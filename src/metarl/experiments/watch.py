@@ -92,12 +92,14 @@ def standing(folder: Path, now: float) -> Standing:
 
 
 def seconds_left(rows: Sequence[Metrics], epochs: int) -> float | None:
-    """Training time of the epochs that are left, at the mean speed of the last ones; None before the first."""
+    """Time of the epochs that are left, with what is measured after each, by the mean of the last ones; None before the
+    first."""
     if not rows:
         return None
     last = rows[-RECENT:]
     before = rows[-RECENT - 1]["wall_seconds"] if len(rows) > RECENT else 0.0
-    return (epochs - rows[-1]["epoch"]) * (last[-1]["wall_seconds"] - before) / len(last)
+    took = last[-1]["wall_seconds"] - before + sum(row.get("test_seconds", 0.0) for row in last)
+    return (epochs - rows[-1]["epoch"]) * took / len(last)
 
 
 def view(run: Standing) -> Group:
