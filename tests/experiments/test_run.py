@@ -491,7 +491,7 @@ def test_what_a_change_costs_is_measured_beside_other_runs(tmp_path: Path) -> No
     assert returns["as trained"]["summary"] == measured["shots"]["0"]["return"]
     assert returns["frozen"] == returns[names[-1]] != returns["as trained"]  # of equal weights, in equal worlds
     paths = write_results(run.folder, measured)
-    assert [path.name for path in paths] == ["results.json", "drift.png"]
+    assert [path.name for path in paths] == ["results.json", "drift.png", "learning_curve.png"]
     assert json.loads(paths[0].read_text()) == measured
 
     run.write_config()

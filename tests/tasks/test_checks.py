@@ -156,7 +156,7 @@ def test_tasks_that_are_others_every_time(tmp_path: Path) -> None:
         "def tasks():\n"
         "    means = [{'means': numpy.random.default_rng().uniform(size=2)} for _ in range(6)]\n"
         "    made = metarl.make_tasks('bandit', arms=2)\n"
-        "    made.train, made.test = (tuple(side) for side in metarl.tasks.distribution.split_tasks(means, 0))\n"
+        "    made.train, made.test = (tuple(side) for side in metarl.split_tasks(means, 0))\n"
         "    return made\n"
     )
     assert "tasks the same every time" in failed(check_tasks(f"{tmp_path}/own.py:tasks"))
