@@ -680,11 +680,25 @@ def test_an_update_ends_once_the_policy_has_moved_too_far():
     assert 0.05 < held["kl"] < free["kl"]  # what ended the update is reported
 
 
+def test_an_update_that_went_too_far_goes_back_to_the_limit():
+    limits = {"learning_rate": 3e-2, "max_divergence": 0.05, "num_minibatches": 1}
+    agent = make_agent(config=replace(CONFIG, update_epochs=12, **limits))
+    trial(agent, Stream.draw(0))
+    experience = {name: tensor.clone() for name, tensor in agent.take_experience().items()}
+    agent.give_experience(experience)
+    assert agent.update()["kl"] > 0.3
+    agent.config = replace(agent.config, update_epochs=1)
+    agent.give_experience(experience)
+    assert agent.update()["kl"] == pytest.approx(0.05, abs=0.02)  # before the one step that this takes
+
+
 def test_experience_of_another_policy_still_gets_one_step():
     agent, other = make_agent(config=replace(CONFIG, max_divergence=1e-9)), make_agent(seed=3)
     trial(other, Stream.draw(0))
     agent.give_experience(other.take_experience())
+    before = agent._parameters.values.clone()
     assert agent.update()["minibatches"] == 1
+    assert (agent._parameters.values - before).abs().max() > CONFIG.learning_rate / 2
 
 
 def test_more_minibatches_than_rows_are_as_many_as_rows():

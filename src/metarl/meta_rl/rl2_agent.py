@@ -12,6 +12,7 @@ place of their policy gradients. Different from both:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -299,6 +300,7 @@ class RL2Agent(Agent):
         self.optimizer.param_groups[0]["lr"] = rate
         history: list[Metrics] = []
         learned_from = [batch[name] for name in LEARNED_FROM]
+        values, before = self._parameters.values, self._parameters.values.clone()
         for rows in self._minibatches(batch["reward"].shape[1]):
             gradient, found = self._run("learn", self._gradient, rows.to(self.device), *learned_from)
             numbers = found.tolist()
@@ -306,6 +308,10 @@ class RL2Agent(Agent):
             metrics = {"policy_loss": losses["policy"], **dict(zip(MEASURES, numbers[len(LOSSES) :], strict=True))}
             divergence = metrics["kl"]
             if history and divergence > config.max_divergence:
+                if history[0]["kl"] < config.max_divergence:  # not experience of another policy
+                    # The last step may have gone far too far. Divergence grows with the square of the way, so this
+                    # goes back to the limit.
+                    values.copy_(before.lerp(values, math.sqrt(config.max_divergence / divergence)))
                 break
             self._parameters.gradients.copy_(gradient)
             metrics["grad_norm"] = step_along_gradients(self.optimizer, self.policy, losses, config.grad_clip_norm)

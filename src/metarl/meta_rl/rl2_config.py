@@ -24,8 +24,8 @@ class RL2Config:
     clip: float = 0.2
     """Largest relative change of an action's probability that still earns (Schulman et al. 2017)."""
     max_divergence: float = 0.1
-    """An update ends early once the policy has moved so far (mean KL on a minibatch): late in a run one update could
-    otherwise undo all learning."""
+    """An update ends once the policy has moved so far (mean KL on a minibatch), and goes back to where it had: one step
+    could otherwise undo all learning."""
     update_epochs: int = 4
     """Passes over the data of one update."""
     num_minibatches: int = 8
