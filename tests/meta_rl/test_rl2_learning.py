@@ -35,13 +35,13 @@ def bandit():
     return make_tasks("bandit", arms=ARMS, horizon=HORIZON, num_test=100)
 
 
-def learned(distribution, config, memory, folder, seed=SEED):
+def learned(distribution, config, memory, folder, seed=SEED, epochs=EPOCHS):
     """Mean return on held-out tasks in the first episode and in the second, after training for some seconds."""
     with closing(distribution.make_env(distribution.train[:1])) as env:
         spaces = env.single_observation_space, env.single_action_space
-    agent = RL2Agent(*spaces, config, memory, num_updates=EPOCHS * UPDATES_PER_EPOCH, seed=seed)
+    agent = RL2Agent(*spaces, config, memory, num_updates=epochs * UPDATES_PER_EPOCH, seed=seed)
     tasks = distribution.train, distribution.test
-    Trainer(agent, distribution, *tasks, folder, epochs=EPOCHS, num_envs=ROWS, seed=seed).train()
+    Trainer(agent, distribution, *tasks, folder, epochs=epochs, num_envs=ROWS, seed=seed).train()
     return [float(shot.returns.mean()) for shot in evaluate(agent, distribution, distribution.test, PROTOCOL).shots]
 
 
@@ -109,7 +109,7 @@ def test_without_a_memory_it_only_reacts(tmp_path):
 
 def test_it_finds_the_goal_and_goes_straight_to_it_the_next_time(tmp_path):
     distribution = make_tasks("point-goal", horizon=HORIZON)
-    returns = np.array(learned(distribution, POINT, MemoryConfig(width=32, state_dim=64), tmp_path))
+    returns = np.array(learned(distribution, POINT, MemoryConfig(width=32, state_dim=64), tmp_path, epochs=6))
     random, best = known_returns(distribution)
     first, second = (returns - random) / (best - random)
     assert first >= 0.5

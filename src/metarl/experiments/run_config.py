@@ -71,8 +71,7 @@ class RunConfig:
     test_tasks: tuple[int, ...] = ()
     """Ids of the held-out tasks; none: all test tasks."""
     adaptation_episodes: int | None = None
-    """Episodes of a task before each adaptation; none: 1 (10 in Meta-World's standard protocol). Rows that share a task
-    share them, so that a gradient agent has at least one a row."""
+    """Episodes of a task before each adaptation, at least one a row; none: 1 (10 in Meta-World's standard protocol)."""
     evaluation_episodes: int | None = None
     """Episodes of a task that a shot is measured in; none: 1 (3 in Meta-World's standard protocol)."""
     repeats: int | None = None
