@@ -30,7 +30,7 @@ def test_runs_that_differ_in_the_seed_become_one_line_with_a_repeat_a_seed(make_
 
 
 def test_seeds_of_an_own_family_from_two_machines_are_one_line(make_run: MakeRun) -> None:
-    runs = [make_run(name, seed=seed, run={"task_dist": f"/home/{name}/own.py:f"}) for seed, name in enumerate("ab")]
+    runs = [make_run(name, seed=seed, run={"task_dist": f"/{name}/own.py:f"}) for seed, name in enumerate("ab")]
     assert [entry.seeds for entry in load_entries(runs)] == [[0, 1]]
 
 
