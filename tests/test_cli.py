@@ -852,6 +852,12 @@ def test_a_terminal_without_utf_8_shows_what_it_can(finished: Path) -> None:
     assert b"finished after" in done.stdout
 
 
+def test_lines_of_what_is_watched_stay_whole_in_a_pipe(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = finished.rename("long" * 40)
+    assert main(["watch", str(run), "--once"]) == 0
+    assert str(run) in capsys.readouterr().out.splitlines()
+
+
 def test_ctrl_c_elsewhere_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metarl.experiments.doctor.report", lambda: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it

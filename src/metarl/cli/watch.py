@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from rich.console import Console
 
 from metarl.experiments.flags import RunFolder, parse
 from metarl.experiments.watch import watch
+
+WIDE = 400
+"""Columns where no terminal says how many there are."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class WatchConfig:
 
 def main(arguments: list[str]) -> int:
     parsed = parse(WatchConfig, arguments, "watch")
-    # Not the console of the other commands, which wraps nothing: a view that changes in place is cut off there.
-    watch(parsed.run, parsed.once, Console(highlight=False, markup=False, emoji=False))
+    # Not the console of the other commands, which wraps nothing: a view that changes in place is cut off there. In a
+    # file or a pipe lines stay whole.
+    width = None if sys.stdout.isatty() else WIDE
+    watch(parsed.run, parsed.once, Console(width=width, highlight=False, markup=False, emoji=False))
     return 0
