@@ -852,7 +852,10 @@ def test_a_terminal_without_utf_8_shows_what_it_can(finished: Path) -> None:
     assert b"finished after" in done.stdout
 
 
-def test_lines_of_what_is_watched_stay_whole_in_a_pipe(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_what_is_watched_stay_whole_in_a_pipe(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     run = finished.rename("long" * 40)
     assert main(["watch", str(run), "--once"]) == 0
     assert str(run) in capsys.readouterr().out.splitlines()

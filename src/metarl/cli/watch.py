@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -28,6 +28,8 @@ def main(arguments: list[str]) -> int:
     parsed = parse(WatchConfig, arguments, "watch")
     # Not the console of the other commands, which wraps nothing: a view that changes in place is cut off there. In a
     # file or a pipe lines stay whole.
-    width = None if sys.stdout.isatty() else WIDE
-    watch(parsed.run, parsed.once, Console(width=width, highlight=False, markup=False, emoji=False))
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not (console.is_terminal or "COLUMNS" in os.environ):
+        console.width = WIDE
+    watch(parsed.run, parsed.once, console)
     return 0
