@@ -209,7 +209,7 @@ def trains_alike(run: dict[str, Any]) -> str:
     if not command.startswith("python main.py "):
         return str(run["trained_by"])
     algorithm = find_algorithm(run["algo"])
-    usual = asdict(algorithm.config()) | asdict(algorithm.memory)
+    usual = asdict(algorithm.config(run["task_dist"])) | asdict(algorithm.memory)
     left = {"algo": run["algo"]} | {name: value for name, value in run["settings"].items() if name in usual}
     for name, value in left.items():
         flag, default = f"--{name.replace('_', '-')}", usual.get(name)

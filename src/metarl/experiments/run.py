@@ -72,7 +72,7 @@ class Run:
         """
         make_memory(memory)
         if config.num_envs is None:
-            config = replace(config, num_envs=find_algorithm(config.algo).num_envs)
+            config = replace(config, num_envs=find_algorithm(config.algo).rows(config.task_dist))
         distribution = config.make_distribution()
         config = replace(config, task_dist=_with_whole_path(config.task_dist))
         train, test = distribution.select(config.train_tasks or None, config.test_tasks or None)
@@ -385,7 +385,7 @@ def _with_whole_path(task_dist: str) -> str:
 def _label(run: Run) -> str:
     """Algorithm and network, and the settings in which the run differs from the algorithm's; its folder if many."""
     algorithm = find_algorithm(run.config.algo)
-    usual = asdict(algorithm.config(run.config.env_name is not None)) | asdict(algorithm.memory)
+    usual = asdict(algorithm.config(run.config.task_dist, run.config.env_name is not None)) | asdict(algorithm.memory)
     differ = [
         f"no {name}" if value is False else f"{name} {value}"
         for name, value in {**asdict(run.algorithm), **asdict(run.memory)}.items()

@@ -50,7 +50,7 @@ class RunConfig:
     seed: int = 0
     """Seed of networks, worlds and actions."""
     num_envs: int | None = None
-    """Rows: worlds that are stepped together; none: 64 for rl2, 16 for grbal, 200 for the gradient agents."""
+    """Rows: worlds that are stepped together; none: 64 for rl2, 16 for grbal, 200 for others (40 in Meta-World)."""
     device: str = "cpu"
     """cpu or cuda."""
     output_dir: str = "runs"

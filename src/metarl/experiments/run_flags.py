@@ -37,7 +37,8 @@ def plan_run(arguments: Sequence[str]) -> Run:
     single = value_of(arguments, "env-name") is not None
     algo = value_of(arguments, "algo") or (SINGLE_ALGO if single else RunConfig.algo)
     algorithm = find_algorithm(algo)
-    groups = {"run": RunConfig(algo=algo), "memory": algorithm.memory, "algo": algorithm.config(single)}
+    usual = algorithm.config(value_of(arguments, "task-dist") or RunConfig.task_dist, single)
+    groups = {"run": RunConfig(algo=algo), "memory": algorithm.memory, "algo": usual}
     flags = make_dataclass("Flags", [(name, type(default), default) for name, default in groups.items()], frozen=True)
     flags.__doc__ = HELP
     parsed: Any = parse(flags, arguments, "run")

@@ -150,7 +150,7 @@ def _expanded(grid: Table, settings: Table) -> list[Planned]:
 def _flags(family: str, algo: str, method: str | None, seed: int, settings: Table) -> list[str]:
     """The flags of `metarl run` for one run."""
     algorithm = find_algorithm(algo)
-    defaults = {**asdict(RunConfig(algo=algo)), **asdict(algorithm.memory), **asdict(algorithm.config())}
+    defaults = {**asdict(RunConfig(algo=algo)), **asdict(algorithm.memory), **asdict(algorithm.config(family))}
     flags = ["--task-dist", family, "--algo", algo]
     flags += ["--method", method] if method else []
     for name, value in settings.items():
