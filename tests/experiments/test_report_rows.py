@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from metarl.experiments import report_rows
-from metarl.experiments.ranking import family_ranking
+from metarl.experiments.ranking import family_ranking, overall_ranking
 from metarl.experiments.report import load_entries
-from metarl.experiments.statistics import SEEDS, summary
+from metarl.experiments.statistics import SEEDS, probability_of_improvement, summary
 
 MakeRun = Callable[..., Path]
 WORSE = {"0": [[1.0, 2.0, 3.0], [3.0, 4.0, 5.0]], "1": [[1.0, 6.0, 3.0], [3.0, 8.0, 5.0]]}
@@ -81,6 +81,23 @@ def test_several_seeds_are_compared_with_an_only_run_over_tasks_in_either_order(
     assert 0 < one[0]["low"] < 7 / 9 < one[0]["high"]
     (ranked, _) = family_ranking(load_entries([only, *seeds]))
     assert (ranked["agent"], ranked["better"]) == ("ssm", pytest.approx(7 / 9))
+
+
+def test_repeats_of_an_only_run_are_one_training_beside_several_seeds(make_run: MakeRun) -> None:
+    seeds = [make_run(f"a{seed}", {"0": [[0.0] * 3] * 2, "1": [[seed, 1.0, 2.0]] * 2}, seed=seed) for seed in range(4)]
+    only = make_run("b", {"0": [[0.0] * 3] * 3, "1": [[0.0] * 3, [0.0] * 3, [4.5] * 3]}, "gru")
+    entries = load_entries([*seeds, only])
+    (row,) = report_rows.improvement_rows(entries, shot=1)
+    # The only run has 1.5 on every task: two seeds of four are above it on the first task, none on the second, all on
+    # the third. Against its repeats one by one it would be (7 / 12 + 8 / 12 + 8 / 12) / 3, with their spread.
+    assert (row["first"], row["probability"]) == ("ssm", 0.5)
+    by_seed = [[float(seed), 1.0, 2.0] for seed in range(4)]
+    found = probability_of_improvement(by_seed, [[1.5] * 3], strata=SEEDS)
+    assert (row["probability"], row["low"], row["high"]) == found
+    assert (found[1], found[2]) == pytest.approx((0.5 - 0.306, 0.5 + 0.306), abs=0.02)
+    for rows in (family_ranking(entries), overall_ranking({"a": entries, "b": entries})):
+        assert [row["better"] for row in rows] == pytest.approx([0.5, 0.5])
+    assert [row["better_low"] for row in family_ranking(entries)] == pytest.approx([found[1], 1 - found[2]])
 
 
 def test_task_rows_are_means_over_repeats(make_run: MakeRun) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from metarl.experiments.comparable import check_comparable
-from metarl.experiments.report import Entry, load_run, strata_of
+from metarl.experiments.report import Entry, compared, load_run
 from metarl.experiments.report_rows import Row, shots_of
 from metarl.experiments.statistics import Scores, Strata, iqm, mean_improvement, stratified_bootstrap_ci
 from metarl.experiments.suite import Planned
@@ -34,14 +34,15 @@ def family_ranking(entries: Sequence[Entry]) -> list[Row]:
     """The agents of one family after the last shot, the best first: IQM over seeds and tasks, and P(better than another
     agent), both with 95 % intervals. An only agent has no probability."""
     shot = shots_of(entries)[-1]
-    scores = [entry.scores(shot) for entry in entries]
     rows = []
-    for entry, matrix in zip(entries, scores, strict=True):
+    for entry in entries:
+        matrix = entry.scores(shot)
         low, high = stratified_bootstrap_ci(matrix, iqm, strata=entry.strata)
         rows.append(
             {"agent": entry.label, "seeds": len(entry.seeds), "iqm": float(iqm(matrix)), "low": low, "high": high}
         )
-    return _ranked(rows, [scores], [strata_of(entries)])
+    scores, strata = compared(entries, shot)
+    return _ranked(rows, [scores], [strata])
 
 
 def overall_ranking(families: Families) -> list[Row]:
@@ -57,9 +58,9 @@ def overall_ranking(families: Families) -> list[Row]:
     scores, strata = [], []
     for entries in families.values():
         shot, by_label = shots_of(entries)[-1], {entry.label: entry for entry in entries}
-        ranked = [by_label[label] for label in everywhere]
-        strata.append(strata_of(ranked))
-        scores.append([entry.scores(shot) for entry in ranked])
+        matrices, over = compared([by_label[label] for label in everywhere], shot)
+        scores.append(matrices)
+        strata.append(over)
     return _ranked([{"agent": label} for label in everywhere], scores, strata)
 
 

@@ -109,10 +109,15 @@ class Entry:
         return each[0] if len(each) == 1 else np.stack([scores.mean(axis=0) for scores in each])
 
 
-def strata_of(entries: Sequence[Entry]) -> Strata | None:
-    """What an interval over several entries is over: `SEEDS` where any has several, else tasks where any's are."""
+def compared(entries: Sequence[Entry], shot: int) -> tuple[list[Scores], Strata | None]:
+    """Scores [repeats, tasks] of several entries after a shot, and what an interval over them is over: `SEEDS` where
+    any has several, tasks where any's are. Beside several seeds an only run is one row: its repeats are no seeds."""
+    scores = [entry.scores(shot) for entry in entries]
     found = [entry.strata for entry in entries if entry.strata is not None]
-    return SEEDS if SEEDS in found else next(iter(found), None)
+    if SEEDS not in found:
+        return scores, next(iter(found), None)
+    only = [len(entry.runs) == 1 for entry in entries]
+    return [each.mean(axis=0, keepdims=True) if one else each for each, one in zip(scores, only, strict=True)], SEEDS
 
 
 def load_entries(paths: Sequence[str | Path]) -> list[Entry]:

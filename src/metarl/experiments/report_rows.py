@@ -13,7 +13,7 @@ from metarl.experiments.display import TEST_RETURN
 from metarl.experiments.drift_variants import ADAPTED, AS_TRAINED, FROZEN, RESETS, UNGUARDED
 from metarl.experiments.drift_views import CONDITIONS, MEASURES
 from metarl.experiments.plots import FAR, REFERENCES, references_of
-from metarl.experiments.report import NOT_THE_METHOD, Entry, FinishedRun, strata_of
+from metarl.experiments.report import NOT_THE_METHOD, Entry, FinishedRun, compared
 from metarl.experiments.statistics import (
     SEEDS,
     Summary,
@@ -92,8 +92,8 @@ def improvement_rows(entries: Sequence[Entry], shot: int) -> list[Row]:
     rows = []
     for index, one in enumerate(entries):
         for other in entries[index + 1 :]:
-            strata = strata_of([one, other])
-            p, low, high = probability_of_improvement(one.scores(shot), other.scores(shot), strata=strata)
+            (x, y), strata = compared([one, other], shot)
+            p, low, high = probability_of_improvement(x, y, strata=strata)
             first, second = one.label, other.label
             if p < 0.5:
                 first, second, p, low, high = second, first, 1 - p, 1 - high, 1 - low
