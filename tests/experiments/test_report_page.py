@@ -16,7 +16,7 @@ import pytest
 
 from metarl.cli import main
 from metarl.experiments.report import load_entries
-from metarl.experiments.report_page import render, write_report
+from metarl.experiments.report_page import render, write_report, write_suite_report
 
 MakeRun = Callable[..., Path]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -74,6 +74,15 @@ def test_the_page_holds_the_rows_of_every_figure_and_table(entries: list[Any]) -
     assert "reward_version v2" in page
     assert page.count("<tbody data-shot=") == 6
     assert render(entries) == page
+
+
+def test_the_page_says_which_intervals_it_has(entries: list[Any], make_run: MakeRun, tmp_path: Path) -> None:
+    over_goals = load_entries([make_run("goals", interval="tasks", environment=None)])
+    student, goals = "an interval is Student's t,", "the tasks of each environment"
+    for those, said in ((entries, (True, False)), (over_goals, (False, True)), (entries[1:], (False, False))):
+        page = render(those)
+        assert (student in page, goals in page) == said
+    assert "over seeds by Student's t" in write_suite_report(tmp_path, {"a": entries}, "title", {}).read_text()
 
 
 def test_names_are_text_never_markup(entries: list[Any]) -> None:

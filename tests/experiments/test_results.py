@@ -227,6 +227,14 @@ def edited(value: Any, path: Sequence[Any], put: Callable[[Any, Any], None]) -> 
         (("interval",), "both", "interval is 'both', not repeats or tasks"),
         (("seeds",), [True], r"seeds\.0 is True, not an integer"),
         (("code",), {"commit": "1"}, r"code\.dirty is missing"),
+        (
+            ("drift",),
+            {
+                **{"window": 20, "fraction": 0.8},
+                "conditions": {"change": {"frozen": {"return": {"summary": summary([[1.0]] * 2)}}}, "unchanged": {}},
+            },
+            r"drift\.conditions\.change\.frozen\.return\.scores is missing",
+        ),
     ],
 )
 def test_the_first_wrong_value_is_named_by_its_path(

@@ -28,6 +28,7 @@ from metarl.experiments.report_figures import (
     profile_figure,
 )
 from metarl.experiments.report_rows import Row
+from metarl.experiments.statistics import SEEDS
 from metarl.experiments.trainer import WATCHED_TASKS
 
 PRECISION = ".8g"
@@ -103,7 +104,7 @@ def render(entries: Sequence[Entry]) -> str:
             labels=labels,
             entries=entries,
             runs=runs,
-            by_task=any(entry.strata for entry in entries),
+            by_task=any(entry.strata not in (None, SEEDS) for entry in entries),
             finding=_finding(summaries, shots),
             summaries=summaries,
             successes={(row["agent"], row["shot"]): row for row in successes},

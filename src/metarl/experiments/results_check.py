@@ -102,7 +102,7 @@ def _scores(each: Check) -> dict[str, Check]:
 
 _ENVIRONMENT_SCORES = {"return": NUMBER, "success": _or_null(NUMBER), "final_success": _or_null(NUMBER)}
 _ENVIRONMENT = {"environment": TEXT, "split": TEXT, "tasks": INTEGER, "shots": _by_shot(_fields(_ENVIRONMENT_SCORES))}
-_VARIANTS = _each(_each(_fields({"summary": SUMMARY}), but=("curves",)))
+_VARIANTS = _each(_each(_fields({"summary": SUMMARY, "scores": _listed(_listed(NUMBER))}), but=("curves",)))
 RESULTS = _fields(
     {
         "task_dist": TEXT,
