@@ -323,6 +323,17 @@ def test_many_tasks_are_measured_in_parts(bonus_family, scripted_agent, monkeypa
         np.testing.assert_allclose(shot.returns, whole.returns, atol=8.0)
 
 
+def test_parts_share_no_luck_and_one_can_be_measured_alone(bonus_family, scripted_agent, monkeypatch) -> None:
+    """Before it has adapted the agent earns the luck of its worlds, and nothing else."""
+    monkeypatch.setattr("metarl.experiments.protocol.ROUND_STEPS", 1)  # a part a task
+    family, protocol = bonus_family(luck=1.0), Protocol("zero-shot", repeats=2, seed=6)
+    whole = evaluate(scripted_agent, family, family.test, protocol)
+    assert len(np.unique(whole.shots[0].returns)) == 2 * 3
+    alone = evaluate(scripted_agent, family, family.test, protocol, only=102)
+    np.testing.assert_array_equal(alone.shots[0].returns, whole.shots[0].returns[:, 2:])
+    assert (alone.protocol, [task.id for task in alone.tasks]) == (protocol, [102])
+
+
 def test_a_part_in_which_no_world_spoke_of_success_had_none(
     bonus_family, scripted_agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
-from metarl.experiments.protocol import evaluate, parts
+from metarl.experiments.protocol import evaluate
 from metarl.experiments.results import Results
 from metarl.experiments.run import Run
 from metarl.experiments.video import Caption, check_format, check_panels, make_video, median_task, write_video
@@ -73,12 +73,9 @@ def film(
     last = max(shots)
     shorter = replace(protocol, name="few-shot" if last else "zero-shot", few_shot=(last,) if last else ())
     recorder = Recorder(shots, task_id)
-    split = parts(run.distribution, run.test_tasks, protocol, agent.trial_rows)
-    on_step: Callable[..., None] | None = None
-    if run.config.drift:  # it watches every step, and so measures all tasks at once
-        split, on_step = [run.test_tasks], lambda *step: None
-    tasks = run.test_tasks if task_id is None else next(part for part in split if task_id in {task.id for task in part})
-    evaluate(agent, run.distribution, tasks, shorter, progress, recorder, on_step)
+    # A drift measurement watches every step, and so measures all tasks at once.
+    on_step: Callable[..., None] | None = (lambda *step: None) if run.config.drift else None
+    evaluate(agent, run.distribution, run.test_tasks, shorter, progress, recorder, on_step, only=task_id)
     task = median_task(recorder, shots[0], shots[-1]) if task_id is None else recorder.tasks[task_id]
     before, _ = protocol.episodes_by_row(agent.trial_rows)
     episodes = {shot: shot * before * agent.trial_rows for shot in shots}

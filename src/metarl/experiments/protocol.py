@@ -152,10 +152,12 @@ def evaluate(
     recorder: Recorder | None = None,
     on_step: Callable[..., None] | None = None,
     kept: KeptParts | None = None,
+    only: int | None = None,
 ) -> Evaluation:
     """Measure how `agent` adapts to `tasks`: trials of max(protocol.shots) adaptations, `repeats` a task.
 
-    Many tasks are measured in `parts`, whose numbers are the same whether the others are measured with them or not.
+    Many tasks are measured in `parts`, each in worlds with a seed of its own, whose numbers are the same whether the
+    others are measured with them or not.
 
     The agent acts by the mode of its policy (`explore` False), unless it `explores_to_adapt`, and collects nothing for
     training (`training` False). Its flags and everything in its `state_dict` are put back afterwards, so that a run
@@ -167,6 +169,7 @@ def evaluate(
         on_step: called after each step with the arguments of `agent.observe`, all tasks being measured at once.
         kept: parts that are done, and that are to be left out; every part is added to them. None where `on_step` is to
             see all steps.
+        only: id of one of the tasks: parts without it are left out. None: all are measured.
 
     Raises:
         UsageError: no task, or a task twice.
@@ -174,23 +177,27 @@ def evaluate(
     check_unique(tasks)
     split = [tasks] if on_step is not None else parts(distribution, tasks, protocol, agent.trial_rows)
     kept = None if on_step is not None else kept
+    wanted = [(number, part) for number, part in enumerate(split) if only is None or only in {task.id for task in part}]
     evaluations = []
-    for number, part in enumerate(split):
-        done = None if kept is None else kept.find(protocol, part)
+    for place, (number, part) in enumerate(wanted):
+        seed = int(np.random.SeedSequence((protocol.seed, part[0].id)).generate_state(1)[0])
+        # Were the worlds of all parts those of the protocol's seed, tasks in the same place would share their luck.
+        own = replace(protocol, seed=seed) if number else protocol
+        done = None if kept is None else kept.find(own, part)
         if done is None:
-            report = None if progress is None else partial(_in_part, progress, number, len(split))
+            report = None if progress is None else partial(_in_part, progress, place, len(wanted))
             rows = {task: index * agent.trial_rows for index, task in enumerate(part)}
             with (
                 _measuring(agent),
-                closing(distribution.make_env(row_tasks(part, protocol, agent.trial_rows), seed=protocol.seed)) as env,
+                closing(distribution.make_env(row_tasks(part, own, agent.trial_rows), seed=own.seed)) as env,
             ):
-                agent.seed(int(np.random.SeedSequence((protocol.seed, part[0].id)).generate_state(1)[0]))
+                agent.seed(seed)
                 worlds = env if recorder is None else recorder.wrap(env, rows)
-                done = _evaluate_in(worlds, agent, part, protocol, report, on_step)
+                done = _evaluate_in(worlds, agent, part, own, report, on_step)
             if kept is not None:
                 kept.keep(done)
         evaluations.append(done)
-    return _with_strata(_joined(evaluations), distribution)
+    return _with_strata(replace(_joined(evaluations), protocol=protocol), distribution)
 
 
 def parts(
