@@ -558,6 +558,19 @@ def test_what_follows_an_episode_that_ends_with_the_data_is_not_made_up():
             assert (metrics_after(changed, discount_across_episodes=True)["value_loss"] != expected) == counts
 
 
+def test_a_step_that_is_left_out_moves_no_policy():
+    """Its advantage is 0, whatever the mean of the others."""
+    stream = Stream.draw(0)
+    stream.terminated[-1], stream.truncated[-1] = [True, False, False, False], [False, True, False, False]
+    agent = make_agent(config=replace(WHOLE, discount_across_episodes=True))
+    trial(agent, stream)
+    advantage = agent._with_targets(agent.take_experience())["advantage"]
+    assert advantage[-1, :2].tolist() == [0.0, 0.0]
+    others = torch.cat([advantage[:-1].flatten(), advantage[-1, 2:]])
+    assert float(others.mean()) == pytest.approx(0.0, abs=1e-5)
+    assert float(others.std(correction=0)) == pytest.approx(1.0, rel=1e-5)
+
+
 def test_given_experience_takes_the_place_of_the_own_and_ends_with_the_trial():
     giver, taker = make_agent(seed=3), make_agent()
     trial(giver, Stream.draw(1))

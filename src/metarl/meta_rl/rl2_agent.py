@@ -333,15 +333,16 @@ class RL2Agent(Agent):
 
     @torch.no_grad()
     def _with_targets(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Adds log-probabilities, values, advantages (normalised over the batch) and the critic's targets, all [T,
-        B]."""
+        """Adds log-probabilities, values, advantages (normalised over what is not left out, and 0 where it is) and the
+        critic's targets, all [T, B]."""
         config = self.config
         value = self.policy.value(batch["features"])
         reward, last_value = batch["reward"] * self.reward_scale, batch["last_value"]
         terminated, truncated = batch["terminated"], batch["truncated"]
+        left_out = torch.zeros_like(terminated)
         if config.discount_across_episodes:
             # What follows an episode that ends with the data is not in it: its last step is left out, its error 0.
-            ended = terminated[-1] | truncated[-1]
+            ended = left_out[-1] = terminated[-1] | truncated[-1]
             reward[-1], last_value = torch.where(ended, value[-1], reward[-1]), last_value.masked_fill(ended, 0.0)
             terminated = truncated = torch.zeros_like(terminated)
         advantage = generalized_advantage(
@@ -354,11 +355,13 @@ class RL2Agent(Agent):
             discount=config.discount,
             trace=config.trace,
         )
+        counted = advantage[~left_out] if config.discount_across_episodes else advantage
+        normal = (advantage - counted.mean()) / (counted.std(correction=0) + 1e-8)
         return batch | {
             "log_prob": self.policy.head.log_prob(batch["output"], batch["action"]),
             "value": value,
             "target": advantage + value,
-            "advantage": (advantage - advantage.mean()) / (advantage.std(correction=0) + 1e-8),
+            "advantage": normal.masked_fill(left_out, 0.0),
         }
 
     def _gradient(self, rows: Tensor, first_memory: Tensor, *sequences: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,8 @@ class RL2Config:
     continuation: float | None = None
     """Probability that a row keeps its task and memory past an update. None: 0.95 for gru and lstm, 0.75 for others."""
     discount_across_episodes: bool = False
-    """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016)."""
+    """Let the return flow over episode ends: exploring in one episode pays in the next (Duan et al. 2016). Only over
+    those within an update's data: needs `update_steps` above an episode's length."""
     compile: bool | None = None
     """Act and learn by machine code, made in the first update: half a minute, a few seconds where it was made before;
     on a CPU, and not for gru and lstm. None: in runs of 5M steps or more, where there is a C++ compiler."""
