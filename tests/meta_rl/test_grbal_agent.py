@@ -145,6 +145,16 @@ def test_actions_belong_to_the_action_space(updates):
     assert len(np.unique(actions)) > ROWS * STEPS
 
 
+def test_no_action_leaves_bounds_of_doubles_by_a_last_digit():
+    """0.1 as a float32 is more than 0.1."""
+    space = spaces.Box(-0.1, 0.1, (2,), np.float64)
+    agent = GrBALAgent(OBSERVATIONS, space, replace(CONFIG, exploration=100.0), NETWORK, reward_model=REWARD)
+    learn(agent, [0])
+    actions = trial(agent, Stream(5))
+    assert np.abs(actions).max() == 0.1
+    assert all(space.contains(action) for row in actions for action in row)
+
+
 def test_before_its_first_update_it_acts_at_random_over_all_actions():
     actions = trial(make_agent(), Stream(0, steps=500)).reshape(-1, 2)
     np.testing.assert_allclose(actions.mean(0), [-0.5, 1.5], atol=0.1)

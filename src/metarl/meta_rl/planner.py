@@ -69,10 +69,8 @@ class Planner(Controller):
         super().__init__(model, observation_space, action_space, seed)
         self.reward_model, self.past, self.horizon, self.candidates = reward_model, past, horizon, candidates
         self.noise, self.temperature, self.exploration = noise, temperature, exploration
-        self._low, self._high = (
-            self.tensor(bound)
-            for bound in (action_space.low, action_space.high)  # type: ignore[attr-defined]
-        )
+        self._bounds = action_space.low, action_space.high  # type: ignore[attr-defined]
+        self._low, self._high = map(self.tensor, self._bounds)
         self._rest, self._half_range = (self._low + self._high) / 2, (self._high - self._low) / 2
         self.moments = RunningMoments(0)
         self.begin(0)
@@ -190,7 +188,8 @@ class Planner(Controller):
         return self._noise[:, 0, 0]
 
     def _to_environment(self, action: Tensor) -> Array:
-        array: Array = torch.clamp(action, self._low, self._high).cpu().numpy().astype(self.action_space.dtype)
+        # By the bounds themselves: in float32 one of float64 may lie a last digit further out.
+        array: Array = np.clip(action.cpu().numpy(), *self._bounds).astype(self.action_space.dtype)
         return array
 
     def observe(
