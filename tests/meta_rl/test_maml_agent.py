@@ -1071,6 +1071,8 @@ def test_a_body_that_cannot_be_vmapped_acts_task_by_task():
         ({}, {"inner_steps": 3}, "inner_steps is 3 in the config and 1 in the MetaMAML: give it there"),
         ({"inner_lr": 0.3}, {"inner_lr": 0.2}, "inner_lr is 0.2 in the config and 0.3 in the MetaMAML: give it there"),
         ({}, {"learn_rates": True}, "learn_rates is True in the config and False in the MetaMAML: give it there"),
+        ({}, {"adapt": "head"}, "adapt is head in the config and all in the MetaMAML: give it there"),
+        ({}, {"compile": True}, "compile is True in the config and False in the MetaMAML: give it there"),
         ({"multi_step_updates": 9}, {}, "multi_step_updates is for supervised tasks"),
     ],
 )

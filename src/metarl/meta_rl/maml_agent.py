@@ -2,9 +2,9 @@
 
 A shot is a gradient step. In training a trial has K + 1 rounds: after each of the first K every task's parameters take
 a policy-gradient step (MAML, Finn et al. 2017, arXiv 1703.03400), and the last is what the meta-gradient improves. The
-inner loss is the likelihood-ratio surrogate, whose second derivatives are the right ones (Rothfuss et al. 2019,
-1810.06784); the baseline is linear and fitted to each task. The outer step is TRPO's (maml), or clipped PPO with a
-penalty on the divergence from what collected (promp, Rothfuss et al. 2019).
+inner loss is the likelihood-ratio surrogate (Rothfuss et al. 2019, 1810.06784); the baseline is linear and fitted to
+each task. The outer step is TRPO's (maml), or clipped PPO with a penalty on the divergence from what collected (promp,
+Rothfuss et al. 2019).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["MAMLConfig", "MetaMAMLAgent", "make_maml_agent"]
 
 
 class MetaMAMLAgent(Agent):
-    """An agent that adapts by policy gradients, all its tasks in one vmap.
+    """An agent that adapts by policy gradients, its tasks in groups of one vmap each.
 
     Rows come in blocks of `trial_rows` with one task each; a trial of a single row is a block of its own. The memory of
     the policy, if it has one, is emptied at every episode start: what is learned of the task is in the parameters.
@@ -385,6 +385,8 @@ class MetaMAMLAgent(Agent):
 def _check_agreement(maml: MetaMAML, config: MAMLConfig) -> None:
     """Refuse settings that the `MetaMAML` has in another way, and those of it that an agent does not go by."""
     held = {name: getattr(maml, name) for name in ("inner_lr", "inner_steps", "first_order", "reptile", "learn_rates")}
+    held["adapt"] = "all" if len(maml.adapted) == len(maml.parameters()) else "head"
+    held["compile"] = maml.programs is not None
     for name, value in held.items():
         if getattr(config, name) not in (value, getattr(MAMLConfig, name)):
             raise UsageError(
