@@ -304,7 +304,9 @@ def settings(algo: str) -> str:
         {"flag": f"`--{name.replace('_', '-')}`", "default": f"`{getattr(config, name)}`", "what it is": doc}
         for name, doc in field_docs(type(config)).items()
     ]
-    return f"Rows (`--num-envs`): {algorithm.num_envs}.\n\n{markdown(rows)}"
+    others = [f"`--{name.replace('_', '-')} {value}`" for name, value in algorithm.metaworld.items()]
+    in_metaworld = f" In Meta-World the defaults are {' and '.join(others)}." if others else ""
+    return f"Rows (`--num-envs`): {algorithm.num_envs}.{in_metaworld}\n\n{markdown(rows)}"
 
 
 def adapter_settings() -> str:

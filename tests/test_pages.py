@@ -17,9 +17,12 @@ import pytest
 from metarl import cli
 from metarl.core import memory
 from metarl.experiments import flags
+from metarl.experiments.protocol import Protocol
 from metarl.experiments.run import Run
 from metarl.experiments.run_flags import plan_run
 from metarl.experiments.suite import load_suite
+from metarl.meta_rl.registry import find_algorithm
+from metarl.tasks.metaworld import EPISODES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -336,6 +339,19 @@ def test_what_is_said_of_memory_beside_gradient_steps_is_recorded() -> None:
         assert "trained on" in words  # both tasks of halfcheetah-dir are
 
 
+def test_what_is_said_of_the_episodes_of_gradient_agents_is_so() -> None:
+    maml, words = find_algorithm("maml"), {5: "five", 10: "ten"}
+    usual, rows = (maml.config(family).trial_rows for family in ("halfcheetah-vel", "metaworld-ml10"))
+    before, measured = Protocol(adaptation_episodes=EPISODES[0], evaluation_episodes=EPISODES[1]).episodes_by_row(rows)
+    in_metaworld = f"(in Meta-World {words[rows]}, and {words[before * rows]} in its standard protocol)"
+    for page, said in (("README.md", "one gradient step on"), ("docs/evaluation.md", "so a shot is")):
+        text = " ".join((ROOT / page).read_text().split())
+        assert f"{said} {words[usual]} episodes" in text
+        assert in_metaworld in text
+    assert measured == 1
+    assert f"in {rows} episodes, one a row" in " ".join((ROOT / "docs/metaworld.md").read_text().split())
+
+
 def test_commands_of_tables_train_as_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a default is another one since."""
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
@@ -370,6 +386,15 @@ def test_the_meta_gradient_table_is_recorded() -> None:
     for tasks, samples, cells in lines:
         shown = [float(cell.split()[0]) for cell in cells.split("|")]
         assert shown == pytest.approx([recorded[tasks, samples.replace(",", "")][side] for side in sides], rel=0.05)
+
+
+def test_what_is_said_of_a_planner_with_a_memory_is_recorded() -> None:
+    folder = ROOT / "results/halfcheetah-cripple-grbal-ssm"
+    trained, further = (json.loads((folder / name / "results.json").read_text()) for name in (".", "horizon-20"))
+    (flags,) = re.findall(r"20 steps instead of 10 \(`metarl evaluate ([^`]+)`\)", (ROOT / "README.md").read_text())
+    assert re.findall(r"--(?:horizon|candidates) \d+", further["command"]) == re.findall(r"--\S+ \d+", flags)
+    for page in ("docs/speed.md", "results/README.md"):
+        assert f"{trained['wall_seconds'] / 60:.1f} minutes" in (ROOT / page).read_text()
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the generator of the site needs Python 3.11")

@@ -84,6 +84,17 @@ def test_a_single_environment_has_defaults_of_its_own() -> None:
     assert rl2.config(single=True).update_steps == 128 != rl2.config().update_steps
 
 
+def test_gradient_agents_train_in_fewer_rows_in_metaworld_unless_asked() -> None:
+    maml, rl2 = find_algorithm("maml"), find_algorithm("rl2")
+    assert (maml.rows("metaworld-ml10"), maml.config("metaworld-ml10").trial_rows) == (40, 5)
+    assert (maml.rows("halfcheetah-vel"), maml.config("halfcheetah-vel").trial_rows) == (200, 10)
+    assert rl2.rows("metaworld-ml10") == rl2.num_envs
+    assert rl2.config("metaworld-ml10") == rl2.config()
+    for flags, expected in (("", (40, 5)), ("--num-envs 200 --trial-rows 10", (200, 10))):
+        run = plan_run(["--task-dist", "metaworld-ml1-reach", *flags.split()])
+        assert (run.config.num_envs, run.algorithm.trial_rows) == expected
+
+
 def test_an_own_algorithm_is_known_to_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(registry, "_ALGORITHMS", dict(registry._ALGORITHMS))
     registry.register_algorithm("mine", replace(find_algorithm("rl2"), num_envs=2))

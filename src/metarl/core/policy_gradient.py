@@ -19,7 +19,7 @@ Round: TypeAlias = dict[str, Tensor]
 TIME_SCALE = 0.01
 """Steps are counted in hundreds in the baseline's features, which keeps their powers near 1."""
 RIDGE = 1e-5
-"""Weight of the baseline's ridge penalty, per sample (Duan et al. 2016)."""
+"""Weight of the baseline's ridge penalty, per sample; in the code of Duan et al. 2016 it is that of all together."""
 
 
 def by_task(values: Tensor, rows: int) -> Tensor:

@@ -227,6 +227,6 @@ def _diagonal(
 
 
 def _uniform(rows: int, columns: int) -> Tensor:
-    """U(±1/√columns), the scale at which a linear map keeps the variance of its input to within a third."""
+    """U(±1/√columns), as in nn.Linear: what comes out has a third of the variance of what goes in."""
     bound = 1 / math.sqrt(columns)
     return torch.empty(rows, columns).uniform_(-bound, bound)

@@ -63,8 +63,9 @@ class MetaMAML:
 
         φ_0 = θ,   φ_{k+1} = φ_k − α ∇L(φ_k; support),   minimise over θ the mean over tasks of L(φ_K; query)
 
-    The tasks of a batch run in one `torch.func.vmap`, and the meta-gradient is exact, also through recurrent layers,
-    attention and normalisation, which run by elementary operations here (see `core/differentiable.py`).
+    The tasks of a batch run in groups (`samples_at_once`), each in one `torch.func.vmap`; the meta-gradient is exact,
+    also through recurrent layers, attention and normalisation, which run by elementary operations here (see
+    `core/differentiable.py`).
 
     A plain module maps x [N, ...] to predictions [N, ...]; a sequence model, such as those of `core/memory.py`, maps
     x [T, B, d] and a state to ([T, B, p], state). In training mode batch normalisation uses the statistics of the batch

@@ -5,7 +5,8 @@ Williams et al. 2017 (arXiv 1707.02342). A plan is a sequence of H actions; it b
     U_c = clip(U + ε_c),    ε_c ~ N(0, σ²),    U ← Σ_c w_c U_c,    w_c = softmax_c(S(U_c) / (λ · spread of S))
 
 S is the return that the model predicts. Different from the paper: returns are measured in units of their standard
-deviation over a row's candidates, so λ does not depend on the scale of rewards; and the first candidate is U itself.
+deviation over a row's candidates, so λ does not depend on the scale of rewards; the first candidate is U itself; and
+nothing is charged for the way from U to a candidate (λ Uᵀ Σ⁻¹ ε there).
 """
 
 from __future__ import annotations
