@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
@@ -70,3 +71,19 @@ def test_worlds_have_tasks_before_they_are_given_others():
     plain = make_tasks("point-goal")
     assert plain.showing_tasks().make_env(plain.train[:2]).tasks == plain.train[:2]
     assert Recorder((0,)).wrap(plain.make_env(plain.train[:2]), {plain.train[0]: 0}).tasks == plain.train[:2]
+
+
+@pytest.mark.parametrize("name", ["pendulum-dynamics", "ant-drift"])
+def test_a_known_reward_is_not_given_the_task_that_is_shown(name):
+    plain = make_tasks(name)
+    shown = plain.showing_tasks()
+    env = shown.make_env(plain.train[:3], seed=1)
+    before, _ = env.reset()
+    action = np.full(env.action_space.shape, 0.5, dtype=np.float32)
+    told = [torch.from_numpy(each) for each in (before, action, env.step(action)[0])]
+    size = env.env.single_observation_space.shape[0]
+    bare = [told[0][:, :size], told[1], told[2][:, :size]]
+    assert told[0].shape[1] > size
+    assert torch.equal(shown.reward_model.reward(*told), plain.reward_model.reward(*bare))
+    if plain.reward_model.ended is not None:
+        assert torch.equal(shown.reward_model.ended(told[2]), plain.reward_model.ended(bare[2]))

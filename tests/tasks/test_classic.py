@@ -97,6 +97,11 @@ def test_the_oracle_of_a_bandit_earns_the_best_mean() -> None:
     assert abs(error.mean()) < 4 * np.sqrt((best * (1 - best)).mean() / (30 * 400))
 
 
+def test_results_with_sparse_rewards_are_told_from_those_with_dense_ones() -> None:
+    assert make_tasks("point-goal", reward="sparse").details == {"reward": "sparse"}
+    assert make_tasks("point-goal").details == {}
+
+
 def test_wrong_options() -> None:
     with pytest.raises(UsageError, match=r"unknown reward of point-goal 'spars'.*did you mean 'sparse'"):
         make_tasks("point-goal", reward="spars")

@@ -161,6 +161,12 @@ def test_the_control_cost_is_an_option():
     assert rewards[1] - rewards[0] == pytest.approx(0.4 * 8, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["ant-vel", "halfcheetah-drift"])
+def test_results_with_another_control_cost_are_told_from_the_usual_ones(name):
+    assert make_tasks(name, control_cost=2.0).details == {"control_cost": 2.0}
+    assert make_tasks(name).details == {}
+
+
 def test_thread_count_changes_no_trajectory():
     def last(num_threads: int) -> np.ndarray:
         distribution = make_tasks("halfcheetah-gravity", num_threads=num_threads)

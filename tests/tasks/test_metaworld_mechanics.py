@@ -30,6 +30,12 @@ def test_nearness_by_hand():
     assert mechanics.within(0.06, 0.05, 0.0) == mechanics.sharply_within(0.06, 0.05, 0.0) == 0.0
 
 
+def test_where_the_margin_is_the_distance_itself_nearness_ends_near_by():
+    """What docs/metaworld.md says of door-lock."""
+    near = [mechanics.within(apart, 0.01, apart) for apart in (0.01, 0.02, 0.1, 10.0)]
+    assert near == pytest.approx([1.0, 0.31, 0.12, 0.1], abs=0.005)
+
+
 def test_both_is_the_hamacher_product():
     official = pytest.importorskip("metaworld.utils.reward_utils").hamacher_product
     for a, b in itertools.product([0.0, 0.1, 0.5, 1.0], repeat=2):

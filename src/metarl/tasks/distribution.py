@@ -202,6 +202,9 @@ class TaskDistribution:
         shown._make_env = None
         shown._make_worlds = lambda tasks, seed: ShownTask(self.make_env(tasks, seed), tasks)
         shown.oracle = None
+        if self.reward_model is not None:
+            appended = sum(np.size(value) for value in self.train[0].params.values())
+            shown.reward_model = self.reward_model.without_last(appended)
         return shown
 
     def select(self, train_ids: Sequence[int] | None, test_ids: Sequence[int] | None) -> tuple[list[Task], list[Task]]:

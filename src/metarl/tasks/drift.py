@@ -23,6 +23,7 @@ from metarl.tasks.locomotion import (
     HORIZON,
     forward_reward,
     make_worlds,
+    other_cost,
     scale_gravity,
     scale_mass,
 )
@@ -148,6 +149,7 @@ def _factory(name: str) -> Callable[..., TaskDistribution]:
             name=name,
             seed=seed,
             make_worlds=partial(make_worlds, family, HORIZON, num_threads),
+            details=other_cost(control_cost, drifting.family),
             reward_model=forward_reward(family),
             drift=drifting.drift,
         )

@@ -242,6 +242,11 @@ def _ant_ended(next_observation: Tensor) -> Tensor:
     return (height < 0.2) | (height > 1.0)
 
 
+def other_cost(control_cost: float, family: MujocoFamily) -> dict[str, float]:
+    """What results record of it: nothing where it is the family's own, of which earlier ones say nothing either."""
+    return {} if control_cost == family.control_cost else {"control_cost": control_cost}
+
+
 def _factory(name: str) -> Callable[..., TaskDistribution]:
     summary, family, source = FAMILIES[name]
 
@@ -263,6 +268,7 @@ def _factory(name: str) -> Callable[..., TaskDistribution]:
             num_train=num_train,
             num_test=num_test,
             make_worlds=partial(make_worlds, charged, HORIZON, num_threads),
+            details=other_cost(control_cost, family),
             reward_model=forward_reward(charged),
         )
 

@@ -19,3 +19,15 @@ class RewardModel:
 
     ended: Callable[[Tensor], Tensor] | None = None
     """next_observation [..., obs] -> bool [...], whether the episode ends there. None: it never does."""
+
+    def without_last(self, number: int) -> RewardModel:
+        """The same for observations with so many numbers more at their end, which it is not given."""
+        reward, ended = self.reward, self.ended
+
+        def seen(observation: Tensor) -> Tensor:
+            return observation[..., : observation.shape[-1] - number]
+
+        return RewardModel(
+            lambda observation, action, following: reward(seen(observation), action, seen(following)),
+            None if ended is None else lambda following: ended(seen(following)),
+        )
