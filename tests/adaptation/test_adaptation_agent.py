@@ -407,6 +407,21 @@ def test_a_policy_learns_from_sampled_actions_only():
     assert agent.streams.weights is None
 
 
+@pytest.mark.parametrize("kind", ["actor-gru", "ssm"])
+def test_a_policy_that_stops_exploring_stops_learning(kind):
+    """Not from what it sampled before either: nothing would score what that does."""
+    agent = make(kind)
+    trial(agent, Stream(5))
+    adapted, updates = agent.streams.values.clone(), STEPS // EAGER.update_every
+    agent.explore = False
+    live(agent, Stream(6))
+    assert torch.equal(agent.streams.values, adapted)
+    assert agent.streams.steps.tolist() == [updates] * ROWS
+    agent.explore = True
+    live(agent, Stream(7))
+    assert agent.streams.steps.tolist() == [2 * updates] * ROWS
+
+
 @pytest.mark.parametrize(
     ("kind", "instead"),
     [("actor-gru", lambda action: np.array([-0.5, 1.5], np.float32)), ("discrete-lstm", lambda action: 1 + action % 3)],
@@ -629,6 +644,17 @@ def test_a_constant_reward_moves_nothing_and_a_tenth_of_it_does():
     assert rewards[-100:].mean() > 1.05
 
 
+def test_the_distance_from_a_source_that_is_all_0_is_no_ratio():
+    layer = replace(ONLINE, parameters="output.mean.*", rollback=False)
+    agent, _ = rewarded(layer, lambda action, step: action, steps=ONLINE.update_every, rows=2)
+    expected = agent.streams.values.norm(dim=1).mean().item()
+    assert agent.metrics()["distance"] == pytest.approx(expected)
+    assert expected > 0
+    agent.reset()
+    assert agent.metrics()["distance"] == 0.0
+    assert agent.update() == {"distance": 0.0}
+
+
 # --- learning and keeping ---------------------------------------------------------------------------------------------
 
 
@@ -714,6 +740,19 @@ def test_a_state_of_another_configuration_is_refused_before_anything_changes(cha
     assert_same(snapshot(other), before)
 
 
+def test_a_state_of_streams_of_other_rows_is_refused_before_anything_changes():
+    pairs, single = (AdaptationAgent(Adapter(gradients().actor, EAGER), trial_rows=rows) for rows in (2, 1))
+    trial(pairs, Stream(5, rows=2))
+    before = snapshot(single)
+    with pytest.raises(UsageError, match="with another trial_rows: make this one as that one was made"):
+        single.load_state_dict(snapshot(pairs))
+    assert_same(snapshot(single), before)
+    single.begin_trial(1)
+    pairs.load_state_dict(snapshot(single))  # a trial of a single row is a stream of its own
+    observation = Stream(6).observation[0, 0]
+    np.testing.assert_array_equal(pairs.act(observation), single.act(observation))
+
+
 def test_a_state_taken_does_not_move_with_what_is_lived_through_later():
     agent, stream = make("ssm"), Stream(5)
     trial(agent, stream)
@@ -724,6 +763,20 @@ def test_a_state_taken_does_not_move_with_what_is_lived_through_later():
     for each in (agent, restored):
         live(each, stream)
     assert_same(state, before)
+
+
+def test_a_restored_agent_learns_by_the_rates_that_meta_learning_found():
+    """Also one that was made from an agent that has not learned any."""
+    trained, fresh = planning(), planning()
+    with torch.no_grad():
+        for number, logarithm in enumerate(trained.maml.learned["inner_lr"].parameters()):
+            logarithm.fill_(math.log(0.05 * (number + 1)))
+    agent, restored = (AdaptationAgent.from_agent(each, EAGER) for each in (trained, fresh))
+    trial(agent, Stream(4))
+    restored.load_state_dict(snapshot(agent))
+    np.testing.assert_array_equal(trial(restored, Stream(5)), trial(agent, Stream(5)))
+    assert torch.equal(restored.streams.values, agent.streams.values)
+    assert_same(restored.state_dict(), agent.state_dict())
 
 
 def test_a_seed_is_that_of_all_draws():

@@ -225,6 +225,37 @@ def test_a_segment_that_ended_early_is_one_of_its_length():
     assert not found[:, :, length:].any()
 
 
+def left_out(kind, reward, falls):
+    """A stream of all rows. The first is left out of a step, whose reward is `reward`; or it falls before, and a new
+    episode begins after that step."""
+    controller, (observations, rewards), never = make(kind), stream(), np.zeros(ROWS, bool)
+    rewards[BAD, 0] = reward
+    taken = []
+    for time in range(STEPS):
+        action, first = controller.act(observations[time], None, explore=True), np.arange(ROWS) == 0
+        fallen, rows = first & (falls and time == BAD - 1), ~(first & (time == BAD))
+        taken.append(
+            controller.observe(observations[time], action, rewards[time], fallen, never, observations[time + 1], rows)
+        )
+    steps = {name: torch.stack([step[name][None] for step, _ in taken]) for name in taken[0][0]}
+    samples = controller.samples(steps, {name: tensor[None] for name, tensor in taken[0][1].items()})
+    return controller, {name: values[0] for name, values in samples.items()}
+
+
+@pytest.mark.parametrize("kind", ["actor", "actor-critic"])
+@pytest.mark.parametrize("falls", [False, True])
+def test_a_step_in_which_a_row_was_left_out_counts_for_nothing(kind, falls):
+    controller, found = left_out(kind, 1.0, falls)
+    _, other = left_out(kind, 1e3, falls)
+    for name in ("active", "advantage"):
+        torch.testing.assert_close(found[name], other[name])
+    again = float(falls and kind == "actor")  # its memory is empty then
+    assert found["active"].tolist() == [[1, 1, 0, again, again, again], [1] * STEPS, [1] * STEPS]
+    own = {name: value.detach() for name, value in controller.model.named_parameters()}
+    ratio = torch.exp(controller._log_prob(own, found) - found["log_prob"])[found["active"] > 0]
+    torch.testing.assert_close(ratio.detach(), torch.ones_like(ratio), rtol=1e-4, atol=1e-4)
+
+
 def test_a_score_counts_no_ratio_beyond_its_bound():
     controller = make(method="mlp")
     samples = controller.samples(*sampled_steps(controller))

@@ -177,7 +177,8 @@ class AdaptationAgent(Agent):
         broken = self._any_row(torch.from_numpy(active) & ~finite.cpu())
         self._close(due | to_reset | broken | (self._filled == self._segment_steps))
         self.streams.reset(to_reset)
-        self._learn(due & ~to_reset)
+        # Without a new sample nothing would score what another update from the old ones does.
+        self._learn(due & ~to_reset & self.streams.fresh)
 
     def _any_row(self, rows: Tensor) -> Tensor:
         """[S] streams with one of the rows marked [B]."""
@@ -276,7 +277,7 @@ class AdaptationAgent(Agent):
         step = weights.mean(0) - source
         self.streams.write_source(source + self.meta_rate * step)
         self.begin_trial(len(self._filled) * self._rows)
-        return {"distance": float(step.norm() / source.norm())}
+        return {"distance": float(step.norm() / (source.norm() or 1.0))}
 
     # --- keeping ------------------------------------------------------------------------------------------------------
 
@@ -290,6 +291,7 @@ class AdaptationAgent(Agent):
         parts = {
             "model": self.adapter.model.state_dict(),
             "moments": self._controller.moments.state_dict(),
+            "rates": self._controller.rates or {},
             "random": {"draws": self.generator.get_state(), "noise": self._controller.generator.get_state()},
             "trial": {"rows": torch.tensor(self._rows), "filled": self._filled, "observed": self._observed},
             "remembered": self._controller.remembered(),
@@ -313,6 +315,8 @@ class AdaptationAgent(Agent):
         self._check_alike(state)
         self.adapter.model.load_state_dict(part_of(state, "model"))
         self._controller.moments.load_state_dict(part_of(state, "moments"))
+        if rates := part_of(state, "rates"):
+            self._controller.rates = {name: rate.to(self._controller.device, copy=True) for name, rate in rates.items()}
         random = part_of(state, "random")
         self.generator.set_state(random["draws"].cpu())
         self._controller.generator.set_state(random["noise"].cpu())
@@ -331,13 +335,13 @@ class AdaptationAgent(Agent):
         """Refuse the state of an agent whose configuration gives what is kept another form."""
         segments, recent = (part_of(state, part).values() for part in ("segment", "streams.recent"))
         values, moments = (state[f"streams.stream.{name}"].shape[-1] for name in ("values", "_moments"))
+        block, streams = int(state["trial.rows"]), len(state["trial.filled"])
         for name, alike in (
             ("update_every or rollback_window", all(len(steps) == self._segment_steps for steps in segments)),
             ("buffer_size", all(rows.shape[1] <= self.config.buffer_size for rows in recent)),
             ("parameters", values == len(self.streams.source)),
             ("optimizer", moments == self.streams._moments.shape[-1]),
+            ("trial_rows", block == (1 if block * streams == 1 else self.trial_rows)),
         ):
             if not alike:
-                raise UsageError(
-                    f"the state is of an agent with another {name}: give this one the AdaptationConfig of that one"
-                )
+                raise UsageError(f"the state is of an agent with another {name}: make this one as that one was made")

@@ -20,7 +20,7 @@ from metarl.core.optimization import part_of
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam (Kingma & Ba 2015, arXiv 1412.6980)."""
-_BY_STREAM = ("values", "_average", "_moments", "_steps", "moved", "seen", "losses", "steps")
+_BY_STREAM = ("values", "_average", "_moments", "_steps", "moved", "seen", "fresh", "losses", "steps")
 """Tensors that hold a slice a stream."""
 
 
@@ -58,6 +58,7 @@ class Streams:
         self._steps = torch.zeros(number, dtype=torch.int64)  # of Adam, since it was emptied
         self.moved = torch.zeros(number, dtype=torch.bool)
         self.seen = torch.zeros(number, dtype=torch.int64)  # samples
+        self.fresh = torch.zeros(number, dtype=torch.bool)  # whether there are samples that no update has followed yet
         self._recent: Samples = {}
         self.guards = [self._guard() for _ in range(number)]
         self.losses = torch.zeros(3, number, dtype=torch.float64)  # adapted, frozen; samples scored
@@ -78,6 +79,7 @@ class Streams:
         """Back to the source, recent experience forgotten, in the streams marked [S]; the guards' accounts go on."""
         self._go_to_source(streams)
         self.seen[streams] = 0
+        self.fresh[streams] = False
 
     def _go_to_source(self, streams: Tensor) -> None:
         self.values[streams] = self.source
@@ -153,6 +155,7 @@ class Streams:
         there &= rank >= (number - size)[:, None]
         slots = (self.seen[streams, None] + rank) % size
         self.seen[streams] += number
+        self.fresh[streams] |= number > 0
         held = min(size, int(self.seen.max()))
         who = streams[:, None].expand_as(slots)[there]
         for name, tensor in samples.items():
@@ -167,6 +170,7 @@ class Streams:
 
     def learn(self, streams: Tensor) -> None:
         """One update of the streams [D]: `num_steps` gradient steps."""
+        self.fresh[streams] = False
         if self.config.from_source:
             marked = torch.zeros_like(self.moved)
             marked[streams] = True
@@ -237,7 +241,7 @@ class Streams:
         """As `Adapter.metrics`: means over streams, sums of "rollbacks" and "steps"."""
         adapted, frozen, samples = self.losses.sum(1).tolist()
         samples = samples or math.nan
-        distance = (self.values - self.source).norm(dim=1) / self.source.norm()
+        distance = (self.values - self.source).norm(dim=1) / (self.source.norm() or 1.0)  # as in `Adapter`
         return {
             "loss": adapted / samples,
             "frozen_loss": frozen / samples,

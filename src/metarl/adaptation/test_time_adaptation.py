@@ -317,7 +317,8 @@ class Adapter:
     # --- keeping ------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that going on needs, flat: weights, optimiser, experience, the guard's account, counters, randomness."""
+        """All that going on needs beside the model itself, flat: weights, optimiser, experience, the guard's account,
+        counters, randomness."""
         parts: dict[str, Mapping[str, Tensor]] = {
             **{name: module.state_dict() for name, module in self._modules().items()},
             **{f"unscored.{index:06d}": rows for index, rows in enumerate(self._unscored)},
@@ -335,7 +336,8 @@ class Adapter:
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what `state_dict` returned, into an adapter of the same model and configuration."""
+        """Restore what `state_dict` returned, into an adapter of the same configuration and over a model of the same
+        weights: `reset` returns to those that the model holds."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in state.items():  # from a file, it comes on another device than the model lives on
             part, _, name = key.partition("/")

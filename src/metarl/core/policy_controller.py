@@ -49,7 +49,8 @@ class PolicyController(Controller):
     memory lasts for the trial.
 
     A sample is a row's segment. Nothing is learned from a step whose action was not sampled, or where `observe` is told
-    another than `act` returned: a limit or a filter has stood in between, and what followed says nothing about it.
+    another than `act` returned: a limit or a filter has stood in between, and what followed says nothing about it. Of a
+    row that is left out while others of its stream go on, the steps count again from an empty memory, or a new segment.
 
     Args:
         moments: what observations are standardised by; for an `ActorCritic` [observation, reward]. None: they reach the
@@ -195,6 +196,7 @@ class PolicyController(Controller):
             "terminated": terminal,
             "truncated": cut,
             "active": rows & self._sampled & self.tensor(own),
+            "lived": rows,
         }
         before = {"memory": state["memory"]}
         over = terminal | cut
@@ -216,16 +218,27 @@ class PolicyController(Controller):
 
     @torch.no_grad()
     def samples(self, steps: Samples, before: Samples) -> Samples:
+        steps = {**steps, "active": steps["active"] & self._unbroken(steps)}
         length, _, rows = steps["active"].shape
         flat = {name: tensor.flatten(1, 2) for name, tensor in steps.items()}
         time = torch.arange(length, device=self.device)[:, None]
         last = (time == (flat["active"] * time).amax(0)) & flat["active"]  # past it the segment holds nothing
+        followed = torch.cat([flat["lived"][1:], torch.zeros_like(flat["lived"][:1])])
+        last = last | (flat["lived"] & ~followed)  # nor does a row hold anything where it is left out
         flat["truncated"] = flat["truncated"] | (last & ~flat["terminated"])
         flat["reward"], size = _from_level(steps, self.discount)
         estimates = {"discount": self.discount, "trace": self.trace, "shrinkage": SHRINKAGE}
         whole = with_advantages(flat, rows, **estimates, least=QUIET * size)
         names = ("inputs", "starts", "action", "log_prob", "advantage", "active")
         return {**{name: whole[name].transpose(1, 2) for name in names}, **before}
+
+    def _unbroken(self, steps: Samples) -> Tensor:
+        """[T, S, E] steps to which the memory comes from the segment's beginning, or from an empty one, without a step
+        in which the row was left out: it stood still there, as it does not where the segment is gone through again."""
+        missed = (~steps["lived"]).cumsum(0)
+        if self._remembers_trial:
+            return missed == 0
+        return missed == (missed * (steps["lived"] & (steps["starts"] > 0))).cummax(0).values
 
     def loss(self, weights: Weights, samples: Samples) -> Tensor:
         return clipped_loss(self._log_prob(weights, samples), samples, CLIP)
