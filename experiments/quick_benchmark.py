@@ -28,7 +28,7 @@ from metarl.experiments.plots import number_text
 from metarl.experiments.ranking import families_of
 from metarl.experiments.results import load_results
 from metarl.experiments.suite import load_suite
-from metarl.experiments.suite_display import failures_of, run_with_progress, write_pages
+from metarl.experiments.suite_display import STOPPED, failures_of, run_with_progress, write_pages
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def main(arguments: Sequence[str]) -> int:
         console.print(f"wrote {path}")
     took = clock(time.perf_counter() - started)
     console.print(f"{len(outcomes) - len(failures)} of {len(outcomes)} runs ok, in {took}")
-    return 1 if failures else 0
+    if set(failures.values()) - {STOPPED}:
+        return 1
+    return 130 if failures else 0
 
 
 def table(outcomes: Sequence[Outcome], failures: dict[str, str]) -> Table:

@@ -393,6 +393,14 @@ def test_an_evaluation_refuses_what_the_run_was_trained_on(finished: Path, refus
     )
 
 
+def test_an_evaluation_that_cannot_be_written_is_not_begun(
+    finished: Path, refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != finished)
+    said = "cannot write into finished: copy the run to where you may write, and measure it there"
+    assert said in refused("evaluate finished --zero-shot")
+
+
 def test_the_best_checkpoint_is_measured_where_it_is_asked_for(
     finished: Path, capsys: pytest.CaptureFixture[str], refused
 ) -> None:
@@ -764,15 +772,19 @@ def test_a_measurement_that_was_stopped_goes_on_after_what_is_kept(
     assert (run / "before_after.gif").exists()
 
 
+@pytest.mark.parametrize("cut", [KeyboardInterrupt, SystemExit], ids=["Ctrl-C", "nobody reads"])
 def test_a_stopped_evaluation_says_how_to_go_on(
-    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, cut: type[BaseException]
 ) -> None:
     def stops(*given: Any, **named: Any) -> None:
-        raise KeyboardInterrupt
+        raise cut
 
     monkeypatch.setattr(MeasuringDisplay, "report", stops)
     assert main(["evaluate", str(finished)]) == 130
     said = "metarl: stopped; whole parts of it are kept; go on with the same command\n"
+    assert capsys.readouterr().err == said
+    assert main(["resume", str(finished)]) == 130
+    said = "metarl: stopped; whole parts of it are kept; go on with:  metarl resume finished\n"
     assert capsys.readouterr().err == said
 
 

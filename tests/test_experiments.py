@@ -14,6 +14,7 @@ import pytest
 
 from metarl import make_tasks
 from metarl.core.errors import UsageError
+from metarl.experiments.jobs import Outcome
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 SUITE = """
@@ -77,6 +78,16 @@ def test_both_run_a_suite_and_write_its_report(
     assert printed.count("done, 0:00:0") == 2
     assert "P(better)" in printed
     assert printed.rstrip().endswith("index.html")
+
+
+def test_a_suite_that_was_asked_to_stop_has_not_failed(
+    scripts: tuple[ModuleType, ModuleType], suite: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for script, arguments in zip(scripts, (["--suite", *suite], suite), strict=True):
+        monkeypatch.setattr(
+            script, "run_with_progress", lambda suite, jobs: [Outcome(planned, False) for planned in suite.runs]
+        )
+        assert script.main(arguments) == 130
 
 
 def test_a_refusal_at_the_end_is_one_line(

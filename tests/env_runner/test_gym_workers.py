@@ -20,6 +20,7 @@ from gymnasium import spaces
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.env_runner import gym_workers
 from metarl.env_runner.gym_workers import GymWorkers
 from metarl.env_runner.rows import ActionError, WorldError, row_seed
 
@@ -362,6 +363,28 @@ def test_a_worker_that_was_killed_while_idle_is_named() -> None:
     os.kill(env.worker_pids[0], signal.SIGKILL)
     with pytest.raises(WorldError, match=r"worker 0 \(pid \d+, rows 0..1\) died: killed by SIGKILL"):
         env.reset()
+
+
+def test_a_signal_to_all_processes_is_left_to_the_owner_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a worker has only just been started."""
+
+    class Signalled(gym_workers.Worker):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.send()
+
+        def send(self) -> None:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(self.pid, number)
+
+    monkeypatch.setattr(gym_workers, "Worker", Signalled)
+    env = workers(num_workers=2)
+    env.reset()
+    for each in env._slices:
+        each.send()
+    reward = env.step(np.ones((2, 1), dtype=np.float32))[1]
+    assert reward.tolist() == [1.0, 1.0]
+    env.close()
 
 
 def test_a_failure_while_the_workers_start_is_reported() -> None:

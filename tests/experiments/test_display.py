@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from datetime import timedelta
 
 import pytest
 from rich.console import Console
@@ -51,6 +52,22 @@ def test_the_time_left_goes_by_the_last_two_epochs(clock: list[float]) -> None:
         clock[0] += 1.0 if update < UPDATES_PER_EPOCH else 10.0
         display.report(Progress(1 + update // UPDATES_PER_EPOCH, 1 + update % UPDATES_PER_EPOCH, 1, 1.0, 0.0))
     assert shown(display).startswith("ETA 0:10:00 ")
+
+
+def test_the_time_left_counts_every_evaluation_once(clock: list[float]) -> None:
+    """Wherever in an epoch it is looked at: updates take a second, the evaluation after ten of them 20."""
+    display = Display(epochs=10)
+    row = dict.fromkeys(("env_steps", "wall_seconds", "steps_per_second", "train_return"), 1.0)
+    row |= {"epoch": 1.0, "unstable_rows": 0.0, "test_unstable_rows": 0.0}
+    for epoch in (1, 2, 3, 4):
+        for update in range(1, UPDATES_PER_EPOCH + 1):
+            clock[0] += 1.0
+            display.report(Progress(epoch, update, 1, 1.0, 0.0))
+            if epoch == 4:
+                left = 3 * (10 * UPDATES_PER_EPOCH - 30 - update)
+                assert shown(display).startswith(f"ETA {timedelta(seconds=left)} ")
+        clock[0] += 20.0
+        display.report(Progress(epoch, UPDATES_PER_EPOCH, 1, 1.0, 0.0, row))
 
 
 def test_a_narrow_terminal_shows_the_epoch_and_the_time_left(clock: list[float]) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -100,6 +101,31 @@ def test_runs_are_made_once_and_one_that_breaks_costs_no_other(tmp_path: Path) -
     assert (nothing.epochs_left, nothing.seconds, nothing.source) == (0, 0.0, "")
     assert plan_table([nothing], 1).title == "2 runs, about 0:00:00 with 1 job"
 
+    # As where the disk was full, or the run was killed, once its results were written.
+    for name in ("adaptation_curve.png", "learning_curve.png"):
+        (results.parent / name).unlink()
+        assert [outcome.finished for outcome in execute(planned, jobs=1)] == [True, True]
+        assert (results.parent / name).exists()
+    assert results.stat().st_mtime_ns == written
+
+
+def test_finished_runs_come_first_also_where_the_suite_is_stopped_again(tmp_path: Path) -> None:
+    planned = suite(tmp_path)
+    assert all(outcome.finished for outcome in execute(planned, jobs=2))
+    (planned.runs[0].run.folder / "results.json").unlink()
+    ended: list[str] = []
+    asked = []
+
+    def interrupt(running: object) -> None:
+        if not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    first, second = execute(planned, 1, lambda outcome: ended.append(outcome.planned.name), interrupt)
+    assert asked
+    assert (first.error, second.finished) == (None, True)
+    assert ended == [planned.runs[1].name, planned.runs[0].name]
+
 
 def test_a_damaged_file_is_the_outcome_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planned = suite(tmp_path)
@@ -151,8 +177,20 @@ def test_a_suite_goes_on_where_there_is_no_gpu(tmp_path: Path) -> None:
 
 def test_the_longest_open_run_bounds_the_forecast(tmp_path: Path) -> None:
     runs = suite(tmp_path).runs
-    assert total_seconds([Forecast(runs, 1, 5, 60.0, "its own epochs")], jobs=2) == 60.0
-    assert total_seconds([Forecast(runs, 2, 10, 60.0, ""), Forecast(runs, 0, 0, 0.0, "")], jobs=2) == 30.0
+    assert total_seconds([Forecast(runs, 5, 60.0, 60.0, "its own epochs")], jobs=2) == 60.0
+    assert total_seconds([Forecast(runs, 10, 60.0, 30.0, ""), Forecast(runs, 0, 0.0, 0.0, "")], jobs=2) == 30.0
+
+
+def test_of_two_runs_the_one_that_has_just_begun_takes_longest(tmp_path: Path) -> None:
+    planned = suite(tmp_path, epochs=100)
+    for each, epochs in zip(planned.runs, (99, 1), strict=True):
+        each.run.folder.mkdir(parents=True)
+        each.run.write_config()
+        rows = ("epoch,env_steps,wall_seconds,steps_per_second", f"{epochs},{1000 * epochs},{30.0 * epochs},33")
+        (each.run.folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    (left,) = forecast(planned, jobs=2)
+    assert left.epochs_left == 100
+    assert total_seconds([left], jobs=2) == left.longest >= 99 * 30.0
 
 
 def test_a_forecast_counts_all_that_is_measured() -> None:
@@ -210,6 +248,21 @@ def test_a_run_that_was_asked_to_stop_before_it_could_listen_has_stopped(
     monkeypatch.setattr(jobs, "_start", start)
     outcomes = execute(suite(tmp_path), 1, moved=interrupt)
     assert [(outcome.finished, outcome.error) for outcome in outcomes] == [(False, None)] * 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_forks_the_runs_hears_of_no_signal_that_is_sent_to_all(tmp_path: Path) -> None:
+    process = jobs._start(suite(tmp_path).runs[0])
+    try:
+        (server,) = re.findall(r"^PPid:\s*(\d+)$", Path(f"/proc/{process.pid}/status").read_text(), re.MULTILINE)
+        state = Path(f"/proc/{server}/status").read_text()
+    finally:
+        process.kill()
+        process.join()
+    (blocked,) = re.findall(r"^SigBlk:\s*(\w+)$", state, re.MULTILINE)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        assert int(blocked, 16) >> (number - 1) & 1
+        assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_run_that_was_asked_to_stop_in_its_last_epoch_is_not_measured(tmp_path: Path) -> None:

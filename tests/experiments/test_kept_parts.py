@@ -125,7 +125,7 @@ def test_parts_of_other_checkpoints_go_with_the_own_and_those_of_other_measureme
 def test_parts_of_a_checkpoint_that_is_still_there_stay(bonus_family, scripted_agent, tmp_path: Path) -> None:
     """The best one is measured whole, and that of the last one goes on later."""
     family, last, best = bonus_family(), "last" * 10, "best" * 10
-    stopped, whole = (KeptParts(tmp_path, own, SOURCE, (last, best)) for own in (last, best))
+    stopped, whole = (KeptParts(tmp_path, own, SOURCE, lambda: (last, best)) for own in (last, best))
     for kept in (stopped, whole):
         evaluate(scripted_agent, family, family.test, PROTOCOL, kept=kept)
     whole.forget()

@@ -48,6 +48,14 @@ def test_a_resumed_run_drops_what_it_computes_again(tmp_path: Path) -> None:
     assert scalars(tmp_path, "loss") == [(10, 1.0), (20, 2.0), (30, 30.0)]
 
 
+def test_a_row_whose_checkpoint_was_never_written_goes_though_no_epoch_is_left(tmp_path: Path) -> None:
+    before = MetricsLog(tmp_path, 0, 0)
+    for epoch in (1, 2, 3):
+        before.add({"epoch": epoch, "env_steps": 10 * epoch})
+    MetricsLog(tmp_path, 2, 20)
+    assert (tmp_path / "metrics.csv").read_text() == "epoch,env_steps\n1,10\n2,20\n"
+
+
 def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
     MetricsLog(tmp_path, 0, 0).add({"epoch": 1, "env_steps": 10, "loss": 1.0})
     MetricsLog(tmp_path, 0, 0).add({"epoch": 1, "env_steps": 10, "loss": 5.0})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import errno
 import inspect
 import json
@@ -295,6 +296,17 @@ def test_a_longer_run_says_how_it_became_so_and_where_it_was_made(run: Run) -> N
     assert json.loads(path.read_text())["versions"] == {"torch": "of then"}
 
 
+def test_a_longer_run_keeps_what_it_was_started_with(run: Run) -> None:
+    """Though it was made longer on another device, or without the other run that it is measured beside."""
+    path = run.folder / "config.json"
+    config = json.loads(path.read_text())
+    config["run"] |= {"device": "cuda", "reference": "moved"}
+    path.write_text(json.dumps(config))
+    longer = Run.load(run.folder, device="cpu", reference=None).extended(3)
+    assert (longer.config.device, longer.config.reference, longer.config.epochs) == ("cpu", None, 3)
+    assert json.loads(path.read_text())["run"] == {**config["run"], "epochs": 3}
+
+
 def test_another_number_of_threads_is_noticed(run: Run) -> None:
     assert run.threads_before() is None
     now = torch.get_num_threads()
@@ -316,10 +328,19 @@ def test_the_best_checkpoint_can_be_measured(run: Run) -> None:
     ]
     last, best = longer.kept_parts(), replace(longer, checkpoint="best").kept_parts()
     assert last.checkpoint != best.checkpoint
-    assert {last.checkpoint, best.checkpoint} == {*last.beside} == {*best.beside}
+    assert {last.checkpoint, best.checkpoint} == {*last.beside()} == {*best.beside()}
     (run.checkpoints / BEST).unlink()
     with pytest.raises(UsageError, match=r"no checkpoint at .*best\.safetensors"):
         replace(longer, checkpoint="best").measure()
+
+
+def test_parts_of_a_checkpoint_that_came_during_a_measurement_stay(run: Run) -> None:
+    earlier = run.kept_parts()
+    run.extended(2).train(lambda progress: None, lambda: False)
+    later = run.kept_parts()
+    later.keep(evaluate(run.trained_agent(), run.distribution, run.test_tasks, run.protocol))
+    earlier.forget()
+    assert later.find(run.protocol, run.test_tasks) is not None
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_measured(run: Run) -> None:
@@ -405,6 +426,17 @@ def test_unstable_worlds_of_the_measurement_are_in_the_results(run: Run, monkeyp
 
     monkeypatch.setattr(run_module, "evaluate", unstable)
     assert run.measure()["unstable_rows"] == 5
+
+
+def test_so_are_those_on_train_tasks(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unstable(*arguments: Any, **options: Any) -> Evaluation:
+        return replace(evaluate(*arguments, **options), unstable_rows=5)
+
+    monkeypatch.setattr(run_module, "evaluate", unstable)
+    distribution = copy.copy(run.distribution)
+    distribution.environment = "goal"
+    both = replace(run, distribution=distribution, train_tasks=run.train_tasks[:2])
+    assert both.measure()["unstable_rows"] == 10
 
 
 def test_results_and_curve_are_written(run: Run) -> None:

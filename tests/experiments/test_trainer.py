@@ -147,6 +147,26 @@ def test_an_epoch_that_was_cut_off_is_computed_again(tmp_path: Path, whole: Path
     assert_same_run(whole, tmp_path)
 
 
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_a_trainer_goes_on_from_its_checkpoint_after_an_epoch_that_was_cut_off(
+    tmp_path: Path, whole: Path, epoch: int
+) -> None:
+    def cut_off(progress: Progress) -> None:
+        if (progress.epoch, progress.update) == (epoch, 5):
+            run.report = lambda progress: None
+            raise KeyboardInterrupt
+
+    run = make_trainer(tmp_path, report=cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    if epoch == 1:
+        with pytest.raises(UsageError, match=r"^the first epoch was cut off, and the agent has learned in it: make a"):
+            run.train()
+        run = make_trainer(tmp_path)
+    run.train()
+    assert_same_run(whole, tmp_path)
+
+
 def test_stop_ends_after_a_whole_epoch(tmp_path: Path) -> None:
     seen: list[Progress] = []
     stopped = make_trainer(tmp_path, report=seen.append, stop=lambda: len(seen) >= 4)
@@ -155,6 +175,13 @@ def test_stop_ends_after_a_whole_epoch(tmp_path: Path) -> None:
     assert [(progress.epoch, progress.update) for progress in seen] == [*((1, n) for n in range(1, 11)), (1, 10)]
     assert [progress.row is None for progress in seen] == [True] * 10 + [False]
     assert [progress.env_steps for progress in seen] == [80 * n for n in range(1, 11)] + [800]
+
+
+def test_stop_is_asked_before_the_first_epoch_too(tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    stopped = make_trainer(tmp_path, report=seen.append, stop=lambda: True)
+    stopped.train()
+    assert (stopped.epoch, seen) == (0, [])
 
 
 def test_the_seed_is_the_run(tmp_path: Path, whole: Path) -> None:

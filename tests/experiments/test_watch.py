@@ -45,6 +45,8 @@ def test_time_left_goes_by_the_last_epochs() -> None:
     assert seconds_left([], 10) is None
     # What is measured after each of the last five is no training, but takes its time: 1 s in the mean.
     assert seconds_left([{**row, "test_seconds": 0.5 if row["epoch"] < 8 else 3.0} for row in rows], 10) == 22.0
+    # The rows of 500 epochs were moved away.
+    assert seconds_left([{"epoch": 501, "wall_seconds": 50_100.0, "test_seconds": 2.0}], 511) == 1020.0
 
 
 def test_a_run_in_training(training: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from dataclasses import dataclass, replace
@@ -70,6 +71,8 @@ def main(arguments: list[str]) -> int:
     if any(protocols.values()):
         changes |= protocols | ({} if parsed.drift else {"beside": ()})
     run = Run.load(parsed.run, benchmark_mode=True, **changes)
+    if not os.access(run.folder, os.W_OK):  # or it fails once all is measured
+        raise UsageError(f"cannot write into {run.folder}: copy the run to where you may write, and measure it there")
     planning = given(horizon=parsed.horizon, candidates=parsed.candidates)
     if planning and not isinstance(run.algorithm, GrBALConfig):
         flag = f"--{next(iter(planning))}"
@@ -80,7 +83,7 @@ def main(arguments: list[str]) -> int:
     parts, kept = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot)), run.kept_parts()
     try:
         measured = measure(run, kept, parsed.seed)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # the latter by rich, where nobody reads stdout any more
         return complain(f"{stopped(run)}; go on with the same command", INTERRUPTED)
     if planning:
         measured["measured_with"] = planning

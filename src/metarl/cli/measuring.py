@@ -57,7 +57,7 @@ def train_and_measure(run: Run) -> int:
         kept = run.kept_parts()
         try:
             measured = measure(run, kept, recorder=recorder)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):  # as above
             return complain(f"{stopped(run)}; go on with:  {go_on}", INTERRUPTED)
         paths = publish(measured, run.folder, kept)
     others = [path for name in ARTEFACTS for path in sorted(run.folder.glob(name)) if path not in paths]
@@ -74,7 +74,7 @@ def train_and_measure(run: Run) -> int:
 
 
 def stopped(run: Run) -> str:
-    """What Ctrl-C leaves of a measurement."""
+    """What is left of a measurement that was cut off."""
     return "stopped; the measurement begins anew" if run.config.drift else "stopped; whole parts of it are kept"
 
 

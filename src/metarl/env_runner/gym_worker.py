@@ -30,6 +30,9 @@ SHUTDOWN_SECONDS = 5.0
 THREAD_LIMITS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The workers are the parallelism already; numerical libraries inside them must not fight over the cores."""
 
+OF_THE_OWNER = (signal.SIGINT, signal.SIGTERM)
+"""What a terminal or a queue sends to all processes: it is for the one that owns the rows, which then hangs up."""
+
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
 
@@ -93,12 +96,16 @@ class Worker:
         self._index = index
         self._pipe, theirs = Pipe()
         handles = theirs.fileno(), memory.fileno()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", BOOTSTRAP, *map(str, (*handles, _lifeline())), *sys.path],
-            pass_fds=handles,
-            stdin=subprocess.DEVNULL,
-            env={**THREAD_LIMITS, **os.environ},
-        )
+        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_OWNER)  # or they end a worker that still imports
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", BOOTSTRAP, *map(str, (*handles, _lifeline())), *sys.path],
+                pass_fds=handles,
+                stdin=subprocess.DEVNULL,
+                env={**THREAD_LIMITS, **os.environ},
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
         self.pid = self._process.pid
         theirs.close()
 
@@ -170,8 +177,8 @@ def _lifeline() -> int:
 
 def _end_with(parent: int) -> None:
     """End with `parent`, also in the middle of a step; an exception, so that the environments are closed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(1))
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before it was asked for
         sys.exit(1)
@@ -181,7 +188,9 @@ def serve(pipe_handle: int, memory_handle: int, parent: int) -> None:
     """The life of a worker process: run what comes over the pipe, until it closes or the process `parent` is gone."""
     if parent:
         _end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the rows; it then hangs up
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: None)  # not ignored: what it starts would ignore it too
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_OWNER)
     pipe: Connection[bytes, bytes] = Connection(pipe_handle)
     memory = mmap.mmap(memory_handle, 0)
     os.close(memory_handle)
@@ -205,7 +214,8 @@ def serve(pipe_handle: int, memory_handle: int, parent: int) -> None:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the owner hung up, or is dead
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it would cut the closing short
+        if parent:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would cut the closing short
         if rows is not None:
             rows.close()
 

@@ -18,8 +18,9 @@ TEST_RETURN, TEST_SUCCESS = "test_return_", "test_success_"
 HELD_OUT = "held-out tasks"
 SECONDS_A_LINE = 60
 BAR_WIDTH = 6
-ETA_UPDATES = 2 * trainer.UPDATES_PER_EPOCH
-"""Over so many the ETA averages the time that an update takes: two epochs, with their evaluations."""
+ETA_REPORTS = 2 * (trainer.UPDATES_PER_EPOCH + 1) + 1
+"""From the first to the last of so many the ETA averages the time that an update takes: two epochs, with their
+evaluations, each of which is reported after its updates."""
 
 
 class Display:
@@ -33,7 +34,7 @@ class Display:
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
         self._began = time.monotonic()
-        self._passed: deque[tuple[int, float]] = deque(maxlen=ETA_UPDATES)  # updates done, and when
+        self._passed: deque[tuple[int, float]] = deque(maxlen=ETA_REPORTS)  # updates done, and when
         self._train = self._shots = "..."
         self.bar = Progress(
             BarColumn(BAR_WIDTH),

@@ -10,7 +10,7 @@ from typing import Any
 from metarl.experiments.checkpoint import BEST, LAST, load_checkpoint
 from metarl.experiments.metrics_log import METRICS_FILE, read_metrics
 from metarl.experiments.results import RESULTS_FILE, Results, load_results
-from metarl.experiments.run_folder import CONFIG_FILE, CURVE_FILE, DRIFT_FILE
+from metarl.experiments.run_folder import CONFIG_FILE, picture_of
 from metarl.experiments.statistics import Summary
 from metarl.experiments.trainer import CHECKPOINTS
 
@@ -33,7 +33,7 @@ def shortcoming(folder: Path, expect: str = "") -> str | None:
     if missing := _first_missing(folder, ARTEFACTS):
         return f"no {missing}"
     results = load_results(folder)
-    if missing := _first_missing(folder, (DRIFT_FILE if "drift" in results else CURVE_FILE,)):
+    if missing := _first_missing(folder, (picture_of(results),)):
         return f"no {missing}"
     tensors, meta = load_checkpoint(folder / CHECKPOINTS / LAST)
     numbers = {"results": dict(results), "checkpoint": meta, "metrics": dict(enumerate(read_metrics(folder), 1))}

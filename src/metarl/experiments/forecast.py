@@ -21,15 +21,16 @@ from metarl.meta_rl.grbal_agent import GrBALConfig
 
 @dataclass(frozen=True)
 class Forecast:
-    """The runs of one agent on one family: `seconds` is what the open ones still take, one after the other.
+    """The runs of one agent on one family: `seconds` is what the open ones still take, one after the other, and
+    `longest` what the longest of them does.
 
     `source` says where the speed was measured; "" where nothing is left to do.
     """
 
     runs: tuple[Planned, ...]
-    open_runs: int
     epochs_left: int
     seconds: float
+    longest: float
     source: str
 
 
@@ -50,15 +51,13 @@ def forecast(suite: Suite, jobs: int, tell: Callable[[str], None] = lambda line:
 
 def total_seconds(forecasts: Sequence[Forecast], jobs: int) -> float:
     """Time of all runs, `jobs` at a time: evenly shared, but no shorter than the longest run."""
-    longest = max((each.seconds / each.open_runs for each in forecasts if each.open_runs), default=0.0)
-    return max(sum(each.seconds for each in forecasts) / jobs, longest)
+    return max([sum(each.seconds for each in forecasts) / jobs, *(each.longest for each in forecasts)])
 
 
 def _of_group(runs: tuple[Planned, ...], jobs: int, tell: Callable[[str], None]) -> Forecast:
-    left = [(each.run.config.epochs - epochs, done) for each in runs for epochs, done in [epochs_done(each.run)]]
-    open_runs, epochs = sum(not done for _, done in left), sum(epochs for epochs, _ in left)
-    if not open_runs:
-        return Forecast(runs, 0, 0, 0.0, "")
+    left = [each.run.config.epochs - epochs for each in runs for epochs, done in [epochs_done(each.run)] if not done]
+    if not left:
+        return Forecast(runs, 0, 0.0, 0.0, "")
     measured = [rows[-1] for each in runs if (rows := read_metrics(each.run.folder))]
     if measured:
         row = measured[-1]
@@ -70,9 +69,10 @@ def _of_group(runs: tuple[Planned, ...], jobs: int, tell: Callable[[str], None])
             steps, speed = calibrate(runs[0].run)
         source = "two updates"
     run = runs[0].run
-    watched = epochs * evaluation_steps(run, WATCH, min(WATCHED_TASKS, len(run.test_tasks)))
-    judged = open_runs * evaluations(run) * evaluation_steps(run, run.protocol, len(run.test_tasks))
-    return Forecast(runs, open_runs, epochs, (epochs * steps + watched + judged) / speed, source)
+    steps += evaluation_steps(run, WATCH, min(WATCHED_TASKS, len(run.test_tasks)))
+    judged = evaluations(run) * evaluation_steps(run, run.protocol, len(run.test_tasks))
+    seconds = [(epochs * steps + judged) / speed for epochs in left]
+    return Forecast(runs, sum(left), sum(seconds), max(seconds), source)
 
 
 def calibrate(run: Run) -> tuple[float, float]:

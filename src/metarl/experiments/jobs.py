@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,7 +24,7 @@ from metarl.experiments.files import only_one
 from metarl.experiments.interrupt import first_interrupt_asks
 from metarl.experiments.report import load_run
 from metarl.experiments.run import Run
-from metarl.experiments.run_folder import CONFIG_FILE, write_results
+from metarl.experiments.run_folder import CONFIG_FILE, LEARNING_FILE, draw_results, picture_of, write_results
 from metarl.experiments.suite import Planned, Suite, epochs_done
 from metarl.experiments.trainer import Progress
 
@@ -76,7 +77,8 @@ def execute(
                 signal.raise_signal(signal.SIGINT)
 
     with only_one(suite.folder), _threads(max(1, cores() // jobs)), first_interrupt_asks() as asked:
-        waiting = deque(suite.runs)
+        # All that are finished come first: whoever stops the suite wants them in its report.
+        waiting = _not_finished(suite.runs, note)
         running: dict[int, tuple[BaseProcess, Planned]] = {}
         told = False
         try:
@@ -84,14 +86,11 @@ def execute(
                 while waiting and len(running) < jobs and not asked():
                     planned = waiting.popleft()
                     try:
-                        if epochs_done(planned.run)[1]:
-                            load_run(planned.run.folder)
-                            note(Outcome(planned, True))
-                        else:
-                            process = _start(planned)
-                            running[process.sentinel] = process, planned
+                        process = _start(planned)
                     except (UsageError, OSError) as error:
                         note(Outcome(planned, False, str(error)))
+                    else:
+                        running[process.sentinel] = process, planned
                 if asked() and not told:
                     told = True
                     for process, _ in running.values():
@@ -109,6 +108,28 @@ def execute(
     return [outcomes.get(planned.name, Outcome(planned, False)) for planned in suite.runs]
 
 
+def _not_finished(runs: Sequence[Planned], note: Callable[[Outcome], None]) -> deque[Planned]:
+    """The runs that are left to do; the outcomes of the others are noted."""
+    left: deque[Planned] = deque()
+    for planned in runs:
+        try:
+            if epochs_done(planned.run)[1]:
+                _complete(planned.run.folder)
+                note(Outcome(planned, True))
+            else:
+                left.append(planned)
+        except (UsageError, OSError) as error:
+            note(Outcome(planned, False, str(error)))
+    return left
+
+
+def _complete(folder: Path) -> None:
+    """Draw what a run lacks that ended, by a kill or a full disk, when its results were written and not yet drawn."""
+    results = load_run(folder).results
+    if not all((folder / name).exists() for name in (picture_of(results), LEARNING_FILE)):
+        draw_results(folder, results)
+
+
 def _start(planned: Planned) -> BaseProcess:
     run = planned.run
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -121,8 +142,24 @@ def _start(planned: Planned) -> BaseProcess:
     else:
         context = multiprocessing.get_context("spawn")
     process: BaseProcess = context.Process(target=_work, args=(run.folder, run.config.device), name=planned.name)
-    process.start()
+    with _signals_held_back():
+        process.start()
     return process
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """What a terminal, or a queue, sends to all processes would end those that are started here, and what forks them,
+    while they import: they never hear of Ctrl-C, and of SIGTERM once they listen. This process does so afterwards."""
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # were it started in here, it would let them through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _outcome(planned: Planned, exit_code: int | None) -> Outcome:
@@ -166,6 +203,8 @@ def _work(folder: Path, device: str) -> None:
     asked: list[int] = []  # no Event: a second signal in the middle of its set() would wait for the first for good
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all; the suite decides what it means
     signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))  # held back since this process was started
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with (folder / LOG_FILE).open("a") as log:
         os.dup2(log.fileno(), 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,11 +25,14 @@ class KeptParts:
         folder: made with the first part, and removed with the last.
         checkpoint: the sum of the measured one.
         source: JSON-able; what else the agent and its worlds are made of. With another one nothing is found here.
-        beside: the sums of other checkpoints that can still be measured.
+        beside: gives the sums of other checkpoints that can be measured by then: a run may train on while one of its
+            checkpoints is measured.
     """
 
-    def __init__(self, folder: Path, checkpoint: str, source: Mapping[str, Any], beside: Collection[str] = ()) -> None:
-        self.folder, self.checkpoint, self.source, self.beside = folder, checkpoint, dict(source), tuple(beside)
+    def __init__(
+        self, folder: Path, checkpoint: str, source: Mapping[str, Any], beside: Callable[[], Collection[str]] = tuple
+    ) -> None:
+        self.folder, self.checkpoint, self.source, self.beside = folder, checkpoint, dict(source), beside
         self.found = False
         """Whether a part was found, and so not measured."""
         self._used: set[Path] = set()
@@ -66,7 +69,7 @@ class KeptParts:
 
     def forget(self) -> None:
         """Remove the parts that were found or kept, and those of checkpoints that are gone; others stay."""
-        there = tuple(map(_prefix, (self.checkpoint, *self.beside)))
+        there = tuple(map(_prefix, (self.checkpoint, *self.beside())))
         others = {path for path in self.folder.glob("*.json") if not path.name.startswith(there)}
         for path in self._used | others:
             path.unlink(missing_ok=True)

@@ -29,7 +29,7 @@ class MetricsLog:
     """metrics.csv and TensorBoard events of a run's folder.
 
     The CSV is written whole and atomically at every epoch: a run has few rows, and a kill in the middle of a write
-    costs none of them. A resumed run drops rows past `epoch`, which it is going to compute again.
+    costs none of them. A resumed run drops rows past `epoch`: it computes them again, or ends there.
 
     TensorBoard's axis is environment steps, along which algorithms whose epochs differ in length can be compared.
 
@@ -46,6 +46,8 @@ class MetricsLog:
     def __init__(self, folder: Path, epoch: int, env_steps: int) -> None:
         self.path = folder / METRICS_FILE
         self.rows = _rows_until(self.path, epoch) if epoch > 0 else []
+        if 0 < len(self.rows) < len(_rows_until(self.path, None)):
+            self._write()
         self._events = folder / f"events.out.tfevents.{time.time():.6f}.{os.getpid()}"
         self._append(Event(wall_time=time.time(), file_version=EVENTS_VERSION))
         # TensorBoard then forgets what an interrupted run wrote of the epochs that are still to come.
@@ -56,14 +58,17 @@ class MetricsLog:
         self.rows.append(
             {name: str(value) if isinstance(value, int) else f"{value:.7g}" for name, value in row.items()}
         )
+        self._write()
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
+        self._append(Event(wall_time=time.time(), step=int(row["env_steps"]), summary=Summary(value=values)))
+
+    def _write(self) -> None:
         names = dict.fromkeys(name for row in self.rows for name in row)
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, fieldnames=list(names), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         atomic_write(self.path, buffer.getvalue().encode())
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items()]
-        self._append(Event(wall_time=time.time(), step=int(row["env_steps"]), summary=Summary(value=values)))
 
     def _append(self, event: Event) -> None:
         try:

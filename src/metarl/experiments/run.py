@@ -136,7 +136,8 @@ class Run:
         return run
 
     def extended(self, epochs: int) -> Run:
-        """The run with another last epoch, which its config.json keeps, and its command says."""
+        """The run with another last epoch, which its config.json keeps, and its command says; what else was changed as
+        it was loaded holds for now."""
         last = self.checkpoints / LAST
         trained = load_checkpoint(last)[1]["epoch"] if last.exists() else 0
         if epochs < trained:
@@ -147,8 +148,8 @@ class Run:
         run = replace(self, config=replace(self.config, epochs=epochs), command=self.command + longer)
         path = self.folder / CONFIG_FILE
         with only_one(self.checkpoints):
-            changed = {"run": asdict(run.config), "command": run.command}
-            stored = json.loads(path.read_text())  # the rest says where the run was made
+            stored = json.loads(path.read_text())  # the rest says how and where the run was made
+            changed = {"run": {**stored["run"], "epochs": epochs}, "command": run.command}
             write_json(path, {**stored, **changed}, UNLIMITED)
         return run
 
@@ -290,11 +291,15 @@ class Run:
             "worlds": [worlds.name, worlds.details, worlds.max_episode_steps, source_sum(self.config.task_dist)],
             "versions": versions(),
         }
-        beside = []
+        return KeptParts(self.folder / PARTS, checkpoint_sum(self.weights), source, self._measurable)
+
+    def _measurable(self) -> list[str]:
+        """The sums of the checkpoints that are there now."""
+        sums = []
         for name in (LAST, BEST):
             with suppress(UsageError):  # of one that is not there, or damaged, no part is of use
-                beside.append(checkpoint_sum(self.checkpoints / name))
-        return KeptParts(self.folder / PARTS, checkpoint_sum(self.weights), source, beside)
+                sums.append(checkpoint_sum(self.checkpoints / name))
+        return sums
 
     def _check_last(self) -> None:
         """Refuse to train from the beginning over what a run has left whose last checkpoint is gone."""
@@ -350,6 +355,7 @@ class Run:
                 tasks = self.distribution.some_of_each(self.train_tasks, len(self.test_tasks))
                 report = None if progress is None else partial(progress, tasks="train tasks")
                 trained = evaluate(agent, self.distribution, tasks, protocol, report, kept=kept)
+                found["unstable_rows"] += trained.unstable_rows
                 rows = environment_rows(self.distribution, trained, "train")
                 found["environments"] = rows + environment_rows(self.distribution, evaluation, "test")
         references = {}

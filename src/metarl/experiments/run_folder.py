@@ -70,9 +70,10 @@ def stored_settings(kind: type[Settings], stored: Mapping[str, Any]) -> Settings
 
 
 def write_results(folder: str | Path, measured: Results) -> list[Path]:
-    """Write results.json and its pictures to a folder, which is made where there is none; their paths.
+    """Write results.json, then what `draw_results` does, to a folder, which is made where there is none; their paths.
 
-    Where the folder is that of the training, it gets the picture of that as well.
+    Raises:
+        UsageError: a file cannot be written; those before it are there.
     """
     folder = Path(folder)
     try:
@@ -81,12 +82,24 @@ def write_results(folder: str | Path, measured: Results) -> list[Path]:
         raise UsageError(f"cannot make {folder}: {error.strerror}; free space there") from error
     paths = [folder / RESULTS_FILE]
     write_json(paths[0], measured)
+    return [*paths, *draw_results(folder, measured)]
+
+
+def picture_of(measured: Results) -> str:
+    """The name of the picture that all results have."""
+    return DRIFT_FILE if "drift" in measured else CURVE_FILE
+
+
+def draw_results(folder: Path, measured: Results) -> list[Path]:
+    """Write the pictures of results, and the table of environments, to a folder; their paths.
+
+    Where the folder is that of the training, it gets the picture of that as well, which is the last.
+    """
+    paths = [folder / picture_of(measured)]
     if "drift" in measured:
-        paths.append(folder / DRIFT_FILE)
-        drift_picture(paths[-1], measured)
+        drift_picture(paths[0], measured)
     else:
-        paths.append(folder / CURVE_FILE)
-        adaptation_curve(paths[-1], [measured])
+        adaptation_curve(paths[0], [measured])
     if environments := measured.get("environments"):
         paths.append(folder / f"{ENVIRONMENTS}.csv")
         write_environments(paths[-1], environments)

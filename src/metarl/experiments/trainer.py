@@ -61,7 +61,7 @@ class Trainer:
 
     Args:
         folder: where checkpoints/ and metrics go; if it holds a checkpoint, the run goes on from there.
-        stop: asked after every epoch; True ends the run early, checkpoint written.
+        stop: asked before every epoch, the first too; True ends the run there, with the checkpoint of the last.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class Trainer:
         self.folder, self.checkpoints = Path(folder), Path(folder) / CHECKPOINTS
         self.report, self.stop = report, stop
         self.epoch = 0
+        self._saved = 0
+        """The epoch of the last checkpoint."""
         self.env_steps = 0
         self.wall_seconds = 0.0
         self.best_return = -float("inf")
@@ -92,7 +94,7 @@ class Trainer:
             self._restore()
 
     def train(self) -> None:
-        """Run the epochs that are left.
+        """Run the epochs that are left; where one was cut off before, from the checkpoint on.
 
         Raises:
             TrainingDiverged: naming what was not finite; the checkpoint of the epoch before is intact.
@@ -103,6 +105,8 @@ class Trainer:
             only_one(self.checkpoints),
             closing(self.distribution.make_env(self._first_tasks(), seed=self.seed)) as env,
         ):
+            if self.epoch > self._saved:
+                self._go_back()
             log = MetricsLog(self.folder, self.epoch, self.env_steps)
             while self.epoch < self.epochs and not self.stop():
                 with self._naming_the_epoch():
@@ -242,11 +246,20 @@ class Trainer:
         if best:
             save_checkpoint(self.checkpoints / BEST, tensors, meta)
         save_checkpoint(self.checkpoints / LAST, tensors, meta)
+        self._saved = self.epoch
 
     def _restore(self) -> None:
         meta = restore(self.agent, self.checkpoints / LAST)
-        self.epoch, self.env_steps, self.wall_seconds = meta["epoch"], meta["env_steps"], meta["wall_seconds"]
+        self.epoch = self._saved = meta["epoch"]
+        self.env_steps, self.wall_seconds = meta["env_steps"], meta["wall_seconds"]
         self.best_return = -float("inf") if meta["best_return"] is None else meta["best_return"]
+
+    def _go_back(self) -> None:
+        if not self._saved:
+            raise UsageError(
+                "the first epoch was cut off, and the agent has learned in it: make a new one, and a new Trainer"
+            )
+        self._restore()
 
 
 def trials(num_envs: int, agent: Agent) -> int:

@@ -96,10 +96,11 @@ def seconds_left(rows: Sequence[Metrics], epochs: int) -> float | None:
     first."""
     if not rows:
         return None
-    last = rows[-RECENT:]
-    before = rows[-RECENT - 1]["wall_seconds"] if len(rows) > RECENT else 0.0
-    took = last[-1]["wall_seconds"] - before + sum(row.get("test_seconds", 0.0) for row in last)
-    return (epochs - rows[-1]["epoch"]) * took / len(last)
+    since = [{"epoch": 0.0, "wall_seconds": 0.0}, *rows][-RECENT - 1 :]  # rows may have been moved away
+    first, last = since[0], since[-1]
+    trained = (last["wall_seconds"] - first["wall_seconds"]) / (last["epoch"] - first["epoch"])
+    measured = sum(row.get("test_seconds", 0.0) for row in rows[-RECENT:]) / len(rows[-RECENT:])
+    return (epochs - last["epoch"]) * (trained + measured)
 
 
 def view(run: Standing) -> Group:
