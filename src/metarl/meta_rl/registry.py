@@ -26,7 +26,7 @@ class Algorithm:
         num_envs: rows that it is trained in where nobody asks for another number.
         variant: values of the config that make this algorithm out of the class's defaults.
         single: values that change where there is only one environment, nothing to adapt to.
-        metaworld: values that change in Meta-World, whose steps cost ten times those of a half-cheetah and whose
+        metaworld: values that change in Meta-World, whose steps cost several times those of a half-cheetah and whose
             episodes are longer; `num_envs` may be among them.
         memory: the default network.
         knows: what `make` is also told of the task family: "reward_model" or "reward_scale", as `TaskDistribution` has
