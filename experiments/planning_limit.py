@@ -27,7 +27,7 @@ from rich.table import Table
 from torch import Tensor
 
 from metarl.core.agent import Array
-from metarl.core.errors import UsageError, check_limits
+from metarl.core.errors import Failure, UsageError, check_limits
 from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.experiments.console import console
@@ -146,7 +146,7 @@ class InSimulator:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0: measured; 2: wrong usage; 130: stopped."""
+    """0: measured; 1: worlds failed; 2: wrong usage; 130: stopped."""
     try:
         config = parse(Config, arguments, "experiments/planning_limit.py", "python {}")
         distribution = make_tasks(config.family)
@@ -160,9 +160,9 @@ def main(arguments: Sequence[str]) -> int:
             rows.append(row(name, found[name]))
             if config.out is not None:
                 write_json(config.out, {**described, "rows": rows, "measures": found})
-    except UsageError as error:
+    except (UsageError, Failure) as error:
         print(f"planning_limit: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("planning_limit: stopped at once", file=sys.stderr)
         return 130
@@ -180,6 +180,8 @@ def prepare(out: Path | None) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot make {out.parent}: {error.strerror}; choose another --out") from error
+    if out.is_dir():
+        raise UsageError(f"cannot write {out}: it is a folder; give the name of a file")
     if not os.access(out.parent, os.W_OK):
         raise UsageError(f"cannot write into {out.parent}; choose another --out")
 

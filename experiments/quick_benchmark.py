@@ -18,7 +18,7 @@ from pathlib import Path
 from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
-from metarl.core.errors import UsageError
+from metarl.core.errors import Failure, UsageError
 from metarl.core.threads import cores
 from metarl.experiments.console import console
 from metarl.experiments.display import clock
@@ -44,7 +44,7 @@ class Config:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0: every run is as it should be; 1: one is not; 2: wrong usage; 130: stopped."""
+    """0: every run is as it should be; 1: one is not, or a world failed; 2: wrong usage; 130: stopped."""
     started = time.perf_counter()
     try:
         config = parse(Config, arguments, "experiments/quick_benchmark.py", "python {}")
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str]) -> int:
         console.print(table(outcomes, failures))
         families = families_of([outcome.planned for outcome in outcomes if outcome.finished])
         path = write_pages(suite.folder, families, "quick benchmark", failures)
-    except UsageError as error:
+    except (UsageError, Failure) as error:
         print(f"quick_benchmark: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("quick_benchmark: stopped at once", file=sys.stderr)
         return 130

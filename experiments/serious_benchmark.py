@@ -17,7 +17,7 @@ from typing import Annotated
 
 import tyro
 
-from metarl.core.errors import UsageError, unknown_name
+from metarl.core.errors import Failure, UsageError, unknown_name
 from metarl.experiments.console import console
 from metarl.experiments.flags import parse
 from metarl.experiments.forecast import forecast
@@ -42,7 +42,7 @@ class Config:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """0: every run is as it should be; 1: one is not; 2: wrong usage; 130: stopped."""
+    """0: every run is as it should be; 1: one is not, or a world failed; 2: wrong usage; 130: stopped."""
     try:
         config = parse(Config, arguments, "experiments/serious_benchmark.py", "python {}")
         if config.jobs < 1:
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str]) -> int:
         outcomes = run_with_progress(suite, config.jobs)
         failures = failures_of(outcomes)
         conclude(suite, outcomes, failures, path.stem)
-    except UsageError as error:
+    except (UsageError, Failure) as error:
         print(f"serious_benchmark: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("serious_benchmark: stopped at once; the same command goes on from whole epochs", file=sys.stderr)
         return 130

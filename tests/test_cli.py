@@ -388,6 +388,7 @@ def test_an_evaluation_refuses_what_the_run_was_trained_on(finished: Path, refus
     assert "exclude each other" in refused("evaluate finished --few-shot 1 --zero-shot")
     assert "unknown device 'tpu'" in refused("evaluate finished --device tpu")
     assert "nothing breaks or changes in 'point-goal'" in refused("evaluate finished --drift")
+    assert "--beside goes with --drift" in refused("evaluate finished --zero-shot --beside nowhere")
     assert "--horizon is for agents that plan (grbal), and finished is of rl2" in refused(
         "evaluate finished --horizon 5"
     )
@@ -555,6 +556,7 @@ def test_a_video_of_a_finished_run(finished: Path, capsys: pytest.CaptureFixture
     assert "shot 4 was not measured in finished: choose from 0, 1" in refused("video finished --shots 0 4")
     assert "a video is a .gif or a .mp4 file, got x.mov" in refused("video finished --out x.mov")
     assert "cannot write nowhere/x.gif" in refused("video finished --out nowhere/x.gif")
+    assert "is no folder; make it first" in refused(f"video finished --out {'x' * 300}/x.gif")
     (finished / "checkpoints" / "last.safetensors").unlink()
     assert "no checkpoint at finished/checkpoints/last.safetensors" in refused("video finished")
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from metarl import make_tasks
-from metarl.core.errors import UsageError
+from metarl.core.errors import Failure, UsageError
 from metarl.experiments.jobs import Outcome
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -107,6 +107,24 @@ def test_a_refusal_at_the_end_is_one_line(
         assert capsys.readouterr().err == f"{script.__name__}: runs that differ in something\n"
 
 
+def test_worlds_that_cannot_be_made_are_one_line(
+    scripts: tuple[ModuleType, ModuleType], suite: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.py").write_text(
+        "import metarl\n"
+        "def make():\n"
+        "    raise KeyError('spring')\n"
+        "def tasks():\n"
+        "    apply = lambda env, task: None\n"
+        "    return metarl.TaskDistribution(make, train=[{}], test=[{}, {}], apply=apply, max_episode_steps=5)\n"
+    )
+    (tmp_path / "small.toml").write_text(SUITE.replace("point-goal", f"{tmp_path}/own.py:tasks"))
+    for script, arguments in zip(scripts, (["--suite", *suite], suite), strict=True):
+        assert script.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert re.fullmatch(rf"{script.__name__}: row 0, .* raised KeyError: 'spring' \(own\.py:3 in make\)\n", said)
+
+
 def test_without_the_extra_a_line_says_so_and_the_table_is_printed(
     scripts: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys
 ) -> None:
@@ -185,6 +203,7 @@ def test_what_is_imagined_is_what_happens_in_the_world_that_is_known(
         (["halfcheetah-drift", "--candidates", "1"], "--candidates is at least 2, got 1"),
         (["halfcheetah-drift", "--repeats", "1"], "repeats of an evaluation is at least 2, got 1"),
         (["halfcheetah-drift", "--out", "/dev/null/limit.json"], "cannot make /dev/null"),
+        (["halfcheetah-drift", "--out", "."], "cannot write .: it is a folder; give the name of a file"),
     ],
 )
 def test_what_cannot_be_planned_is_one_line_before_anything_is(
@@ -199,3 +218,14 @@ def test_what_cannot_be_planned_is_one_line_before_anything_is(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("planning_limit: ")
     assert said in line
+
+
+def test_worlds_that_fail_while_planning_are_one_line(
+    limit: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise Failure("row 0 fell apart")
+
+    monkeypatch.setattr(limit, "measured", fail)
+    assert limit.main(["halfcheetah-drift"]) == 1
+    assert capsys.readouterr().err == "planning_limit: row 0 fell apart\n"

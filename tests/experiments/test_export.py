@@ -275,6 +275,7 @@ def test_what_cannot_be_exported_is_refused(
     run, out = str(run_folder), str(tmp_path / "policy.pt2")
     assert "--out is an .onnx (for onnxruntime) or a .pt2" in refused(capsys, run, "--out", "policy.tflite")
     assert "is not the folder of a run" in refused(capsys, str(tmp_path), "--out", out)
+    assert "is no folder; make it first" in refused(capsys, run, "--out", str(tmp_path / "nowhere" / "policy.pt2"))
     assert "grbal plans with a model" in refused(capsys, str(write_run(tmp_path, "grbal")), "--out", out)
     monkeypatch.setattr(module, "find_spec", lambda package: None if package == "onnxscript" else package)
     said = refused(capsys, run, "--out", str(tmp_path / "policy.onnx"))

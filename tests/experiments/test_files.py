@@ -87,6 +87,11 @@ def test_unwritable_folder_is_one_line(tmp_path: Path, folder: str, cause: str) 
         atomic_write(path, b"data")
 
 
+def test_a_path_that_cannot_be_looked_at_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"^cannot write .*: File name too long; free space there, or choose another"):
+        atomic_write(tmp_path / ("x" * 300), b"data")
+
+
 def test_an_interrupt_leaves_no_partial_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(handle: int) -> None:
         raise KeyboardInterrupt

@@ -29,6 +29,8 @@ class Flags:
     part: Part = Part()
     steps: int | None = None
     """Steps."""
+    share: float | None = None
+    """A share."""
     quick: bool = False
     """Whether."""
 
@@ -53,6 +55,7 @@ def test_what_a_part_refuses_comes_through_word_for_word() -> None:
     ("given", "message"),
     [
         ("--steps many", "--steps takes an integer, got 'many'; see metarl run --help"),
+        ("--share most", "--share takes a number, got 'most'; see metarl run --help"),
         ("--learning-rate fast", "--learning-rate takes a number, got 'fast'; see metarl run --help"),
         ("--sizes 1 b", "--sizes takes integers, got '1', 'b'; see metarl run --help"),
         ("--sizes", "--sizes needs at least one integer, such as 1"),

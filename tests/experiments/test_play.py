@@ -209,5 +209,7 @@ def test_neither_a_run_nor_an_agent_of_the_package(tmp_path: Path) -> None:
         UsageError, match=r"'nothing' is neither the folder of a run nor an agent .*: .*halfcheetah-vel"
     ):
         load_player("nothing")
+    with pytest.raises(UsageError, match="is neither the folder of a run nor an agent"):
+        load_player("x" * 300)
     with pytest.raises(UsageError, match=r"is not the folder of a run"):
         load_player(str(tmp_path))

@@ -157,6 +157,8 @@ def test_the_best_checkpoint_acts_where_it_is_asked_for(finished: Run, tmp_path:
     np.testing.assert_array_equal(agents[0]["policy.actor.0.weight"], tensors["policy.actor.0.weight"])
     np.testing.assert_array_equal(agents[1]["policy.actor.0.weight"], better["policy.actor.0.weight"])
     assert load_player(str(folder), "best")[0].weights == folder / "checkpoints" / BEST
+    with pytest.raises(UsageError, match="unknown checkpoint 'bset': choose from best, last; did you mean 'best'"):
+        metarl.load_agent(folder, checkpoint="bset")
     with pytest.raises(UsageError, match="--checkpoint best is for a run: 'halfcheetah-vel' ships with one"):
         load_player("halfcheetah-vel", "best")
 

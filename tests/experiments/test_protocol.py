@@ -47,6 +47,8 @@ def test_shots_of_each_protocol(protocol: Protocol, shots: tuple[int, ...]) -> N
         ({"name": "few-shot", "few_shot": (1, -1)}, "--few-shot takes integers >= 1.*got 1 -1"),
         ({"name": "few-shot", "few_shot": (0,)}, "--few-shot takes integers >= 1.*got 0"),
         ({"name": "few-shot"}, "--few-shot takes integers >= 1.*got nothing"),
+        ({"name": "few-shot", "few_shot": 5}, r"few_shot is a tuple of shots, such as \(1, 5, 10\), got 5"),
+        ({"name": "few-shot", "few_shot": (1.5,)}, "--few-shot takes integers >= 1.*got 1.5"),
         ({"name": "zero-shot", "few_shot": (1,)}, "only the few-shot protocol takes shots"),
         ({"adaptation_episodes": 0}, "adaptation episodes of an evaluation is at least 1, got 0"),
         ({"evaluation_episodes": 0}, "evaluation episodes of an evaluation is at least 1, got 0"),
@@ -55,6 +57,8 @@ def test_shots_of_each_protocol(protocol: Protocol, shots: tuple[int, ...]) -> N
         ({"repeats": 1}, "repeats of an evaluation is at least 2, got 1"),
         ({"repeats": 0, "interval": "tasks"}, "repeats of an evaluation is at least 1, got 0"),
         ({"seed": -1}, "seed of an evaluation is at least 0, got -1"),
+        ({"repeats": "4"}, "repeats of an evaluation is a whole number, got '4'"),
+        ({"interval": "task"}, "unknown interval 'task': choose from repeats, tasks; did you mean 'tasks'"),
     ],
 )
 def test_bad_protocols_are_one_line(arguments: dict[str, object], message: str) -> None:

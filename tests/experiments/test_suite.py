@@ -62,6 +62,14 @@ def test_a_run_s_command_asks_for_the_same_run(load: Load) -> None:
         assert (again.config.few_shot, again.algorithm.learn_rates, again.algorithm.outer) == ((1, 5), False, "ppo")
 
 
+@pytest.mark.parametrize(("written", "asked"), [("true", True), ("false", False)])
+def test_a_flag_that_is_no_switch_takes_true_and_false(load: Load, written: str, asked: bool) -> None:
+    grid = '[[grid]]\nfamilies = ["point-goal"]\nalgos = ["rl2"]\nmethods = ["mlp"]\nseeds = [0]\n'
+    (planned,) = load(f"[settings]\ncompile = {written}\n{grid}").runs
+    assert planned.run.algorithm.compile is asked
+    assert f"--compile {asked}" in planned.run.command
+
+
 def test_a_grid_s_settings_outrank_those_of_all_and_names_tell_grids_apart(load: Load) -> None:
     second = GRID + 'name = "slow"\nsettings = { learning-rate = 1e-5 }\n'
     runs = load(SMALL + GRID + second).runs
@@ -155,6 +163,13 @@ def test_what_a_file_cannot_mean_is_refused_in_one_line(load: Load, tmp_path: Pa
 def test_a_file_that_is_not_there() -> None:
     with pytest.raises(UsageError, match=r"cannot read nowhere\.toml: No such file"):
         load_suite("nowhere.toml")
+
+
+def test_a_folder_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text(GRID)
+    with pytest.raises(UsageError, match=r"suite\.toml: cannot read .*: File name too long; give another output"):
+        load_suite(path, tmp_path / ("x" * 300))
 
 
 def test_a_folder_with_other_settings_is_refused(load: Load) -> None:

@@ -134,6 +134,23 @@ def test_rows_that_are_no_whole_trials_are_refused(bonus_family, tmp_path: Path,
         Trainer(agent, family, family.train, family.test, tmp_path, epochs=1, num_envs=num_envs, seed=0)
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([], [0], "^a Trainer needs at least one train task$"),
+        ([0], [], "^an evaluation needs at least one test task$"),
+        ([0], [0, 0], r"takes each test task once, got ids \[100\] more than once$"),
+    ],
+)
+def test_tasks_by_which_no_epoch_can_be_finished_are_refused_before_one(
+    bonus_family, tmp_path: Path, train: list[int], test: list[int], message: str
+) -> None:
+    family = bonus_family()
+    sides = [family.train[place] for place in train], [family.test[place] for place in test]
+    with pytest.raises(UsageError, match=message):
+        Trainer(PlannedAgent([1.0]), family, *sides, tmp_path, epochs=1, num_envs=2, seed=0)
+
+
 @pytest.mark.parametrize("update", [1, 5, 10])
 def test_an_epoch_that_was_cut_off_is_computed_again(tmp_path: Path, whole: Path, update: int) -> None:
     def cut_off(progress: Progress) -> None:

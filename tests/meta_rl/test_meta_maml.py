@@ -816,6 +816,7 @@ def test_a_gradient_that_is_not_finite_is_named_and_changes_nothing():
             {"adapt": ("head.*",)},
             r"no parameter is called 'head\.\*'; there are 0\.weight, 0\.bias, 2\.weight, 2\.bias",
         ),
+        ({"adapt": "head.*"}, r"no parameter is called 'head\.\*'"),
         ({"adapt": ()}, "nothing to adapt"),
     ],
 )

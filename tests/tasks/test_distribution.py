@@ -94,6 +94,8 @@ def test_a_fixed_list_is_split_by_seed_and_ids_are_places_in_it(poles: Poles) ->
     for wrong in (params[:1], params):
         with pytest.raises(metarl.UsageError, match="at least 2 tasks and a test_fraction within"):
             split_tasks(wrong, 0, test_fraction=1.0)
+    with pytest.raises(metarl.UsageError, match=r"^task 0: parameters are given by name, as .*, got 3\.7$"):
+        split_tasks([3.7, 9.8], 0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

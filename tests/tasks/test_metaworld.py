@@ -136,6 +136,7 @@ def test_reward_v1_is_official_only():
         ("metaworld-ml1-reech", {}, "unknown Meta-World environment 'reech'.*did you mean 'reach'"),
         ("metaworld-ml1-reach", {"backend": "fast"}, "unknown backend 'fast': choose from batched, official"),
         ("metaworld-ml1-reach", {"reward_version": "v3"}, "unknown reward version 'v3': choose from v1, v2"),
+        ("metaworld-ml1-reach", {"num_workers": 2}, "num_workers goes with backend official"),
         ("metaworld-ml1-reach", {"horizon": 501}, "horizon of 1 to 500"),
         ("metaworld-ml1-reach", {"goals": 51}, "1 to 50 goals"),
     ],

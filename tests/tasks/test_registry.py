@@ -108,6 +108,21 @@ def test_an_own_family_is_named_by_file_and_function(tmp_path):
         registry.make_tasks(f"{tmp_path}/absent.py:tasks")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import nothing_of_this_name\n", r"own\.py raised ModuleNotFoundError: .* \(own\.py:1 in <module>\)$"),
+        ("def tasks(:\n", r"own\.py raised SyntaxError: .* \(own\.py, line 1\)$"),
+        ("def tasks():\n    return {}['g']\n", r"own\.py:tasks raised KeyError: 'g' \(own\.py:2 in tasks\)$"),
+    ],
+)
+def test_what_an_own_file_raises_is_one_line_with_its_place(tmp_path, text, said):
+    (tmp_path / "own.py").write_text(text)
+    with pytest.raises(UsageError, match=said) as error:
+        registry.make_tasks(f"{tmp_path}/own.py:tasks")
+    assert "\n" not in str(error.value)
+
+
 def test_an_own_file_is_ordinary_python(tmp_path):
     """It has dataclasses, which look their module up, and imports the file beside it."""
     (tmp_path / "beside_own_tasks.py").write_text("NUMBER = 4\n")

@@ -69,7 +69,8 @@ def main(arguments: list[str]) -> int:
     )
     protocols = {"few_shot": parsed.few_shot, "zero_shot": parsed.zero_shot, "drift": parsed.drift}
     if any(protocols.values()):
-        changes |= protocols | ({} if parsed.drift else {"beside": ()})
+        # Without --drift the runs that it was started beside are left out, and those that are given now are refused.
+        changes |= protocols | ({} if parsed.drift or parsed.beside else {"beside": ()})
     run = Run.load(parsed.run, benchmark_mode=True, **changes)
     if not os.access(run.folder, os.W_OK):  # or it fails once all is measured
         raise UsageError(f"cannot write into {run.folder}: copy the run to where you may write, and measure it there")

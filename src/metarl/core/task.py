@@ -32,13 +32,15 @@ class Task(Mapping[str, TaskValue]):
     `task["goal"]` reads a parameter: a number, a string, or a tuple of floats, as which an array of any shape is held.
 
     Raises:
-        UsageError: a parameter that is none of these.
+        UsageError: parameters that come without names, or one that is none of these.
     """
 
     id: int
     items_: tuple[tuple[str, TaskValue], ...]
 
     def __init__(self, id: int, params: Mapping[str, object]) -> None:
+        if not isinstance(params, Mapping):
+            raise UsageError(f'task {id}: parameters are given by name, as {{"gravity": 3.7}}, got {params!r}')
         object.__setattr__(self, "id", int(id))
         object.__setattr__(self, "items_", tuple((name, _freeze(value)) for name, value in params.items()))
         for name, value in self.items_:

@@ -36,7 +36,9 @@ def raised(error: BaseException) -> str:
     these.
     """
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    frames = [each for each in traceback.extract_tb(error.__traceback__) if not _lies_in(each.filename, _OURS)]
+    # Frames of the import system have no file.
+    found = [each for each in traceback.extract_tb(error.__traceback__) if not each.filename.startswith("<frozen ")]
+    frames = [each for each in found if not _lies_in(each.filename, _OURS)]
     own = [each for each in frames if not _lies_in(each.filename, _INSTALLED)]
     for frame in (own or frames)[-1:]:
         return f"{text} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"

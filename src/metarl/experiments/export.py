@@ -22,7 +22,7 @@ from torch import Tensor
 from metarl.core.agent import Agent, Array
 from metarl.core.errors import Failure, UsageError, missing_extra
 from metarl.experiments.checkpoint import restore
-from metarl.experiments.files import atomic_write
+from metarl.experiments.files import atomic_write, check_folder
 from metarl.experiments.results import versions
 from metarl.experiments.run import Run
 from metarl.meta_rl.policy_step import INPUTS, OUTPUTS, PolicyStep, policy_step
@@ -64,10 +64,12 @@ def export_policy(run: Run, out: Path) -> Export:
     `PolicyStep` describes inputs and outputs. The number of rows is free.
 
     Raises:
-        UsageError: another suffix, a missing extra, a run without a checkpoint, or of an algorithm without a policy.
+        UsageError: another suffix, a missing extra or folder, a run without a checkpoint, or of an algorithm without a
+            policy.
         ExportDiffers: an action differs by more than `TOLERANCE`; nothing is written.
     """
     check_format(out)
+    check_folder(out)
     write, read = _FORMATS[out.suffix]
     if "reward_model" in find_algorithm(run.config.algo).knows:
         raise UsageError(f"{run.config.algo} plans with a model at every step and has no policy to export")

@@ -26,10 +26,10 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         UsageError: path and cause, where the disk is full or the folder cannot be written; the old file is intact.
     """
     path = Path(path)
-    if not path.name or path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
-    partial = path.with_name(f".{path.name}.partial")
     try:
+        if not path.name or path.is_dir():
+            raise UsageError(f"cannot write {path}: it is a folder; give the name of a file")
+        partial = path.with_name(f".{path.name}.partial")
         try:
             with partial.open("wb") as file:
                 file.write(data)
@@ -45,6 +45,12 @@ def atomic_write(path: str | Path, data: bytes) -> None:
         raise UsageError(
             f"cannot write {path}: {error.strerror or error}; free space there, or choose another folder"
         ) from error
+
+
+def check_folder(path: Path) -> None:
+    """Refuse, before work begins, a file whose folder is not there."""
+    if not os.path.isdir(path.absolute().parent):  # no error either where it may not be looked at
+        raise UsageError(f"cannot write {path}: {path.parent} is no folder; make it first")
 
 
 @contextmanager

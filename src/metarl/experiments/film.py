@@ -9,6 +9,7 @@ from pathlib import Path
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.recording import Recorder
+from metarl.experiments.files import check_folder
 from metarl.experiments.protocol import evaluate
 from metarl.experiments.results import Results
 from metarl.experiments.run import Run
@@ -57,8 +58,7 @@ def film(
     """
     if out is not None:
         check_format(out)
-        if not out.absolute().parent.is_dir():
-            raise UsageError(f"cannot write {out}: {out.parent} is no folder; make it first")
+        check_folder(out)
     protocol = run.protocol
     shots = tuple(dict.fromkeys(shots or (protocol.shots[0], protocol.shots[-1])))
     check_panels(shots)

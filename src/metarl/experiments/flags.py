@@ -30,6 +30,7 @@ WRONG_VALUES = (
     (r"invalid literal for int\(\) with base 10: (.*)", r"takes an integer, got \1"),
     (r"could not convert string to float: (.*)", r"takes a number, got \1"),
     (r"no type matching \{None\}\|INT could be instantiated from \[(.*?)\]\..*", r"takes an integer, got \1"),
+    (r"no type matching \{None\}\|FLOAT could be instantiated from \[(.*?)\]\..*", r"takes a number, got \1"),
     (r"Could not find valid parse for arguments: \[(.*)\]", r"takes integers, got \1"),
 )
 """What Python and tyro say of a value of the wrong type, and what is said to the user; unmatched, it stays as it is."""

@@ -10,11 +10,12 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
 from metarl.core.agent import Agent
-from metarl.core.errors import UsageError
+from metarl.core.errors import UsageError, unknown_name
 from metarl.experiments.checkpoint import LAST, load_checkpoint, restore, save_checkpoint
 from metarl.experiments.files import write_json
 from metarl.experiments.flags import Checkpoint, without
@@ -67,8 +68,10 @@ def load_agent(folder: str | Path, device: str = "cpu", checkpoint: Checkpoint =
         checkpoint: the last one, or the best by return on train tasks.
 
     Raises:
-        UsageError: no folder of a run, no checkpoint in it, or a damaged one.
+        UsageError: no folder of a run, no such checkpoint in it, or a damaged one.
     """
+    if checkpoint not in get_args(Checkpoint):
+        raise unknown_name("checkpoint", checkpoint, get_args(Checkpoint))
     return acting_agent(replace(Run.load(folder, reference=None, beside=(), device=device), checkpoint=checkpoint))
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 PROTOCOLS = ("few-shot", "zero-shot", "standard", "drift")
 """All but "standard", which stands for none of them, are flags of `RunConfig` and of `metarl evaluate`."""
+INTERVALS = ("repeats", "tasks")
 OnRound: TypeAlias = Callable[[int, int], None]
 """(rounds begun, rounds in all)."""
 ROUND_STEPS = 500_000
@@ -65,7 +66,12 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.name not in PROTOCOLS:
             raise unknown_name("protocol", self.name, PROTOCOLS)
-        if self.name == "few-shot" and (not self.few_shot or min(self.few_shot) < 1):
+        if self.interval not in INTERVALS:
+            raise unknown_name("interval", self.interval, INTERVALS)
+        if not isinstance(self.few_shot, tuple | list):
+            raise UsageError(f"few_shot is a tuple of shots, such as (1, 5, 10), got {self.few_shot!r}")
+        positive = all(_is_whole(shot) and shot >= 1 for shot in self.few_shot)
+        if self.name == "few-shot" and not (self.few_shot and positive):
             given = " ".join(map(str, self.few_shot)) or "nothing"
             raise UsageError(f"--few-shot takes integers >= 1, such as --few-shot 1 5 10; got {given}")
         if self.name != "few-shot" and self.few_shot:
@@ -76,6 +82,8 @@ class Protocol:
             ("repeats", self.repeats, 2 if self.interval == "repeats" else 1),
             ("seed", self.seed, 0),
         ):
+            if not _is_whole(value):
+                raise UsageError(f"{field} of an evaluation is a whole number, got {value!r}")
             if value < least:
                 raise UsageError(f"{field} of an evaluation is at least {least}, got {value}")
         if self.seed >= 2**63:
@@ -360,3 +368,7 @@ def _shot_scores(trial: Trial, shot: int, protocol: Protocol, trial_rows: int) -
     matrices: dict[str, Any] = {name: matrix(getattr(trial, name)) for name in SCORES}
     steps = sum(metrics.get("gradient_steps", 0.0) for metrics in trial.adapt_metrics[:shot])
     return ShotScores(shot=shot, **matrices, episodes=shot * before * trial_rows, gradient_steps=round(steps))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer)

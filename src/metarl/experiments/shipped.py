@@ -10,6 +10,7 @@ A shipped folder holds what acting needs and no more:
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,10 +39,11 @@ def load_card(name: str) -> Card:
 
 def check_player(name: str, checkpoint: str) -> None:
     """Refuse what is neither the folder of a run nor the name of a shipped agent, or has no such checkpoint."""
-    if not Path(name).is_dir() and name not in list_pretrained():
+    is_folder = os.path.isdir(name)  # no error either where it may not be looked at
+    if not is_folder and name not in list_pretrained():
         shipped = ", ".join(list_pretrained())
         raise UsageError(f"'{name}' is neither the folder of a run nor an agent that ships with metarl: {shipped}")
-    if not Path(name).is_dir() and checkpoint != "last":
+    if not is_folder and checkpoint != "last":
         raise UsageError(f"--checkpoint {checkpoint} is for a run: '{name}' ships with one checkpoint; leave it out")
 
 

@@ -154,12 +154,12 @@ def _flags(family: str, algo: str, method: str | None, seed: int, settings: Tabl
     flags = ["--task-dist", family, "--algo", algo]
     flags += ["--method", method] if method else []
     for name, value in settings.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):  # a switch that stands as asked has no flag
-            flags += [] if value is defaults.get(name) else [f"--{'' if value else 'no-'}{flag}"]
+        flag, usual = name.replace("_", "-"), defaults.get(name)
+        if isinstance(value, bool) and isinstance(usual, bool):  # a switch that stands as asked has no flag
+            flags += [] if value is usual else [f"--{'' if value else 'no-'}{flag}"]
         else:
             values = value if isinstance(value, list | tuple) else [value]
-            flags += [f"--{flag}", *map(str, values)] if values or defaults.get(name) != () else []
+            flags += [f"--{flag}", *map(str, values)] if values or usual != () else []
     return [*flags, "--seed", str(seed)]
 
 
@@ -272,12 +272,14 @@ def _measured(run: Run) -> dict[str, Any]:
 def _check_same(run: Run) -> None:
     """Refuse a folder that holds a run with other settings than are planned for it."""
     path = run.folder / CONFIG_FILE
-    if not path.exists():
-        return
     try:
         stored = json.loads(path.read_text())
         there = {**stored["run"], **stored["algorithm"], **stored["memory"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}; give another output") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path} is damaged ({error}): remove {run.folder}") from error
     planned = _asked(run)
     for name in planned.keys() | there.keys():

@@ -22,7 +22,7 @@ from metarl.env_runner.trial import run_trial
 from metarl.experiments.checkpoint import BEST, LAST, restore, save_checkpoint
 from metarl.experiments.files import only_one
 from metarl.experiments.metrics_log import MetricsLog
-from metarl.experiments.protocol import Protocol, evaluate
+from metarl.experiments.protocol import Protocol, check_unique, evaluate
 from metarl.tasks.distribution import TaskDistribution
 
 UPDATES_PER_EPOCH = 10
@@ -62,6 +62,9 @@ class Trainer:
     Args:
         folder: where checkpoints/ and metrics go; if it holds a checkpoint, the run goes on from there.
         stop: asked before every epoch, the first too; True ends the run there, with the checkpoint of the last.
+
+    Raises:
+        UsageError: no train task, no test task or one twice, or rows that are no whole trials.
     """
 
     def __init__(
@@ -80,6 +83,9 @@ class Trainer:
     ) -> None:
         self.agent, self.distribution = agent, distribution
         self.train_tasks, self.test_tasks = list(train_tasks), list(test_tasks)
+        if not self.train_tasks:
+            raise UsageError("a Trainer needs at least one train task")
+        check_unique(self.test_tasks)  # an epoch that cannot be measured would be lost
         self.epochs, self.num_envs, self.seed = epochs, num_envs, seed
         self.num_trials = trials(num_envs, agent)
         self.folder, self.checkpoints = Path(folder), Path(folder) / CHECKPOINTS

@@ -14,11 +14,12 @@ from metarl.meta_rl.inner_loop import Parameters
 
 
 def matching(parameters: Parameters, patterns: Sequence[str]) -> list[str]:
-    """Names that match one of the patterns; a pattern that matches none is refused."""
+    """Names that match the pattern, or one of several; a pattern that matches none is refused."""
     if not patterns or not parameters:
         raise UsageError(
             "there is nothing to adapt: adapt needs a pattern, and the model a parameter that requires a gradient"
         )
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     for pattern in patterns:
         if not fnmatch.filter(parameters, pattern):
             raise UsageError(f"adapt: no parameter is called '{pattern}'; there are {', '.join(parameters)}")

@@ -97,6 +97,8 @@ def _distribution(
         raise unknown_name("reward version", reward_version, REWARD_VERSIONS)
     if backend == "batched" and reward_version != "v2":
         raise UsageError(f"the batched worlds have reward v2 only: give backend official for reward {reward_version}")
+    if backend == "batched" and num_workers:
+        raise UsageError("num_workers goes with backend official: the batched worlds step all rows in this process")
     if horizon not in range(1, MAX_HORIZON + 1) or goals not in range(1, GOALS + 1):
         raise UsageError(
             f"Meta-World has a horizon of 1 to {MAX_HORIZON} and 1 to {GOALS} goals, got {horizon} and {goals}"

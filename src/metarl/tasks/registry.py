@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
+import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import cloudpickle  # type: ignore[import-untyped]
 
-from metarl.core.errors import UsageError, unknown_name
+from metarl.core.errors import Failure, UsageError, unknown_name
+from metarl.env_runner.gym_values import raised
 from metarl.tasks.distribution import TaskDistribution
 
 OWN = "'file.py:function'"
@@ -59,14 +62,16 @@ def make_tasks(name: str, **options: Any) -> TaskDistribution:
             function that returns a `TaskDistribution`.
 
     Raises:
-        UsageError: no name, an unknown one or an unknown option, an option that is lacking, or a function that returns
-            something else.
+        UsageError: no name, an unknown one or an unknown option, an option that is lacking, an own file that raises, or
+            a function that returns something else.
     """
     if not isinstance(name, str):
         raise UsageError(f"make_tasks takes the name of a task family, or {OWN} as text, got {name!r}")
-    factory = _from_file(name) if ".py:" in name or name.endswith(".py") else _find(name)
+    own = ".py:" in name or name.endswith(".py")
+    factory = _from_file(name) if own else _find(name)
     _check_options(name, inspect.signature(factory).parameters.values(), options)
-    distribution = factory(**options)
+    with _in_one_line(name) if own else nullcontext():
+        distribution = factory(**options)
     if not isinstance(distribution, TaskDistribution):
         raise UsageError(f"{name} must return a metarl.TaskDistribution, got {type(distribution).__name__}")
     return distribution
@@ -115,13 +120,14 @@ def _from_file(name: str) -> Callable[..., TaskDistribution]:
     """The function that 'file.py:function' names."""
     path, _, function = name.rpartition(":") if ".py:" in name else (name, "", "")
     spec = importlib.util.spec_from_file_location(f"own_tasks_{Path(path).stem}", path)
-    if not Path(path).is_file() or spec is None or spec.loader is None:
+    if not os.path.isfile(path) or spec is None or spec.loader is None:
         raise UsageError(f"no file {path}: an own task family is given as file.py:function")
     module = importlib.util.module_from_spec(spec)
     if (neighbours := str(Path(path).resolve().parent)) not in sys.path:
         sys.path.append(neighbours)  # at the end: no file there hides another module
     sys.modules[spec.name] = module  # dataclasses look there, also those that a function defines
-    spec.loader.exec_module(module)
+    with _in_one_line(path):
+        spec.loader.exec_module(module)
     cloudpickle.register_pickle_by_value(module)  # workers cannot import it by its name
     factory = vars(module).get(function)
     functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
@@ -130,3 +136,14 @@ def _from_file(name: str) -> Callable[..., TaskDistribution]:
     if not callable(factory):
         raise unknown_name(f"function in {path}", function, functions)
     return cast("Callable[..., TaskDistribution]", factory)
+
+
+@contextmanager
+def _in_one_line(name: str) -> Iterator[None]:
+    """What an own file raises, with its place."""
+    try:
+        yield
+    except (UsageError, Failure):
+        raise
+    except Exception as error:
+        raise UsageError(f"{name} raised {raised(error)}") from error
