@@ -630,10 +630,10 @@ def test_the_line_of_an_epoch() -> None:
     row = {"epoch": 3, "env_steps": 1_280_000, "wall_seconds": 61.2, "steps_per_second": 30123.4}
     row |= {"train_return": -51.26, "test_return_shot0": -60.0, "test_return_shot1": -49.94}
     stable = epoch_line(row | {"unstable_rows": 0, "test_unstable_rows": 0}, 50)
-    assert stable == ("epoch   3/50    1.28M steps     61 s   30,123/s  train -51.3  held-out shot0 -60.0  shot1 -49.9")
+    assert stable == ("epoch   3/50    1.28M steps     61 s   30,123/s  train -51.3  test shot0 -60.0  shot1 -49.9")
     measured = {"train_success": 0.125, "test_success_shot0": 0.0, "test_success_shot1": 0.5, "test_unstable_rows": 0}
     assert epoch_line(row | measured | {"unstable_rows": 0}, 50).endswith(
-        "train -51.3 (12%)  held-out shot0 -60.0 (0%)  shot1 -49.9 (50%)"
+        "train -51.3 (12%)  test shot0 -60.0 (0%)  shot1 -49.9 (50%)"
     )
     assert epoch_line(row | {"unstable_rows": 2, "test_unstable_rows": 1}, 50) == (
         f"{stable}  (3 worlds became unstable; the simulator ended the episode)"
@@ -752,7 +752,7 @@ def test_a_measurement_that_was_stopped_goes_on_after_what_is_kept(
         assert capsys.readouterr().err == said
         assert len(list((run / "measured_parts").iterdir())) == 1
     begun: list[Any] = []
-    references = [(1, "held-out tasks with reference policies"), (2, "held-out tasks with reference policies")]
+    references = [(1, "test tasks with reference policies"), (2, "test tasks with reference policies")]
     monkeypatch.setattr(
         MeasuringDisplay,
         "report",

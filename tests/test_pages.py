@@ -298,6 +298,12 @@ def test_quoted_returns_are_recorded(page: Path, monkeypatch: pytest.MonkeyPatch
     assert not stale, "no results.json holds these; quote what is recorded now"
 
 
+def test_the_trainings_behind_an_interval_over_seeds_are_counted() -> None:
+    words = {3: "three", 4: "four", 5: "five"}
+    count = words[len([*(ROOT / "results/halfcheetah-vel-ssm-seeds").iterdir()])]
+    assert f"These are {count} trainings" in (ROOT / "docs/algorithms/rl2.md").read_text()
+
+
 def test_every_measure_of_a_change_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     columns = importlib.import_module("doc_tables").DRIFT_MEASURES.values()
@@ -305,6 +311,14 @@ def test_every_measure_of_a_change_is_explained(monkeypatch: pytest.MonkeyPatch)
     for measure in ("before", "after", "steps to recover", "model error"):
         assert any(measure in column for column in columns)
         assert f'"{measure}"' in page
+
+
+def test_a_recorded_command_asks_for_the_repeats_that_are_recorded() -> None:
+    for path in (ROOT / "results").rglob("results.json"):
+        run = json.loads(path.read_text())
+        found = {len(shot["return"]) for task in run["tasks"] for shot in task["shots"].values()}
+        for asked in re.findall(r"--repeats (\d+)", run["command"]):
+            assert found == {int(asked)}, path
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -344,7 +358,11 @@ def test_what_is_said_of_the_episodes_of_gradient_agents_is_so() -> None:
     usual, rows = (maml.config(family).trial_rows for family in ("halfcheetah-vel", "metaworld-ml10"))
     before, measured = Protocol(adaptation_episodes=EPISODES[0], evaluation_episodes=EPISODES[1]).episodes_by_row(rows)
     in_metaworld = f"(in Meta-World {words[rows]}, and {words[before * rows]} in its standard protocol)"
-    for page, said in (("README.md", "one gradient step on"), ("docs/evaluation.md", "so a shot is")):
+    for page, said in (
+        ("README.md", "one gradient step on"),
+        ("docs/evaluation.md", "so a shot is"),
+        ("docs/algorithms/index.md", "one gradient step on"),
+    ):
         text = " ".join((ROOT / page).read_text().split())
         assert f"{said} {words[usual]} episodes" in text
         assert in_metaworld in text
@@ -363,6 +381,14 @@ def test_commands_of_tables_train_as_the_recorded_runs(monkeypatch: pytest.Monke
             settings = plan_run(shlex.split(command.replace(" --device cuda", ""))[2:])
             shared = settings.keys() & run["settings"].keys()
             assert {key: settings[key] for key in shared} == {key: run["settings"][key] for key in shared}, command
+
+
+def test_the_runs_that_took_the_curvature_on_every_task_are_named() -> None:
+    page = (ROOT / "results/README.md").read_text()
+    (said,) = re.findall(r"^Of the runs with `--algo maml`, (.+) took the curvature", page, re.MULTILINE)
+    configs = {path.parent.name: json.loads(path.read_text()) for path in (ROOT / "results").glob("*/config.json")}
+    maml = {name: made["algorithm"] for name, made in configs.items() if made["run"]["algo"] == "maml"}
+    assert set(re.findall(r"`([^`]+)`", said)) == {name for name, made in maml.items() if "curvature_share" in made}
 
 
 def test_the_speed_table_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

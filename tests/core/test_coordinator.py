@@ -549,6 +549,12 @@ def test_an_episode_may_be_counted_from_the_end():
     assert math.isnan(result.mean_interval(-3)[0])
 
 
+def test_a_return_that_is_not_a_number_is_no_missing_episode():
+    result = AgentResult((), 1, [[math.nan], [1.0], [3.0]], [[1], [1], [1]], [], None, None)
+    assert math.isnan(result.mean_interval()[0])
+    assert math.isnan(result.mean_interval(0)[0])
+
+
 def test_table_shows_every_agent_and_failures():
     coordinator = coordinate(bad=Failing(at=5), good=Constant())
     tasks = coordinator.distribute([Task(index, {"goal": (goal, 0.0)}) for index, goal in enumerate((1.0, 2.0))])

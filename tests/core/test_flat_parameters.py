@@ -87,6 +87,29 @@ def test_either_goes_on_from_the_state_of_the_other(kept):
         torch.testing.assert_close(two, one)
 
 
+class Friction(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.mass, self.drag = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.mass * x + self.drag * x.square()
+
+
+def test_an_optimiser_of_single_numbers_goes_on_from_its_state():
+    model = Friction()
+    flat = FlatParameters(model, ["mass", "drag"])
+    optimizer = torch.optim.Adam([flat.values], lr=0.1)
+    step(model, optimizer)
+    values, state = flat.values.clone(), flat.optimizer_tensors(optimizer)
+    step(model, optimizer)
+    expected = flat.values.clone()
+    flat.values.copy_(values)
+    flat.load_optimizer_tensors(optimizer, state)
+    step(model, optimizer)
+    assert torch.equal(flat.values, expected)
+
+
 # --- copies -----------------------------------------------------------------------------------------------------------
 
 COPIES = {"copied": copy.deepcopy, "pickled": lambda held: pickle.loads(pickle.dumps(held))}

@@ -186,6 +186,15 @@ def test_transformer_takes_a_sequence_shorter_than_its_context():
     torch.testing.assert_close(memory(follow, held)[0], memory(follow, last)[0], **TOLERANCE)
 
 
+def test_a_transformer_of_low_precision_forgets_at_each_of_many_starts():
+    memory, x = make("transformer").bfloat16(), torch.randn(300, 1, WIDTH, generator=torch.Generator().manual_seed(0))
+    starts, changed = torch.ones(300, 1, dtype=torch.bool), x.clone()
+    changed[255] *= -1
+    before, after = (memory(each.bfloat16(), None, starts)[0] for each in (x, changed))
+    assert not torch.equal(after[255], before[255])
+    assert torch.equal(after[256:], before[256:])
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from metarl.core.normalization import CLIP, RunningMoments
 
@@ -96,6 +97,15 @@ def test_elements_may_have_any_shape(shape):
     moments.update(batch[20:])
     np.testing.assert_allclose(moments.mean, batch.mean(0), atol=1e-12)
     np.testing.assert_allclose(moments.normalize(batch), (batch - batch.mean(0)) / batch.std(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_a_single_element_is_standardised_by_moments_that_move_and_by_frozen_ones(shape):
+    moments = RunningMoments(shape)
+    moments.update(np.array([1.0, 3.0, 5.0, 7.0]).reshape(4, *shape))  # mean 4, variance 5
+    for found in (moments.normalize(np.full(shape, 9.0)), moments.frozen()(torch.full(shape, 9.0)).numpy()):
+        assert (found.shape, found.dtype) == (shape, np.float32)
+        np.testing.assert_allclose(found, 5 / np.sqrt(5), rtol=1e-6)
 
 
 def test_restored_statistics_go_on_as_the_old_ones():

@@ -145,6 +145,17 @@ def test_it_goes_on_from_what_it_remembered(kind):
     assert all(torch.equal(held[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize("kind", ["actor", "actor-critic"])
+def test_it_goes_back_to_what_it_remembered(kind):
+    (before, rewards), (after, _) = stream(0), stream(1)
+    controller = make(kind)
+    live(controller, before, rewards)
+    held = controller.remembered()
+    expected = live(controller, after, rewards)
+    controller.remember(held)
+    np.testing.assert_array_equal(live(controller, after, rewards), expected)
+
+
 # --- advantages -------------------------------------------------------------------------------------------------------
 
 

@@ -90,8 +90,8 @@ def test_a_log_gets_a_line_a_minute_while_an_agent_is_measured(
             display.report(begun, 12)
             clock[0] += 25.0
     assert capsys.readouterr().out.splitlines() == [
-        "measuring on held-out tasks: round 4/12, ETA 0:03:45",
-        "measuring on held-out tasks: round 7/12, ETA 0:02:30",
+        "measuring on test tasks: round 4/12, ETA 0:03:45",
+        "measuring on test tasks: round 7/12, ETA 0:02:30",
     ]
 
 
@@ -102,18 +102,18 @@ def test_a_terminal_that_cannot_draw_again_gets_lines_too(clock: list[float], mo
     with MeasuringDisplay() as display:
         clock[0] += 61.0
         display.report(1, 2)
-    assert stream.getvalue().split("\n")[0] == "measuring on held-out tasks: round 1/2"
+    assert stream.getvalue().split("\n")[0] == "measuring on test tasks: round 1/2"
 
 
 def test_a_measurement_that_goes_on_counts_what_it_does_itself(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with MeasuringDisplay() as display:
-        for begun, tasks in ((7, "held-out tasks"), (8, "held-out tasks"), (1, "train tasks"), (2, "train tasks")):
+        for begun, tasks in ((7, "test tasks"), (8, "test tasks"), (1, "train tasks"), (2, "train tasks")):
             display.report(begun, 8, tasks=tasks)
             clock[0] += 100.0
     assert capsys.readouterr().out.splitlines() == [
-        "measuring on held-out tasks: round 8/8, ETA 0:01:40",
+        "measuring on test tasks: round 8/8, ETA 0:01:40",
         "measuring on train tasks: round 1/8",
         "measuring on train tasks: round 2/8, ETA 0:11:40",
     ]

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -29,6 +30,7 @@ from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
 from metarl.meta_rl.policy_step import INPUTS, BoxActions, PolicyStep, policy_step
 from metarl.meta_rl.registry import find_algorithm
 from metarl.meta_rl.rl2_agent import RL2Agent
+from metarl.tasks.distribution import TaskDistribution
 
 OBSERVATIONS = spaces.Box(-1, 1, (4,), np.float32)
 SPACES = {
@@ -192,6 +194,18 @@ def test_any_number_of_rows(suffix: str) -> None:
     for rows in (slice(0, 1), slice(1, 4)):
         for whole, part in zip(together, exported({name: x[rows] for name, x in given.items()}), strict=True):
             np.testing.assert_allclose(part, whole[rows], atol=1e-5)
+
+
+def test_the_documented_observation_is_what_the_file_takes() -> None:
+    def make_env() -> gymnasium.Env[Any, Any]:
+        return gymnasium.make("FrozenLake-v1")  # observes a number
+
+    lake = TaskDistribution(make_env, train=[{}], test=[{}], apply=lambda env, task: None, max_episode_steps=5)
+    worlds = lake.make_env(lake.test)
+    agent = RL2Agent(worlds.single_observation_space, worlds.single_action_space, memory=MemoryConfig("mlp", width=8))
+    flat, _ = gymnasium.wrappers.FlattenObservation(make_env()).reset()
+    assert module._first_inputs(agent, policy_step(agent), 1)["observation"].shape == (1, *flat.shape) == (1, 16)
+    assert "`gymnasium.wrappers.FlattenObservation`" in DOCS.read_text()
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from metarl.experiments.pretrained import load_pretrained, pretrained_run, ship
 from metarl.experiments.protocol import Protocol, evaluate
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
+from metarl.experiments.run_flags import plan_run
 from metarl.experiments.run_folder import write_results
 from metarl.experiments.shipped import SHIPPED, WEIGHTS_FILE, list_pretrained, load_card
 from metarl.meta_rl.rl2_agent import RL2Config
@@ -76,6 +78,17 @@ def test_a_card_says_how_to_repeat_it_on_any_machine(name: str) -> None:
     for file in ("card.json", "config.json"):
         assert '"/' not in (folder / file).read_text()
         assert " /" not in (folder / file).read_text()
+
+
+@pytest.mark.parametrize("name", list_pretrained())
+def test_the_command_of_a_card_trains_what_is_shipped(name: str) -> None:
+    """Also where a default is another one since."""
+    shipped, again = pretrained_run(name), plan_run(shlex.split(load_card(name)["command"])[2:])
+    assert shipped.command == load_card(name)["command"]
+    assert again.memory == shipped.memory
+    method = shipped.memory.method
+    here, there = (replace(a, continuation=a.continuation_of(method)) for a in (shipped.algorithm, again.algorithm))
+    assert here == there
 
 
 def test_an_agent_is_ready_to_act() -> None:

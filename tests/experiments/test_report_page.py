@@ -82,6 +82,8 @@ def test_the_page_says_which_intervals_it_has(entries: list[Any], make_run: Make
     for those, said in ((entries, (True, False)), (over_goals, (False, True)), (entries[1:], (False, False))):
         page = render(those)
         assert (student in page, goals in page) == said
+    again = "if the same agent were measured again on the same tasks"
+    assert [again in render(those) for those in (entries[1:], over_goals)] == [True, False]
     assert "over seeds by Student's t" in write_suite_report(tmp_path, {"a": entries}, "title", {}).read_text()
 
 

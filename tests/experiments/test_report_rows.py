@@ -29,6 +29,11 @@ def test_summary_rows_by_hand(make_run: MakeRun) -> None:
     assert (row["episodes"], row["seeds"], row["repeats"], row["tasks"]) == (2, 1, 2, 3)
 
 
+def test_seeds_are_not_counted_as_repeats(make_run: MakeRun) -> None:
+    rows = report_rows.summary_rows(load_entries([make_run(f"run{seed}", seed=seed) for seed in (0, 1, 2)]))
+    assert {(row["seeds"], row["repeats"], row["tasks"]) for row in rows} == {(3, 2, 3)}
+
+
 def test_success_is_that_of_any_step(make_run: MakeRun) -> None:
     (entry,) = entries = load_entries([make_run("a", success=[[1.0, 0.0, 0.0], [1.0, 1.0, 0.0]])])
     assert report_rows.has_success(entries)

@@ -67,6 +67,8 @@ def test_steps_are_shown_in_even_strides(longest: int, count: int, stride: int) 
         ({"angle": np.pi / 2}, "run towards 90°"),
         ({"goal": (-0.5, 0.25)}, "goal (−0.50, 0.25)"),
         ({"gravity_scale": 0.5}, "gravity × 0.50"),
+        ({"dead_actuator": 3, "mass_scale": 0.75}, "dead actuator 3, mass × 0.75"),
+        ({"dead_actuator": -1, "change_at": 87}, "no dead actuator, change at step 87"),
         (
             {"body_mass_scale": (1.0,) * 8, "speed": 1, "dof_damping_scale": (2.0,) * 4},
             "speed 1.00, own body mass, dof damping",
@@ -346,6 +348,15 @@ def test_the_robot_is_drawn_with_the_tasks_own_body_and_the_shared_model_is_not_
     assert (drawn["model"].geom_size != template.geom_size).any()
     for field, values in zip(("geom_size", "mat_reflectance", "tex_data"), before, strict=True):
         np.testing.assert_array_equal(getattr(template, field), values)
+
+
+def test_the_pace_that_is_told_is_one_that_a_gif_can_have(drawn: dict[str, Any], written: list[str]) -> None:
+    world, _ = body("halfcheetah-vel")
+    recorder = recorded(moving(world, 1.0))
+    recorder.world = world
+    film = make_video(recorder, Task(GOAL.id, {"velocity": 2.0}), (0,), CAPTION)
+    assert film.seconds[0] == 0.07  # 67 frames of three steps, 0.05 s each, are to last about five seconds
+    assert "the flag runs at the target speed   2.1 × real time" in written
 
 
 def test_meta_world_is_drawn_as_the_task_has_it_with_the_goal_that_is_hidden(drawn, written: list[str]) -> None:

@@ -277,6 +277,16 @@ def test_a_memory_does_not_look_over_the_end_of_an_episode():
     assert agent.replay.lengths[-5:].tolist() == [STEPS - 1, 1, STEPS, STEPS, STEPS]
 
 
+def test_what_a_planner_remembered_stands_still_while_the_trial_goes_on():
+    agent = trained()
+    trial(agent, Stream(5))
+    held = agent.planner.remembered()
+    before = {name: tensor.clone() for name, tensor in held.items()}
+    live(agent, Stream(6))
+    assert_same(held, before)
+    assert not torch.equal(agent.planner.remembered()["x"], before["x"])
+
+
 def test_a_row_with_too_few_transitions_keeps_the_shared_parameters():
     agent, stream = trained(), Stream(5)
     agent.training = False

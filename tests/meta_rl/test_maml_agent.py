@@ -634,6 +634,18 @@ def test_inactive_rows_keep_their_memory(method):
         assert (np.abs(got[:, ~inactive] - expected[:, ~inactive]).max((0, 2)) > 1e-4).all()
 
 
+@each_method
+def test_a_number_that_is_not_finite_does_not_stay_in_the_memory(method):
+    """Neither within an episode nor where one begins, as that of row 0 does at step 3."""
+    agent, reference = make_agent(method=method), make_agent(method=method)
+    for each, change in ((agent, {"observation": np.nan}), (reference, {"active": False})):
+        each.training = each.explore = False
+        each.begin_trial(ROWS)
+        live(each, Stream.draw(0).changed((1, 2), **change).changed((3, 0), **change))
+    got, expected = live(agent, Stream.draw(1)), live(reference, Stream.draw(1))
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 @each_policy
 def test_episodes_of_different_lengths_are_a_loop_over_what_was_active(method, kind):
     """An inner step of a round of one episode a row, and each row's episode run alone and summed by hand."""
@@ -684,6 +696,50 @@ def test_what_happens_in_inactive_rows_does_not_count(outer):
     assert_same(*states)
     active = sum(Stream.draw(seed).one_episode_each()["active"].sum() for seed in (0, 1))
     assert int(states[0]["moments.count"]) == active
+
+
+@each_outer
+@pytest.mark.parametrize("method", ["mlp", "gru"])
+def test_what_happens_while_a_row_is_left_out_does_not_count(method, outer):
+    """In the middle of an episode, and whatever it is."""
+    states = []
+    for garbage in (0.0, 50.0, np.nan):
+        away = {"observation": garbage, "next_observation": garbage, "reward": garbage, "active": False}
+        agent = make_agent(OUTER[outer], method=method)
+        agent.begin_trial(ROWS)
+        for seed in (0, 1):
+            live(agent, Stream.draw(seed).changed((slice(1, 3), 1), **away))
+            if seed == 0:
+                agent.adapt()
+        metrics = agent.update()
+        states.append({**meta_parameters(agent), **{name: torch.tensor(value) for name, value in metrics.items()}})
+    for state in states[1:]:
+        assert_same(state, states[0])
+
+
+def test_returns_are_cut_where_a_row_is_left_out():
+    agent = make_agent()
+    agent.begin_trial(ROWS)
+    live(agent, Stream.draw(0).changed((1, 0), active=False))
+    collected = agent._collected()
+    steps = {name: values.clone() for name, values in collected.items() if name not in ("raw", "memory")}
+    steps["truncated"][0, 0] = True
+    expected = with_advantages(steps, TASK_ROWS, discount=TRPO.discount, trace=TRPO.trace)["advantage"]
+    assert torch.equal(agent._batch(collected)["advantage"], expected)
+
+
+@each_method
+def test_of_a_row_that_is_left_out_only_what_can_be_met_again_is_learned_from(method):
+    """A memory stands still meanwhile, and does not where the round is gone through again: up to the next episode."""
+    agent = make_agent(method=method)
+    agent.begin_trial(ROWS)
+    live(agent, Stream.draw(0).changed((1, slice(TASK_ROWS)), active=False))
+    batch = {name: values[0] for name, values in agent._batch(agent._collected()).items()}
+    there = batch["active"] > 0
+    remembered = [[1, 0, 0, 1, 1, 1], [1, 0, 0, 0, 1, 1]]  # episodes end after steps 2 and 3
+    assert there.T.int().tolist() == (2 * [[1, 0, 1, 1, 1, 1]] if method == "mlp" else remembered)
+    output = agent.objective.output_of(agent.maml.parameters(), batch)
+    torch.testing.assert_close(output[there], batch["output"][there], atol=1e-5, rtol=1e-4)
 
 
 # --- experience -------------------------------------------------------------------------------------------------------

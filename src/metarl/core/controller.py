@@ -104,7 +104,7 @@ class Controller(ABC):
         """
 
     def remembered(self) -> dict[str, Tensor]:
-        """What it holds of the running trial, [B, ...] by name; {}: nothing that it would need to go on."""
+        """A copy of what it holds of the running trial, [B, ...] by name; {}: nothing that it would need to go on."""
         return {}
 
     def remember(self, held: Mapping[str, Tensor]) -> None:

@@ -12,7 +12,7 @@ from metarl.core.errors import UsageError
 
 
 class FlatParameters:
-    """Some parameters of a module as one vector that they share their memory with.
+    """Some parameters of a module as one vector that they share their memory with; the others take no gradients.
 
     One update of the vector is an update of all of them, at the cost of one operation instead of one a parameter.
 
@@ -20,7 +20,8 @@ class FlatParameters:
 
     Attributes:
         values: [P]; writing into it writes into the parameters.
-        gradients: [P]; where `backward` accumulates.
+        gradients: [P]; where `backward` accumulates. To be zeroed in place: `zero_grad` by its default, which
+            `clipped_step` calls, takes them off `values`, and an optimiser then leaves those as they are.
     """
 
     def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
@@ -67,7 +68,8 @@ class FlatParameters:
         optimizer.state.clear()
         for slot in dict.fromkeys(name.rpartition(".")[2] for name in state):
             pieces = [state[f"{name}.{slot}"] for name in self.shapes]
-            whole = [piece.shape for piece in pieces] == list(self.shapes.values())
+            # A step is one number for all of them, also where each of them is a number itself.
+            whole = slot != "step" and [piece.shape for piece in pieces] == list(self.shapes.values())
             value = torch.cat([piece.flatten() for piece in pieces]) if whole else pieces[0]
             optimizer.state[self.values][slot] = value.to(self.values.device, copy=True)
 

@@ -197,7 +197,8 @@ class TransformerMemory(Memory):
     def forward(self, x: Tensor, state: Tensor | None = None, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         steps, rows, width = x.shape
         state = self.init_state(rows) if state is None else state
-        segments = x.new_zeros(steps, rows) if starts is None else starts.to(x.dtype).cumsum(0)
+        # Counted in float32: to bfloat16 257 is 256, and a start would be none.
+        segments = x.new_zeros(steps, rows, dtype=torch.float32) if starts is None else starts.float().cumsum(0)
         bias = self._bias(state[:, 0, :, -1], segments)
         alive = (segments == segments[-1]).to(x.dtype).T[..., None]  # [B, T, 1]: not forgotten by the end
         cache_alive = (segments[-1] == 0).to(x.dtype)[:, None, None]

@@ -49,7 +49,9 @@ class RunningMoments:
 
     def normalize(self, batch: NDArray[Any]) -> NDArray[np.float32]:
         """(x − mean) / std, clipped to ±10, float32."""
-        centred: NDArray[np.float32] = (np.asarray(batch, dtype=np.float32) - self._mean32) * self._inverse_std32
+        centred: NDArray[np.float32]
+        # NumPy makes a scalar of what has no axes.
+        centred = np.asarray((np.asarray(batch, dtype=np.float32) - self._mean32) * self._inverse_std32)
         return np.clip(centred, -CLIP, CLIP, out=centred)
 
     def frozen(self) -> FrozenMoments:
@@ -59,7 +61,7 @@ class RunningMoments:
     def _refresh(self) -> None:
         variance = self.deviations / self.count if self.count else np.ones_like(self.mean)
         self._mean32 = self.mean.astype(np.float32)
-        self._inverse_std32 = (1 / np.sqrt(variance + EPSILON)).astype(np.float32)
+        self._inverse_std32 = np.asarray(1 / np.sqrt(variance + EPSILON), dtype=np.float32)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {

@@ -29,6 +29,9 @@ def clipped_step(
     """Minimise the sum of `losses` by one step, the gradient's norm clipped to `bound`. Returns the norm before
     clipping.
 
+    Args:
+        optimizer: of parameters of the module themselves; one of a `FlatParameters` takes `step_along_gradients`.
+
     Raises:
         TrainingDiverged: naming the loss, or the parameter whose gradient is not finite.
     """

@@ -228,14 +228,15 @@ class ActorCritic(nn.Module):
     def forward(
         self, inputs: Tensor, state: Tensor | None = None, starts: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Actor outputs [T, B, act], values [T, B] and the last memory state, for inputs [T, B, in]."""
+        """Distribution parameters [T, B, output], values [T, B] and the last memory state, for inputs [T, B, in]."""
         features, state = self.memory(self.encoder(inputs), state, starts)
         return self.actor(features), self.value(features), state
 
     def step(
         self, inputs: Tensor, state: Tensor, prepared: Sequence[Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Actor output [B, act], features [B, d] for `value`, and the next memory state, for inputs [B, in]."""
+        """Distribution parameters [B, output], features [B, d] for `value`, and the next memory state, for inputs
+        [B, in]."""
         features, state = self.memory.step(self.encoder(inputs), state, prepared)
         return self.actor(features), features, state
 

@@ -31,7 +31,7 @@ from metarl.core.agent import Array, check_rows
 from metarl.core.controller import Controller, Samples, Weights, by_row, finite_rows
 from metarl.core.normalization import RunningMoments
 from metarl.core.policy import Actor, ActorCritic
-from metarl.core.policy_gradient import clipped_loss, masked_mean, with_advantages
+from metarl.core.policy_gradient import clipped_loss, masked_mean, unbroken, with_advantages
 
 CLIP = 0.2
 """Largest relative change of an action's probability that still earns (Schulman et al. 2017)."""
@@ -102,7 +102,8 @@ class PolicyController(Controller):
             self._state[name] = by_row(rows, values, self._state[name])
 
     def remembered(self) -> dict[str, Tensor]:
-        return self._state if self._noise is None else {**self._state, "noise": self._noise}
+        held = self._state if self._noise is None else {**self._state, "noise": self._noise}
+        return {name: tensor.clone() for name, tensor in held.items()}
 
     def remember(self, held: Mapping[str, Tensor]) -> None:
         given = {name: tensor.to(self.device, copy=True) for name, tensor in held.items()}
@@ -235,10 +236,9 @@ class PolicyController(Controller):
     def _unbroken(self, steps: Samples) -> Tensor:
         """[T, S, E] steps to which the memory comes from the segment's beginning, or from an empty one, without a step
         in which the row was left out: it stood still there, as it does not where the segment is gone through again."""
-        missed = (~steps["lived"]).cumsum(0)
         if self._remembers_trial:
-            return missed == 0
-        return missed == (missed * (steps["lived"] & (steps["starts"] > 0))).cummax(0).values
+            return (~steps["lived"]).cumsum(0) == 0
+        return unbroken(steps["lived"], steps["starts"])
 
     def loss(self, weights: Weights, samples: Samples) -> Tensor:
         return clipped_loss(self._log_prob(weights, samples), samples, CLIP)

@@ -90,6 +90,13 @@ def with_advantages(
     return {**tasks, "active": mask, "advantage": centred / (deviation + 1e-8)}
 
 
+def unbroken(active: Tensor, starts: Tensor) -> Tensor:
+    """[T, ...] steps of rows that were "active" in all since their episode began, as `starts` marks it, or the data: a
+    memory stands still where a row is left out, as it does not where the data are gone through again."""
+    missed = (~active).cumsum(0)
+    return missed == (missed * (active & (starts > 0))).cummax(0).values
+
+
 def in_windows(batch: Round, length: int) -> Round:
     """A round by task [M, T, E, ...] cut into windows of `length` steps that lie side by side: [M, length, W E, ...].
 

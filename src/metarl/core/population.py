@@ -57,10 +57,9 @@ class AgentResult:
         where there is no episode, or no second trial.
         """
         chosen = [row if episode is None else row[episode : episode + 1 or None] for row in self.returns]
-        means = [float(np.mean(row)) if row else math.nan for row in chosen]
-        trials = [np.array(means[row : row + self.trial_rows]) for row in range(0, len(means), self.trial_rows)]
-        played = [trial[~np.isnan(trial)] for trial in trials]
-        return mean_interval([trial.mean() for trial in played if len(trial)])
+        trials = [chosen[first : first + self.trial_rows] for first in range(0, len(chosen), self.trial_rows)]
+        played = [[np.mean(row) for row in trial if row] for trial in trials]
+        return mean_interval([np.mean(means) for means in played if means])
 
 
 OnEpisode: TypeAlias = Callable[[str, AgentResult], None]

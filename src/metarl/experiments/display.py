@@ -15,7 +15,7 @@ from metarl.experiments import trainer
 from metarl.experiments.console import console, redraws
 
 TEST_RETURN, TEST_SUCCESS = "test_return_", "test_success_"
-HELD_OUT = "held-out tasks"
+TEST_TASKS = "test tasks"
 SECONDS_A_LINE = 60
 BAR_WIDTH = 6
 ETA_REPORTS = 2 * (trainer.UPDATES_PER_EPOCH + 1) + 1
@@ -26,7 +26,7 @@ evaluations, each of which is reported after its updates."""
 class Display:
     """Follows a run's training, as a context: `report` takes the trainer's progress.
 
-    The bar shows the epoch, the ETA, the speed, and the latest returns on train tasks and by shot on held-out tasks; a
+    The bar shows the epoch, the ETA, the speed, and the latest returns on train tasks and by shot on test tasks; a
     terminal that is too narrow cuts off the last of these. Where nothing can be drawn again only the lines are printed,
     each flushed.
     """
@@ -85,7 +85,7 @@ class MeasuringDisplay:
     """Follows a measurement, as a context: a line that changes in a terminal, elsewhere another one every minute."""
 
     def __init__(self) -> None:
-        self._status = console.status(f"measuring on {HELD_OUT}")
+        self._status = console.status(f"measuring on {TEST_TASKS}")
         self._said = time.monotonic()
         self._tasks = ""
 
@@ -96,7 +96,7 @@ class MeasuringDisplay:
     def __exit__(self, *error: object) -> None:
         self._status.stop()
 
-    def report(self, begun: int, rounds: int, tasks: str = HELD_OUT) -> None:
+    def report(self, begun: int, rounds: int, tasks: str = TEST_TASKS) -> None:
         """So many of all rounds on these tasks have begun, the last of them just now; the first ones may have been
         measured before."""
         now = time.monotonic()
@@ -120,7 +120,7 @@ def clock(seconds: float) -> str:
 def epoch_line(row: Metrics, epochs: int) -> str:
     """A row of metrics.csv as a line: returns, in brackets the share of episodes with success where that is defined;
     worlds that the simulator gave up are named where there were any."""
-    held_out = "  ".join(
+    by_shot = "  ".join(
         f"{shot} {value:.1f}" + (f" ({row[TEST_SUCCESS + shot]:.0%})" if TEST_SUCCESS + shot in row else "")
         for shot, value in _by_shot(row).items()
     )
@@ -128,7 +128,7 @@ def epoch_line(row: Metrics, epochs: int) -> str:
     unstable = int(row["unstable_rows"] + row["test_unstable_rows"])
     return (
         f"epoch {row['epoch']:>3.0f}/{epochs}  {row['env_steps'] / 1e6:6.2f}M steps  {row['wall_seconds']:5.0f} s  "
-        f"{row['steps_per_second']:>7,.0f}/s  train {row['train_return']:.1f}{success}  held-out {held_out}"
+        f"{row['steps_per_second']:>7,.0f}/s  train {row['train_return']:.1f}{success}  test {by_shot}"
         + (f"  ({unstable_note(unstable)})" if unstable else "")
     )
 
@@ -139,5 +139,5 @@ def unstable_note(worlds: int) -> str:
 
 
 def _by_shot(row: Metrics) -> Metrics:
-    """Returns on held-out tasks: 'shot0' -> return."""
+    """Returns on test tasks: 'shot0' -> return."""
     return {name.removeprefix(TEST_RETURN): value for name, value in row.items() if name.startswith(TEST_RETURN)}

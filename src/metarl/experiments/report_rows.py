@@ -50,13 +50,14 @@ def summary_rows(entries: Sequence[Entry], measure: str = "return") -> list[Row]
     for entry in entries:
         for shot in shots_of(entries):
             scores = entry.scores(shot, measure)
-            of_shot, found = entry.runs[0].results["shots"][str(shot)], summary(scores, entry.strata)
+            first, found = entry.runs[0].results, summary(scores, entry.strata)
+            of_shot, repeats = first["shots"][str(shot)], first["tasks"][0]["shots"][str(shot)]["return"]
             (low, high), (iqm_low, iqm_high) = found["ci95"], stratified_bootstrap_ci(scores, iqm, strata=entry.strata)
             rows.append(
                 {"agent": entry.label, "shot": shot, "mean": found["mean"], "low": low, "high": high}
                 | {"iqm": found["iqm"], "iqm_low": iqm_low, "iqm_high": iqm_high, "cvar05": found["cvar05"]}
                 | {"episodes": of_shot["episodes"], "gradient_steps": of_shot["gradient_steps"]}
-                | {"seeds": len(entry.seeds), "repeats": len(scores), "tasks": scores.shape[1]}
+                | {"seeds": len(entry.seeds), "repeats": len(repeats), "tasks": scores.shape[1]}
             )
     return rows
 

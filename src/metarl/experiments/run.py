@@ -360,7 +360,7 @@ class Run:
                 found["environments"] = rows + environment_rows(self.distribution, evaluation, "test")
         references = {}
         if self.config.benchmark_mode:
-            report = None if progress is None else partial(progress, tasks="held-out tasks with reference policies")
+            report = None if progress is None else partial(progress, tasks="test tasks with reference policies")
             references = reference_lines(self.distribution, self.test_tasks, protocol, evaluation.strata, report)
         if self.config.reference is not None:
             line = reference_from_run(self.config.reference, self.distribution, self.test_tasks)

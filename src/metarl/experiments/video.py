@@ -16,11 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from metarl.core.errors import UsageError, missing_extra
 from metarl.core.task import Task, TaskValue
-from metarl.env_runner.mujoco_batch import MujocoBatch
+from metarl.env_runner.mujoco_batch import CHANGE_AT, MujocoBatch
 from metarl.env_runner.recording import Episode, Recorder
 from metarl.experiments.files import atomic_write
 from metarl.experiments.plots import COLOURS, GREY, INK
 from metarl.experiments.scenes import Gauge, Scene, draw_scenes, explanation, gauge, step_seconds
+from metarl.tasks.drift import NONE
 
 FORMATS = (".gif", ".mp4")
 MAX_PANELS = 4
@@ -98,11 +99,11 @@ def make_video(recorder: Recorder, task: Task, shots: Sequence[int], caption: Ca
     steps, stride = shown_steps(longest)
     scenes = draw_scenes(recorder.world, task, episodes, steps, PICTURE)
     gauges = [gauge(recorder.world, task, episode) for episode in episodes]
-    rate = min(max(len(steps) / SECONDS, SLOWEST), FASTEST)
+    seconds = round(1 / min(max(len(steps) / SECONDS, SLOWEST), FASTEST), 2)  # a GIF counts hundredths
     legend = [explanation(recorder.world)]
     step = step_seconds(recorder.world)
     if step is not None:
-        legend.append(f"{stride * step * rate:.1f} × real time")
+        legend.append(f"{stride * step / seconds:.1f} × real time")
     if steps[-1] + stride < longest:
         legend.append(f"the first {steps[-1] + 1} of {longest} steps")
     words = in_words(task, isinstance(recorder.world, MujocoBatch))
@@ -110,7 +111,7 @@ def make_video(recorder: Recorder, task: Task, shots: Sequence[int], caption: Ca
     frames = [
         _compose(titles, shots, caption, episodes, scenes, gauges, steps, index) for index in range(len(steps) + 1)
     ]
-    return Video(frames, [1 / rate] * len(steps) + [HOLD_SECONDS])
+    return Video(frames, [seconds] * len(steps) + [HOLD_SECONDS])
 
 
 def shown_steps(longest: int) -> tuple[list[int], int]:
@@ -149,6 +150,10 @@ def _parameter(name: str, value: TaskValue, robot: bool) -> str:
         text = "run forward" if value > 0 else "run backward"
     elif robot and name == "angle":
         text = f"run towards {math.degrees(value):.0f}°"
+    elif robot and name == "dead_actuator":
+        text = "no dead actuator" if value == NONE else f"dead actuator {value}"
+    elif robot and name == CHANGE_AT:
+        text = f"change at step {value}"
     elif name.endswith("_scale"):
         text = f"{words} × {value:.2f}"
     else:
@@ -301,7 +306,7 @@ def _gif(video: Video) -> bytes:
         "GIF",
         save_all=True,
         append_images=frames[1:],
-        duration=[round(1000 * seconds, -1) for seconds in video.seconds],
+        duration=[round(1000 * seconds) for seconds in video.seconds],
         loop=0,
     )
     return box.getvalue()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.agent import Agent, Array, Metrics, check_rows
+from metarl.core.controller import by_row, finite_rows
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
@@ -30,6 +31,7 @@ from metarl.core.policy_gradient import (
     by_task,
     in_windows,
     masked_mean,
+    unbroken,
     with_advantages,
 )
 from metarl.core.trajectory import Trajectory
@@ -203,8 +205,11 @@ class MetaMAMLAgent(Agent):
             truncated=self._tensor(truncated),
             active=mask,
         )
-        self._memory = torch.where(mask.view(-1, *[1] * (self._memory.ndim - 1)), self._next_memory, self._memory)
-        self._starts = torch.where(mask, done.float(), self._starts)
+        # A number that is not finite would stay in the memory for good. A row that has one keeps what it had before the
+        # step, and where an episode was to start there, it still is.
+        kept = mask & finite_rows({"memory": self._next_memory})
+        self._memory = by_row(kept, self._next_memory, self._memory)
+        self._starts = torch.where(kept | (mask & done), done.float(), self._starts)
         self._time = torch.where(mask, torch.where(done, 0.0, self._time + 1), self._time)
         self._noise = None
 
@@ -303,21 +308,31 @@ class MetaMAMLAgent(Agent):
         return controller
 
     def _collected(self) -> Round:
-        """The running round, [T, B, ...]."""
+        """The running round, [T, B, ...], zeros where a row took no part."""
         if not len(self._trajectory):
             raise UsageError("there is no experience to adapt to or to learn from: act and observe first")
         held = {"raw": torch.from_numpy(np.stack(self._raw)), "memory": torch.stack(self._windows)}
-        return {**self._trajectory.stack(), **held}
+        steps = self._trajectory.stack()
+        left_out = ~steps["active"]
+        for name, values in steps.items():  # a mask alone would not do: 0 times what is not finite is not 0
+            steps[name] = values.masked_fill(left_out.view(*left_out.shape, *[1] * (values.ndim - 2)), 0)
+        return {**steps, **held}
 
     @torch.no_grad()
     def _batch(self, collected: Round) -> Round:
         """A round by task, in windows [M, L, W E, ...], with advantages and the log-probabilities it was collected by.
 
-        "memory" [M, W E, ...] is what the policy remembered as each window began.
+        "memory" [M, W E, ...] is what the policy remembered as each window began. Where a row is left out, its returns
+        are cut, and from the rest of that episode a policy with a memory does not learn.
         """
         log_prob = self.actor.head.log_prob(collected["output"], collected["action"])
         config = self.config
         by_step = {name: values for name, values in collected.items() if name not in ("raw", "memory")}
+        active = by_step["active"]
+        followed = torch.cat([active[1:], torch.ones_like(active[:1])])
+        by_step["truncated"] = by_step["truncated"] | (active & ~followed)
+        if collected["memory"].numel():
+            by_step["active"] = active & unbroken(active, by_step["starts"])
         batch = with_advantages(
             {**by_step, "log_prob": log_prob}, self._rows, discount=config.discount, trace=config.trace
         )

@@ -88,7 +88,8 @@ class Planner(Controller):
 
     def remembered(self) -> dict[str, Tensor]:
         drawn = {} if self._drawn is None else {"noise": self._drawn}
-        return {"plan": self.plan, **{name: getattr(self.window, name) for name in ("x", "change", "seen")}, **drawn}
+        window = {name: getattr(self.window, name) for name in ("x", "change", "seen")}
+        return {name: tensor.clone() for name, tensor in {"plan": self.plan, **window, **drawn}.items()}
 
     def remember(self, held: Mapping[str, Tensor]) -> None:
         given = {name: tensor.to(self.device, copy=True) for name, tensor in held.items()}
