@@ -32,7 +32,7 @@ from metarl.core.task import Task
 from metarl.env_runner.mujoco_batch import MujocoBatch
 from metarl.experiments.console import console
 from metarl.experiments.doctor import hardware
-from metarl.experiments.drift import Stream, check_drift
+from metarl.experiments.drift import StepLog, check_drift
 from metarl.experiments.files import write_json
 from metarl.experiments.flags import parse
 from metarl.experiments.protocol import Protocol, evaluate, row_tasks
@@ -194,15 +194,15 @@ def measured(distribution: TaskDistribution, config: Config, name: str, knows: b
     with closing(distribution.make_env(rows[:1])) as env:
         spaces = env.single_observation_space, env.single_action_space
     agent = OracleAgent(*spaces, InSimulator(distribution, config, knows), rows)
-    stream = Stream(agent, distribution.max_episode_steps)
+    log = StepLog(agent, distribution.max_episode_steps)
     with console.status("") as status:
 
         def seen(*step: Any) -> None:
-            stream.add(*step)
-            status.update(f"{len(rows)} episodes, planner that {name}: step {len(stream.rewards)}/{stream.horizon}")
+            log.add(*step)
+            status.update(f"{len(rows)} episodes, planner that {name}: step {len(log.rewards)}/{log.horizon}")
 
         evaluation = evaluate(agent, distribution, tasks, protocol, on_step=seen)
-    course = stream.course(evaluation, drift)
+    course = log.course(evaluation, drift)
     return {
         name: {"summary": summary(scores), "scores": scores.T.tolist()} for name, scores in course.measures().items()
     }

@@ -21,12 +21,13 @@ from metarl.experiments.drift import (
     UNCHANGED,
     WINDOW,
     Course,
-    Stream,
+    StepLog,
     drift_results,
     measure_drift,
     steps_to_recover,
 )
-from metarl.experiments.drift_views import drift_picture, drift_table
+from metarl.experiments.drift_views import _draw, drift_picture, drift_table
+from metarl.experiments.plots import new_figure
 from metarl.experiments.protocol import Protocol
 from metarl.tasks.distribution import Drift, TaskDistribution
 
@@ -184,11 +185,11 @@ def test_what_never_changes_leaves_nothing_to_predict(scripted_agent) -> None:
     still = np.zeros(3, dtype=bool)
     errors = []
     for shown in (0, 2):
-        stream = Stream(scripted_agent, len(steps))
+        log = StepLog(scripted_agent, len(steps))
         for before, after in np.pad(steps, [(0, 0)] * 3 + [(0, shown)], constant_values=7.0):
             scripted_agent.expected = before + np.float32(1e-3)
-            stream.add(before, still, still, still, still, after, ~still)
-        errors.append(stream.errors())
+            log.add(before, still, still, still, still, after, ~still)
+        errors.append(log.errors())
     assert (errors[0] > 1.0).any()
     np.testing.assert_array_equal(errors[1], errors[0])
 
@@ -236,6 +237,16 @@ def test_the_table_and_the_picture(scripted_agent, tmp_path: Path, timed: bool) 
     drift_picture(tmp_path / "drift.png", results)
     with Image.open(tmp_path / "drift.png") as image:
         assert image.size[0] > 1000
+
+
+def test_a_line_under_one_that_is_the_same_shows_through() -> None:
+    adapted, frozen = (
+        {"curves": {"reward": {"step": [-1.0, 1.0], "mean": [mean, 2.0], "low": [0.0, 0.0], "high": [3.0, 3.0]}}}
+        for mean in (1.0, 1.5)
+    )
+    axes = new_figure(4, 3).subplots()
+    _draw(axes, {"adapted": adapted, "frozen": frozen, "without guard": adapted}, "reward")
+    assert [line.is_dashed() for line in axes.lines] == [False, False, True]
 
 
 def _printed(table: Any) -> str:

@@ -10,7 +10,7 @@ steps that changes at step c:
     falls; T − c where it never is back, so that a mean over episodes is a lower bound, and where the episode ended
     before the change. `recovered`: the share that was.
 
-W and f are `WINDOW` and `FRACTION`. After the end of an episode rewards count as 0: who falls over earns nothing more.
+W and f are `WINDOW` and `FRACTION`. After the end of an episode rewards count as 0: nothing is earned after a fall.
 Families that are broken from the first step on have a return, and nothing before it.
 
 The error of an agent that predicts is that of the next observation as it had expected it when it acted, in percent of
@@ -57,7 +57,7 @@ BIN = 5
 
 
 @dataclass
-class Stream:
+class StepLog:
     """What happened in a trial step by step; `add` takes the arguments of `agent.observe`."""
 
     agent: Agent
@@ -203,10 +203,10 @@ def measure_drift(
             number += 1
             if progress is not None:
                 progress(number, len(conditions) * len(variants))
-            stream = Stream(agent, distribution.max_episode_steps)
+            log = StepLog(agent, distribution.max_episode_steps)
             watching = recorder if number == 1 else None
-            evaluation = evaluate(agent, distribution, those, protocol, recorder=watching, on_step=stream.add)
-            courses[condition][variant] = stream.course(evaluation, drift)
+            evaluation = evaluate(agent, distribution, those, protocol, recorder=watching, on_step=log.add)
+            courses[condition][variant] = log.course(evaluation, drift)
     return courses
 
 

@@ -101,11 +101,17 @@ def drift_picture(path: str | Path, results: Results) -> None:
 
 
 def _draw(axes: Axes, variants: Mapping[str, Any], curve: str) -> None:
+    means: list[list[float]] = []
     for index, (variant, found) in enumerate(variants.items()):
         if curve not in found["curves"]:
             continue
         points, colour = found["curves"][curve], COLOURS[index % len(COLOURS)]
+        # A guard that never acts leaves two agents the same: the one below is to be seen through the other's dashes.
+        dashes = (0, (3, 3)) if points["mean"] in means else "solid"
+        means.append(points["mean"])
         axes.fill_between(points["step"], points["low"], points["high"], color=colour, alpha=0.18, linewidth=0)
-        axes.plot(points["step"], points["mean"], color=colour, linewidth=1.6, label=verbatim(variant))
+        axes.plot(
+            points["step"], points["mean"], color=colour, linewidth=1.6, linestyle=dashes, label=verbatim(variant)
+        )
     light_grid(axes)
     axes.tick_params(colors=INK, labelsize=9)
