@@ -17,13 +17,13 @@ from metarl.experiments.protocol import (
     SCORES,
     Protocol,
     ShotScores,
-    check_disjoint,
     evaluate,
     reference_lines,
     row_tasks,
 )
 from metarl.experiments.statistics import summary
 from metarl.tasks import make_tasks
+from metarl.tasks.distribution import check_disjoint
 
 
 @pytest.mark.parametrize(

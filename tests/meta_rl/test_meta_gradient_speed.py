@@ -153,7 +153,7 @@ def test_products_of_few_columns_are_transposed_and_the_same(form, monkeypatch):
     rows, inner, columns = form
     x, w, b = (torch.randn(*size, dtype=torch.float64) for size in ((rows, inner), (inner, columns), (columns,)))
     work = lambda x, w, b: (x @ w, torch.addmm(b, x, w), x.expand(3, -1, -1) @ w.expand(3, -1, -1))  # noqa: E731
-    (found,) = Programs().run_each("", work, [(x, w, b)])
+    (found,) = Programs().run_trees("", work, [(x, w, b)])
     for got, wanted in zip(found, work(x, w, b), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-12, atol=1e-12)
         assert got.stride() == wanted.stride()

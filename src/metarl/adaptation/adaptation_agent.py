@@ -18,10 +18,10 @@ from metarl.adaptation.config import AdaptationConfig
 from metarl.adaptation.parameters import select_parameters
 from metarl.adaptation.streams import Streams
 from metarl.adaptation.test_time_adaptation import Adapter
-from metarl.core.agent import Agent, Array, Metrics, check_rows
+from metarl.core.agent import Agent, Array, Metrics, block_size, check_rows, renewed_blocks
 from metarl.core.controller import Controller, Samples, by_row, finite_rows
 from metarl.core.errors import UsageError
-from metarl.core.optimization import part_of
+from metarl.core.optimization import flat_state, part_of
 from metarl.core.policy import Actor
 from metarl.core.policy_controller import PolicyController
 
@@ -118,9 +118,7 @@ class AdaptationAgent(Agent):
     @torch.inference_mode(False)  # or what it keeps could be written to there alone
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
         """As in `Agent`; all rows of a stream are renewed or none."""
-        rows = 1 if num_rows == 1 else self.trial_rows
-        if num_rows % rows:
-            raise UsageError(f"rows come in blocks of trial_rows = {rows}, got {num_rows} rows")
+        rows = block_size(num_rows, self.trial_rows)
         if self._segment_steps * rows == 1 and isinstance(self._controller, PolicyController) and self.config.num_steps:
             raise UsageError(
                 "a policy learns from how rewards differ within a segment, and one of a single step teaches it "
@@ -136,11 +134,8 @@ class AdaptationAgent(Agent):
             self._observed = torch.zeros(number, dtype=torch.int64)  # steps of the trial
             return
         check_rows(num_rows, len(self._filled) * self._rows)
-        blocks = np.reshape(renew, (-1, rows))
-        if not np.array_equal(blocks.all(1), blocks.any(1)):
-            raise UsageError(f"rows {rows} by {rows} share a task: renew all of a block or none")
+        again = torch.from_numpy(renewed_blocks(renew, rows))
         self._controller.begin(num_rows, renew)
-        again = torch.from_numpy(blocks[:, 0].copy())
         self.streams.renew(again)
         self._filled[again] = self._observed[again] = 0
 
@@ -299,11 +294,7 @@ class AdaptationAgent(Agent):
             "segment": self._segment,
             "before": self._before,
         }
-        return {
-            f"{part}.{name}": tensor.clone(memory_format=torch.contiguous_format)
-            for part, tensors in parts.items()
-            for name, tensor in tensors.items()
-        }
+        return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in flat_state(parts).items()}
 
     @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

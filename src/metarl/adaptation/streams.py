@@ -16,7 +16,7 @@ from metarl.adaptation.guard import Guard
 from metarl.core.agent import Metrics
 from metarl.core.controller import Controller, Samples, Weights
 from metarl.core.flat_parameters import flat_values
-from metarl.core.optimization import part_of
+from metarl.core.optimization import flat_state, part_of
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """Of Adam (Kingma & Ba 2015, arXiv 1412.6980)."""
@@ -260,7 +260,7 @@ class Streams:
             "recent": self._recent,
             "stream": {name: getattr(self, name) for name in _BY_STREAM},
         }
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return flat_state(parts)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned, into as many streams of the same model and configuration."""

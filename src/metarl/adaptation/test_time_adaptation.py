@@ -165,9 +165,8 @@ class Adapter:
         """
         if self._unscored:
             self._score()
-        self.frozen.load_state_dict(self.model.state_dict())
-        self._learner.load_state_dict(self.model.state_dict())
-        self.adapted.load_state_dict(self.model.state_dict())
+        for module in self._modules().values():
+            module.load_state_dict(self.model.state_dict())
         self._recent, self._form = {}, {}
         self._read_source()
         self._go_to_source()

@@ -237,10 +237,35 @@ def rows_of(observation: Array, space: gymnasium.Space[Any]) -> int:
     return len(observation)
 
 
+def vector_size(space: gymnasium.Space[Any]) -> int:
+    """Numbers of one observation; refuses observations that are no vectors."""
+    shape = space.shape or ()
+    if len(shape) != 1:
+        raise UsageError(f"observations need one axis, got {space}; flatten them with a wrapper")
+    return shape[0]
+
+
 def check_rows(num_rows: int, running: int) -> None:
     """Refuse rows that are not those of the running trial."""
     if num_rows != running:
         raise UsageError(f"a trial of {running} rows is running, got {num_rows} rows: call begin_trial({num_rows})")
+
+
+def block_size(num_rows: int, trial_rows: int) -> int:
+    """Rows that share a trial: `trial_rows`, or the only one; refuses rows that are no whole blocks."""
+    rows = 1 if num_rows == 1 else trial_rows
+    if num_rows % rows:
+        raise UsageError(f"rows come in blocks of trial_rows = {rows}, got {num_rows} rows")
+    return rows
+
+
+def renewed_blocks(renew: Array, rows: int) -> Array:
+    """The blocks [B / rows] that a mask of rows [B] renews; refuses a mask that renews part of a block."""
+    blocks = np.reshape(renew, (-1, rows))
+    renewed: Array = blocks[:, 0].copy()
+    if not np.array_equal(blocks, np.repeat(renewed[:, None], rows, axis=1)):
+        raise UsageError(f"rows {rows} by {rows} share a task: renew all of a block or none")
+    return renewed
 
 
 def _checked(begin_trial: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarl.core.agent import Array
+from metarl.core.agent import Array, vector_size
 from metarl.core.differentiable import call_twin, differentiable_twin
 from metarl.core.errors import UsageError
 from metarl.core.normalization import RunningMoments
@@ -59,8 +59,7 @@ class Controller(ABC):
         action_space: gymnasium.Space[Any],
         seed: int = 0,
     ) -> None:
-        if len(observation_space.shape or ()) != 1:
-            raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
+        self.observation_size = vector_size(observation_space)
         self.model, self.observation_space, self.action_space = model, observation_space, action_space
         self.device = next(model.parameters()).device
         self._twin, _ = differentiable_twin(model)

@@ -1,4 +1,4 @@
-"""One optimiser step that refuses what is not finite, and the optimiser's state as flat tensors."""
+"""One optimiser step that refuses what is not finite, and states of many parts as flat tensors."""
 
 from __future__ import annotations
 
@@ -89,6 +89,11 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module, 
         slots = part_of(state, name)
         if slots:
             optimizer.state[parameter] = {slot: value.to(parameter.device, copy=True) for slot, value in slots.items()}
+
+
+def flat_state(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The parts of a state in one: '<part>.<name>' -> tensor; `part_of` is the way back."""
+    return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def part_of(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:

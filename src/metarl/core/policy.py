@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -14,6 +14,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from metarl.core.agent import vector_size
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig, make_memory
 
@@ -268,14 +269,12 @@ class Actor(nn.Module):
         body: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        if len(observation_space.shape or ()) != 1:
-            raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
+        observation_size = vector_size(observation_space)
         if memory is not None and body is not None:
             raise UsageError("an Actor has a memory or a body, got both: leave memory out where the body is your own")
         memory = MemoryConfig(method="mlp") if memory is None else memory
         self.observation_space, self.action_space = observation_space, action_space
         self.head = make_action_head(action_space)
-        (observation_size,) = cast("tuple[int]", observation_space.shape)
         self.body = body
         if body is None:
             self.encoder = nn.Sequential(nn.Linear(observation_size, memory.width), nn.Tanh())

@@ -104,7 +104,7 @@ class AgentRun:
         self._active = np.ones(self.num_rows, dtype=bool)
 
     def finishes(self, outcome: Outcome | None) -> bool:
-        """Whether with this step every row has finished its episode, or none will."""
+        """Whether with this step every row has finished its episode, or the agent has failed, so that none will."""
         if self.error is not None:
             return True
         going_on = self._active if outcome is None else self._active & ~(outcome.terminated | outcome.truncated)

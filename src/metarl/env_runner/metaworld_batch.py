@@ -93,9 +93,9 @@ class MetaworldBatch(TaskVectorEnv):
 
     def set_tasks(self, tasks: Sequence[Task]) -> None:
         tasks = check_row_tasks(tasks, self.num_envs)
-        names = {str(task["env"]) for task in tasks if "env" in task and "rand_vec" in task}
         if not all("env" in task and "rand_vec" in task for task in tasks):
             raise UsageError("Meta-World tasks have the parameters 'env' and 'rand_vec': give tasks of its families")
+        names = {str(task["env"]) for task in tasks}
         for name in sorted(names - self._descriptions.keys()):
             raise unknown_name("Meta-World environment", name, self._descriptions)
         self.tasks = tasks

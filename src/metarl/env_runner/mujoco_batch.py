@@ -81,7 +81,7 @@ class MujocoBatch(TaskVectorEnv):
         self.unstable_count = 0
         self._later = family.later
         self._template = template_model(family)
-        self._dt = family.frame_skip * self._template.opt.timestep
+        self._dt = family.step_seconds
         self._define_spaces()
         self._bind(num_threads)
 

@@ -117,6 +117,11 @@ class MujocoFamily:
         """The family of the models that tasks have after their change; None: they do not change."""
         return None if self.late_edit is None else replace(self, edit=self.late_edit, late_edit=None)
 
+    @property
+    def step_seconds(self) -> float:
+        """How long a step of the environment lasts."""
+        return self.frame_skip * float(template_model(self).opt.timestep)
+
     def load_spec(self) -> mujoco.MjSpec:
         """The description that `load_model` compiles."""
         try:

@@ -155,14 +155,7 @@ def run_trial(
     """
     if not isinstance(env, TaskVectorEnv):
         raise UsageError(f"run_trial takes worlds with tasks, such as TaskDistribution.make_env(tasks), got {env!r}")
-    if (episodes is None) == (steps is None):
-        raise UsageError(f"a round lasts for either episodes or steps: got episodes={episodes}, steps={steps}")
-    if query_episodes is not None and episodes is None:
-        raise UsageError("query_episodes goes with episodes; rounds of a number of steps are all of one length")
-    check_whole("shots", shots, least=0)
-    for name, number in (("episodes", episodes), ("query_episodes", query_episodes), ("steps", steps)):
-        if number is not None:
-            check_whole(name, number, least=1)
+    _check_rounds(shots, episodes, query_episodes, steps)
     if len(tasks) != env.num_envs:
         raise UsageError(f"run_trial needs one task a row: got {len(tasks)} tasks for {env.num_envs} rows")
     num_rows = env.num_envs
@@ -189,6 +182,18 @@ def run_trial(
         if shot < shots:
             adapt_metrics.append(agent.adapt())
     return log.trial(adapt_metrics)
+
+
+def _check_rounds(shots: int, episodes: int | None, query_episodes: int | None, steps: int | None) -> None:
+    """Refuse rounds that do not say how long they last, or say it twice."""
+    if (episodes is None) == (steps is None):
+        raise UsageError(f"a round lasts for either episodes or steps: got episodes={episodes}, steps={steps}")
+    if query_episodes is not None and episodes is None:
+        raise UsageError("query_episodes goes with episodes; rounds of a number of steps are all of one length")
+    check_whole("shots", shots, least=0)
+    for name, number in (("episodes", episodes), ("query_episodes", query_episodes), ("steps", steps)):
+        if number is not None:
+            check_whole(name, number, least=1)
 
 
 def _check_tasks(tasks: Sequence[Task], running: Sequence[Task], renew: NDArray[np.bool_], trial_rows: int) -> None:

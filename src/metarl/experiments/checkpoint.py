@@ -70,14 +70,14 @@ def restore(agent: Agent, path: str | Path, acting: bool = False) -> dict[str, A
     """Load a checkpoint into `agent`; its meta.
 
     Args:
-        acting: leave out the state of optimisers, which an agent that will not learn does without.
+        acting: leave out the state of optimisers.
 
     Raises:
         UsageError: as `load_checkpoint`, and where the checkpoint is of an agent that was configured otherwise.
     """
     tensors, meta = load_checkpoint(path)
     if acting:
-        tensors = {name: tensor for name, tensor in tensors.items() if "optimizer" not in name.split(".")}
+        tensors = without_optimizers(tensors)
     try:
         agent.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:  # what a state dict raises for missing tensors and for other shapes
@@ -85,6 +85,11 @@ def restore(agent: Agent, path: str | Path, acting: bool = False) -> dict[str, A
             f"checkpoint {path} is of an agent with other settings: config.json beside it must be as the run wrote it"
         ) from error
     return meta
+
+
+def without_optimizers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An agent's state without that of its optimisers, which an agent that will not learn does without."""
+    return {name: tensor for name, tensor in tensors.items() if "optimizer" not in name.split(".")}
 
 
 def _described(meta: Mapping[str, Any]) -> str:

@@ -80,7 +80,7 @@ class Playground:
         self.task_knobs: list[Knob] = knobs(model, (*distribution.test, *distribution.train), own)
         self.world_knobs: list[Knob] = knobs(model, [self.task], [name for name in self.task if name not in own])
         self.agent, self.name, self.family = agent, distribution.name, family
-        self.dt: float = family.frame_skip * model.opt.timestep
+        self.dt = family.step_seconds
         self.frozen = False
         self.trial = 0
         self.said = ""

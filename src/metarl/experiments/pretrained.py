@@ -16,7 +16,7 @@ import numpy as np
 
 from metarl.core.agent import Agent
 from metarl.core.errors import UsageError, unknown_name
-from metarl.experiments.checkpoint import LAST, load_checkpoint, restore, save_checkpoint
+from metarl.experiments.checkpoint import LAST, load_checkpoint, restore, save_checkpoint, without_optimizers
 from metarl.experiments.files import write_json
 from metarl.experiments.flags import Checkpoint, without
 from metarl.experiments.results import Results, load_results
@@ -110,7 +110,7 @@ def ship(folder: str | Path, name: str | None = None, into: Path = SHIPPED) -> P
     tensors, meta = load_checkpoint(run.checkpoints / LAST)
     if meta["env_steps"] != measured["env_steps"]:
         raise UsageError(f"{folder} has trained on since it was measured: metarl resume it to its end first")
-    needed = {key: tensor for key, tensor in tensors.items() if "optimizer" not in key.split(".")}
+    needed = without_optimizers(tensors)
     size = sum(tensor.nbytes for tensor in needed.values())
     if size >= MAX_BYTES:
         raise UsageError(f"the agent of {folder} takes {size:,} bytes, a shipped one less than {MAX_BYTES:,}")

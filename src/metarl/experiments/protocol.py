@@ -48,7 +48,7 @@ class Protocol:
             "drift" (shot 0, step by step: `experiments/drift.py`).
         few_shot: the shots of "few-shot", each at least 1; empty for the others.
         adaptation_episodes: episodes of a task before each `adapt()`.
-        evaluation_episodes: episodes of a task that a query measures, at most as many where anything is adapted.
+        evaluation_episodes: episodes of a task that a query measures; no more than those where anything is adapted.
         repeats: trials a task.
         seed: of the worlds. Equal seeds measure equal worlds.
         interval: what confidence intervals are drawn from: the spread over a task's "repeats", at least 2, or over the
@@ -175,8 +175,8 @@ def evaluate(
         progress: called with (rounds begun, rounds in all).
         recorder: keeps the first row of every task, except of those whose part was `kept`.
         on_step: called after each step with the arguments of `agent.observe`, all tasks being measured at once.
-        kept: parts that are done, and that are to be left out; every part is added to them. None where `on_step` is to
-            see all steps.
+        kept: parts that were measured before are found there and left out, every other one is added. Not used with
+            `on_step`, which is to see all steps.
         only: id of one of the tasks: parts without it are left out. None: all are measured.
 
     Raises:
@@ -252,13 +252,6 @@ def reference_lines(
 def row_tasks(tasks: Sequence[Task], protocol: Protocol, trial_rows: int = 1) -> tuple[Task, ...]:
     """The task of each row: all tasks, `repeats` times over, so that rows reshape to [repeats, tasks, trial_rows]."""
     return tuple(task for task in tasks for _ in range(trial_rows)) * protocol.repeats
-
-
-def check_disjoint(train: Sequence[Task], test: Sequence[Task]) -> None:
-    """Refuse test tasks that the agent was trained on."""
-    overlap = sorted({task.id for task in train} & {task.id for task in test})
-    if overlap:
-        raise UsageError(f"train and test tasks overlap in ids {overlap}: give ids that are in only one of them")
 
 
 def check_unique(tasks: Sequence[Task]) -> None:

@@ -46,8 +46,9 @@ def family_ranking(entries: Sequence[Entry]) -> list[Row]:
 
 
 def overall_ranking(families: Families) -> list[Row]:
-    """The agents that every family has, the best first: P(better than another of them) over all tasks, families equal
-    in nothing but the order of scores. Empty where fewer than two families or agents allow no such comparison."""
+    """The agents that every family has, the best first: P(better than another of them), over the tasks of all families.
+    Scores are compared within a task alone, so families need no common scale. Empty where fewer than two families or
+    agents allow no such comparison."""
     everywhere = [
         entry.label
         for entry in next(iter(families.values()), [])

@@ -110,8 +110,9 @@ class Entry:
 
 
 def compared(entries: Sequence[Entry], shot: int) -> tuple[list[Scores], Strata | None]:
-    """Scores [repeats, tasks] of several entries after a shot, and what an interval over them is over: `SEEDS` where
-    any has several, tasks where any's are. Beside several seeds an only run is one row: its repeats are no seeds."""
+    """Scores [repeats, tasks] of several entries after a shot, and what to draw intervals over them from: `SEEDS` where
+    any has several, or else the first strata that one has. Beside several seeds an only run is one row, as its repeats
+    are no seeds."""
     scores = [entry.scores(shot) for entry in entries]
     found = [entry.strata for entry in entries if entry.strata is not None]
     if SEEDS not in found:

@@ -102,14 +102,14 @@ def improvement_rows(entries: Sequence[Entry], shot: int) -> list[Row]:
     return sorted(rows, key=lambda row: -row["probability"])
 
 
-def task_rows(entries: Sequence[Entry], measure: str = "return") -> list[Row]:
+def task_rows(entries: Sequence[Entry]) -> list[Row]:
     """Mean of each entry on each task, by shot."""
     tasks = entries[0].runs[0].results["tasks"]
     return [
         {"task": task["id"], "params": task["params"], "agent": entry.label, "shot": shot, "mean": float(mean)}
         for entry in entries
         for shot in shots_of(entries)
-        for task, mean in zip(tasks, entry.scores(shot, measure).mean(axis=0), strict=True)
+        for task, mean in zip(tasks, entry.scores(shot).mean(axis=0), strict=True)
     ]
 
 

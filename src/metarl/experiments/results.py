@@ -14,10 +14,10 @@ from typing import Any, TypeAlias, cast
 from metarl.core.errors import UsageError
 from metarl.core.task import Task, TaskValue
 from metarl.experiments.doctor import DISTRIBUTION, hardware
-from metarl.experiments.protocol import Evaluation, References, ShotScores, check_disjoint
+from metarl.experiments.protocol import Evaluation, References, ShotScores
 from metarl.experiments.results_check import first_fault
 from metarl.experiments.statistics import Scores, Summary
-from metarl.tasks.distribution import TaskDistribution
+from metarl.tasks.distribution import TaskDistribution, check_disjoint
 
 Results: TypeAlias = dict[str, Any]
 

@@ -29,13 +29,13 @@ from metarl.experiments.files import only_one, write_json
 from metarl.experiments.flags import Checkpoint
 from metarl.experiments.kept_parts import KeptParts
 from metarl.experiments.metrics_log import read_metrics
-from metarl.experiments.protocol import Protocol, check_disjoint, check_unique, evaluate, reference_lines
+from metarl.experiments.protocol import Evaluation, Protocol, check_unique, evaluate, reference_lines
 from metarl.experiments.results import RESULTS_FILE, Results, code, reference_from_run, results, versions
 from metarl.experiments.run_config import RunConfig
 from metarl.experiments.run_folder import CONFIG_FILE, PARTS, UNLIMITED, check_free, make_new, stored_settings
 from metarl.experiments.trainer import CHECKPOINTS, UPDATES_PER_EPOCH, Progress, Trainer, trials
 from metarl.meta_rl.registry import find_algorithm
-from metarl.tasks.distribution import TaskDistribution
+from metarl.tasks.distribution import TaskDistribution, check_disjoint
 from metarl.tasks.registry import source_sum
 
 RESUMED = "; after epoch "
@@ -337,27 +337,8 @@ class Run:
         """
         meta = load_checkpoint(self.weights)[1]
         protocol = self.protocol if seed is None else replace(self.protocol, seed=seed)
-        found: Results
-        if self.config.drift:
-            agents = self.variants()
-            self._check_same(kept)
-            courses = measure_drift(agents, self.distribution, self.test_tasks, protocol, progress, recorder)
-            evaluation = courses[CHANGE][next(iter(agents))].evaluation
-            unstable = sum(course.evaluation.unstable_rows for each in courses.values() for course in each.values())
-            found = {"unstable_rows": unstable, "drift": drift_results(courses)}
-        else:
-            agent = self.trained_agent()
-            self._check_same(kept)
-            evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress, recorder, kept=kept)
-            found = {"unstable_rows": evaluation.unstable_rows}
-            if self.distribution.environment is not None:
-                # On about as many train tasks as there are test tasks.
-                tasks = self.distribution.some_of_each(self.train_tasks, len(self.test_tasks))
-                report = None if progress is None else partial(progress, tasks="train tasks")
-                trained = evaluate(agent, self.distribution, tasks, protocol, report, kept=kept)
-                found["unstable_rows"] += trained.unstable_rows
-                rows = environment_rows(self.distribution, trained, "train")
-                found["environments"] = rows + environment_rows(self.distribution, evaluation, "test")
+        measure = self._measure_drift if self.config.drift else self._measure_shots
+        evaluation, found = measure(protocol, progress, recorder, kept)
         references = {}
         if self.config.benchmark_mode:
             report = None if progress is None else partial(progress, tasks="test tasks with reference policies")
@@ -380,6 +361,43 @@ class Run:
             command=self.command,
         )
         return measured | found
+
+    def _measure_shots(
+        self,
+        protocol: Protocol,
+        progress: Callable[..., None] | None,
+        recorder: Recorder | None,
+        kept: KeptParts | None,
+    ) -> tuple[Evaluation, Results]:
+        """The evaluation on the held-out tasks, and what results hold beside it."""
+        agent = self.trained_agent()
+        self._check_same(kept)
+        evaluation = evaluate(agent, self.distribution, self.test_tasks, protocol, progress, recorder, kept=kept)
+        found: Results = {"unstable_rows": evaluation.unstable_rows}
+        if self.distribution.environment is not None:
+            # On about as many train tasks as there are test tasks.
+            tasks = self.distribution.some_of_each(self.train_tasks, len(self.test_tasks))
+            report = None if progress is None else partial(progress, tasks="train tasks")
+            trained = evaluate(agent, self.distribution, tasks, protocol, report, kept=kept)
+            found["unstable_rows"] += trained.unstable_rows
+            rows = environment_rows(self.distribution, trained, "train")
+            found["environments"] = rows + environment_rows(self.distribution, evaluation, "test")
+        return evaluation, found
+
+    def _measure_drift(
+        self,
+        protocol: Protocol,
+        progress: Callable[..., None] | None,
+        recorder: Recorder | None,
+        kept: KeptParts | None,
+    ) -> tuple[Evaluation, Results]:
+        """The same by the drift protocol: the evaluation is that of the first agent, with the change."""
+        agents = self.variants()
+        self._check_same(kept)
+        courses = measure_drift(agents, self.distribution, self.test_tasks, protocol, progress, recorder)
+        unstable = sum(course.evaluation.unstable_rows for each in courses.values() for course in each.values())
+        evaluation = courses[CHANGE][next(iter(agents))].evaluation
+        return evaluation, {"unstable_rows": unstable, "drift": drift_results(courses)}
 
 
 def _with_whole_path(task_dist: str) -> str:

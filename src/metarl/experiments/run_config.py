@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from metarl.core.errors import UsageError, unknown_name
+from metarl.core.errors import UsageError, check_limits, unknown_name
 from metarl.core.task import Task
 from metarl.experiments.flags import EPOCHS_ALIAS
 from metarl.experiments.protocol import Protocol
@@ -82,16 +82,15 @@ class RunConfig:
     """Folder of a finished run whose shot 0 is drawn as the task-conditioned line."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("epochs", self.epochs, 1),
-            ("seed", self.seed, 0),
-            ("num_envs", self.num_envs, 1),
-            ("num_workers", self.num_workers, 0),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"--{name.replace('_', '-')} is at least {least}, got {value}")
-        if self.seed >= 2**63:
-            raise UsageError(f"--seed is below 2**63, got {self.seed}")
+        check_limits(
+            vars(self),
+            ("epochs", "at least 1", self.epochs >= 1),
+            ("seed", "at least 0", self.seed >= 0),
+            ("num_envs", "at least 1", self.num_envs is None or self.num_envs >= 1),
+            ("num_workers", "at least 0", self.num_workers >= 0),
+            ("seed", "below 2**63", self.seed < 2**63),
+            flags=True,
+        )
         chosen = [flag for flag, given in self._protocols.items() if given]
         if len(chosen) > 1:
             raise UsageError(f"{' and '.join(chosen)} exclude each other: give one")

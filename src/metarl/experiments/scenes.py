@@ -151,9 +151,7 @@ def step_seconds(world: TaskVectorEnv) -> float | None:
     """How long a step of a simulated robot lasts; None where time means nothing."""
     if isinstance(world, MetaworldBatch):
         return metaworld_pictures.STEP_SECONDS
-    if not isinstance(world, MujocoBatch):
-        return None
-    return float(world.family.frame_skip * template_model(world.family).opt.timestep)
+    return world.family.step_seconds if isinstance(world, MujocoBatch) else None
 
 
 def _no_picture(world: TaskVectorEnv) -> UsageError:
@@ -177,11 +175,10 @@ def _progress_gauge(family: MujocoFamily, task: Task, qpos: NDArray[np.float64])
     aim = _aim(family)
     if aim == "goal":
         return Gauge("distance to the goal, m", np.linalg.norm(position - np.array(task["goal"]), axis=1))
-    dt = family.frame_skip * template_model(family).opt.timestep
     along = position @ _heading(family, task)[: family.torso_axes]
     first = np.maximum(np.arange(len(along)) - SPEED_STEPS, 0)
     steps = np.maximum(np.arange(len(along)) - first, 1)
-    speed = (along - along[first]) / (steps * dt)
+    speed = (along - along[first]) / (steps * family.step_seconds)
     if aim == "velocity":
         return Gauge("speed, m/s", speed, _number(task, "velocity"))
     return Gauge("speed the right way, m/s" if aim else "speed, m/s", speed)

@@ -146,9 +146,10 @@ def performance_profile(
     def above(scores: Scores) -> Scores:
         return np.stack([(scores > tau).mean(axis=(-2, -1)) for tau in np.asarray(thresholds)], axis=-1)
 
-    fraction, values = above(score_matrix(scores)), above(_resampled(scores, level, resamples, seed, strata))
+    scores = score_matrix(scores)
+    fraction, values = above(scores), above(_resampled(scores, level, resamples, seed, strata))
     if strata == SEEDS:
-        return fraction, *np.clip(_student(fraction, values, level, len(score_matrix(scores))), 0, 1)
+        return fraction, *np.clip(_student(fraction, values, level, len(scores)), 0, 1)
     return fraction, *_limits(values, level)
 
 
@@ -269,7 +270,7 @@ def _drawn(generator: np.random.Generator, count: int, resamples: int, num_tasks
     return drawn
 
 
-def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int, strata: Strata | None = None) -> Scores:
+def _resampled(scores: ArrayLike, level: float, resamples: int, seed: int, strata: Strata | None) -> Scores:
     """Resamples of [repeats, tasks] within each task, or of whole rows, [resamples, repeats - 1, tasks]; or of tasks
     within each stratum, [resamples, repeats, tasks]."""
     scores = score_matrix(scores)

@@ -71,20 +71,20 @@ class Programs:
         """
         return self._program(key, function, tensors).run(tensors)
 
-    def run_each(self, key: Hashable, function: Function, calls: Sequence[Sequence[Tensor]]) -> list[Sequence[Tensor]]:
-        """`function(*tensors)` for each of `calls`.
+    def run_trees(self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]]) -> list[Sequence[Tensor]]:
+        """`function` of each of `calls`: arguments that are trees of tensors (tuples, lists and dicts), of one form.
 
         Several calls on a CPU run side by side, each on one thread, unless they draw random numbers, in order then.
 
         Raises:
             UsageError: as in `run`.
         """
-        return _run_all([(self._program(key, function, tensors), tensors) for tensors in calls])
-
-    def run_trees(self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]]) -> list[Sequence[Tensor]]:
-        """`run_each` of arguments that are trees of tensors (tuples, lists and dicts), of one form in all calls."""
         flat, (form, *_) = zip(*map(tree_flatten, calls), strict=True)
-        return self.run_each((key, form), lambda *tensors: function(*tree_unflatten(tensors, form)), flat)
+
+        def whole(*tensors: Tensor) -> Sequence[Tensor]:
+            return function(*tree_unflatten(tensors, form))
+
+        return _run_all([(self._program((key, form), whole, tensors), tensors) for tensors in flat])
 
     def held(
         self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]], example: Tensor

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.core.agent import Agent, Array, Metrics
-from metarl.core.controller import Weights
+from metarl.core.agent import Agent, Array, Metrics, vector_size
+from metarl.core.controller import Weights, by_row
 from metarl.core.errors import UsageError, check_limits
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
-from metarl.core.optimization import clipped_step, decayed, part_of
+from metarl.core.optimization import clipped_step, decayed, flat_state, part_of
 from metarl.core.trajectory import Trajectory
 from metarl.meta_rl.dynamics import MODEL_MEMORY, DynamicsModel, prediction_loss
 from metarl.meta_rl.inner_loop import Parameters
@@ -132,7 +132,8 @@ class GrBALAgent(Agent):
     ) -> None:
         super().__init__(observation_space, action_space)
         memory = MODEL_MEMORY if memory is None else memory
-        _check(observation_space, action_space, memory)
+        observation_size = vector_size(observation_space)
+        _check(action_space, memory)
         if reward_model is None:
             raise UsageError(
                 "grbal plans with the reward as a function of what it observes, which this task family does not offer: "
@@ -141,7 +142,7 @@ class GrBALAgent(Agent):
             )
         self.config = GrBALConfig() if config is None else config
         self.num_updates, self.device = num_updates, torch.device(device)
-        (observation_size,), (action_size,) = observation_space.shape or (), action_space.shape or ()
+        (action_size,) = action_space.shape or ()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # initialisers take no generator, and draw on the CPU
             self.model = DynamicsModel(observation_size, action_size, memory, self.config.ensemble)
@@ -171,7 +172,6 @@ class GrBALAgent(Agent):
         self.inputs, self.changes = RunningMoments(observation_size + action_size), RunningMoments(observation_size)
         self.replay = Replay(observation_size + action_size, observation_size, self.config.replay_size)
         self.updates = 0
-        self._trajectory = Trajectory()
         self.begin_trial(0)
 
     # --- acting -------------------------------------------------------------------------------------------------------
@@ -195,10 +195,7 @@ class GrBALAgent(Agent):
         if not self.config.online_adaptation or not bool(window.full.any()):
             return None
         adapted, shared = self._adapted(window.x, window.change), self.maml.parameters()
-        return {
-            name: torch.where(window.full.view(-1, *[1] * shared[name].ndim), value, shared[name])
-            for name, value in adapted.items()
-        }
+        return {name: by_row(window.full, value, shared[name]) for name, value in adapted.items()}
 
     def _adapted(self, x: Tensor, change: Tensor) -> Parameters:
         """What adapts, {name: [N, ...]}, after steps on x [N, M, obs + act] and the changes [N, M, obs]."""
@@ -339,7 +336,7 @@ class GrBALAgent(Agent):
             "replay": self.replay.state_dict(),
             "counters": {"updates": torch.tensor(self.updates), "generator": self.planner.generator.get_state()},
         }
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return flat_state(parts)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.maml.load_state_dict(part_of(state, "maml"))
@@ -352,9 +349,7 @@ class GrBALAgent(Agent):
         self.planner.draw_again()
 
 
-def _check(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], memory: MemoryConfig) -> None:
-    if len(observation_space.shape or ()) != 1:
-        raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
+def _check(action_space: gymnasium.Space[Any], memory: MemoryConfig) -> None:
     bounded = isinstance(action_space, gymnasium.spaces.Box) and action_space.is_bounded()
     if not bounded or len(action_space.shape or ()) != 1:
         raise UsageError(f"grbal plans actions that are a vector within bounds, got {action_space}; choose rl2 or maml")

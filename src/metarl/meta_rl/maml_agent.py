@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.core.agent import Agent, Array, Metrics, check_rows
+from metarl.core.agent import Agent, Array, Metrics, block_size, check_rows, renewed_blocks, vector_size
 from metarl.core.controller import by_row, finite_rows
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments
-from metarl.core.optimization import TrainingDiverged, part_of
+from metarl.core.optimization import TrainingDiverged, flat_state, part_of
 from metarl.core.policy import Actor
 from metarl.core.policy_controller import PolicyController
 from metarl.core.policy_gradient import (
@@ -36,7 +36,7 @@ from metarl.core.policy_gradient import (
 )
 from metarl.core.trajectory import Trajectory
 from metarl.meta_rl.compiled import Programs, worth_compiling
-from metarl.meta_rl.inner_loop import Parameters, over_tasks
+from metarl.meta_rl.inner_loop import Parameters
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
 from metarl.meta_rl.meta_objective import MetaObjective
@@ -80,10 +80,9 @@ class MetaMAMLAgent(Agent):
         self.actor.eval()  # the gradient is that of one policy: it has no other one at every step
         self.trial_rounds = maml.inner_steps + 1
         self.trial_rows = self.config.trial_rows
-        (observation_size,) = self.observation_space.shape or (0,)
         self.device = next(maml.model.parameters()).device
         self.objective = MetaObjective(maml, self.actor, self.config, num_updates)
-        self.moments = RunningMoments(observation_size)
+        self.moments = RunningMoments(vector_size(self.observation_space))
         self.generator = torch.Generator().manual_seed(seed)
         self.begin_trial(0)
 
@@ -91,9 +90,7 @@ class MetaMAMLAgent(Agent):
 
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
         """As in `Agent`; whole blocks of `trial_rows` are renewed. Experience that no `update` has used is dropped."""
-        rows = 1 if num_rows == 1 else self.trial_rows
-        if num_rows % rows:
-            raise UsageError(f"rows come in blocks of trial_rows = {rows}, got {num_rows} rows")
+        rows = block_size(num_rows, self.trial_rows)
         self._params, self._stacked = self._renewed(num_rows, renew)
         self._rows = rows
         self._rounds: list[Round] = []
@@ -104,7 +101,7 @@ class MetaMAMLAgent(Agent):
         self._steps = self._steps.masked_fill(self._tensor(np.asarray(renew)[::rows]), 0)
         again, memory, starts, time = self._tensor(renew), self._memory, self._starts, self._time
         self._begin_round(num_rows)
-        self._memory = torch.where(again.view(-1, *[1] * (memory.ndim - 1)), self._memory, memory)
+        self._memory = by_row(again, self._memory, memory)
         self._starts, self._time = torch.where(again, self._starts, starts), torch.where(again, self._time, time)
 
     def _renewed(self, num_rows: int, renew: Array | None) -> tuple[Parameters, bool]:
@@ -113,16 +110,11 @@ class MetaMAMLAgent(Agent):
         if renew is None or bool(np.all(renew)):
             return fresh, False
         check_rows(num_rows, len(self._starts))
-        blocks = np.reshape(renew, (-1, self._rows))
-        if not np.array_equal(blocks.all(1), blocks.any(1)):
-            raise UsageError(f"rows {self._rows} by {self._rows} share a task: renew all of a block or none")
+        renewed = renewed_blocks(renew, self._rows)
         if not self._stacked:
             return fresh, False
-        again = self._tensor(blocks[:, 0])
-        adapted = {
-            name: torch.where(again.view(-1, *[1] * fresh[name].ndim), fresh[name].detach(), self._params[name])
-            for name in self.maml.adapted
-        }
+        kept = ~self._tensor(renewed)
+        adapted = {name: by_row(kept, self._params[name], fresh[name].detach()) for name in self.maml.adapted}
         return {**fresh, **adapted}, True
 
     def _begin_round(self, num_rows: int) -> None:
@@ -132,7 +124,6 @@ class MetaMAMLAgent(Agent):
         self._time = torch.zeros(num_rows, device=self.device)
         self._noise: Tensor | None = None
         self._trajectory = Trajectory()
-        self._raw: list[Array] = []
         self._windows: list[Tensor] = []
 
     @torch.no_grad()
@@ -164,17 +155,13 @@ class MetaMAMLAgent(Agent):
             output, memory = self.actor(x[None], memory, starts[None])
             return output[0], memory
 
-        def one_task(shared: Parameters, adapted: Parameters, *given: Tensor) -> tuple[Tensor, Tensor]:
+        def one_task(params: Parameters, *given: Tensor) -> tuple[Tensor, Tensor]:
             x, memory, starts = given
-            result: tuple[Tensor, Tensor] = self.maml.functional_forward(
-                x[None], {**shared, **adapted}, memory, starts[None]
-            )
+            result: tuple[Tensor, Tensor] = self.maml.functional_forward(x[None], params, memory, starts[None])
             return result
 
-        shared, adapted = self.maml.split(params)
         blocks = (tensor.unflatten(0, (-1, self._rows)) for tensor in (x, memory, starts))
-        axes = (None, 0, 0, 0, 0)
-        output, memory = over_tasks(one_task, axes, shared, adapted, *blocks, vectorize=self.maml.vectorize)
+        output, memory = self.maml.map_tasks(one_task, params, *blocks)
         return output.flatten(0, 2), memory.flatten(0, 1)
 
     @torch.no_grad()
@@ -188,12 +175,12 @@ class MetaMAMLAgent(Agent):
         next_observation: Array,
         active: Array,
     ) -> None:
-        self._raw.append(observation.copy())  # worlds may reuse their arrays
         if len(self._trajectory) % self.config.window == 0:
             self._windows.append(self._memory)
         mask = self._tensor(active)
         done = self._tensor(terminated | truncated)
         self._trajectory.append(
+            raw=observation,
             x=self._x,
             next_x=self._tensor(self.moments.normalize(next_observation)),
             starts=self._starts,
@@ -238,8 +225,7 @@ class MetaMAMLAgent(Agent):
         collected = self._collected()
         adapted = self._adapted(collected)
         for name in self.maml.adapted:
-            finite = torch.isfinite(adapted[name])
-            broken = torch.nonzero(~finite.reshape(len(finite), -1).all(1)).flatten().tolist()
+            broken = torch.nonzero(~finite_rows({name: adapted[name]})).flatten().tolist()
             if broken:
                 self._begin_round(len(self._starts))  # kept, it would break every later step
                 raise TrainingDiverged(
@@ -311,12 +297,11 @@ class MetaMAMLAgent(Agent):
         """The running round, [T, B, ...], zeros where a row took no part."""
         if not len(self._trajectory):
             raise UsageError("there is no experience to adapt to or to learn from: act and observe first")
-        held = {"raw": torch.from_numpy(np.stack(self._raw)), "memory": torch.stack(self._windows)}
         steps = self._trajectory.stack()
         left_out = ~steps["active"]
         for name, values in steps.items():  # a mask alone would not do: 0 times what is not finite is not 0
             steps[name] = values.masked_fill(left_out.view(*left_out.shape, *[1] * (values.ndim - 2)), 0)
-        return {**steps, **held}
+        return {**steps, "memory": torch.stack(self._windows)}
 
     @torch.no_grad()
     def _batch(self, collected: Round) -> Round:
@@ -360,7 +345,7 @@ class MetaMAMLAgent(Agent):
         *earlier, last = rounds
         self.begin_trial(last["x"].shape[1])
         self._rounds = earlier
-        self._raw, self._windows = [*last.pop("raw").numpy()], [*last.pop("memory")]
+        self._windows = [*last.pop("memory")]
         self._trajectory = Trajectory.unstack(last)
 
     def update(self) -> Metrics:
@@ -388,8 +373,7 @@ class MetaMAMLAgent(Agent):
 
     def state_dict(self) -> dict[str, Tensor]:
         parts = {"maml": self.maml.state_dict(), "moments": self.moments.state_dict()}
-        flat = {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-        return {**flat, "generator": self.generator.get_state()}
+        return {**flat_state(parts), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.maml.load_state_dict(part_of(state, "maml"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
 from itertools import chain
 from operator import add
@@ -17,6 +17,7 @@ from metarl.core.differentiable import call_twin, differentiable_twin
 from metarl.core.errors import UsageError, check_limits
 from metarl.core.optimization import (
     TrainingDiverged,
+    flat_state,
     load_optimizer_tensors,
     optimizer_tensors,
     part_of,
@@ -191,15 +192,7 @@ class MetaMAML:
 
     def forward_tasks(self, x: Tensor, params: Parameters) -> Tensor:
         """Predictions [M, N, ...] for x [M, N, ...], each task by its own parameters, as `adapt_tasks` returns them."""
-        shared, adapted = self.split(params)
-        predictions: Tensor = over_tasks(
-            lambda shared, adapted, x: self._predict({**shared, **adapted}, x),
-            (None, 0, 0),
-            shared,
-            adapted,
-            x,
-            vectorize=self.vectorize,
-        )
+        predictions: Tensor = self.map_tasks(self._predict, params, x)
         return predictions
 
     def _predict(self, params: Parameters, x: Tensor, initial_state: Any = None) -> Tensor:
@@ -211,6 +204,19 @@ class MetaMAML:
         """Parameters that no task changes, and those that adaptation changes."""
         shared = {name: value for name, value in params.items() if name not in self.adapted}
         return shared, {name: params[name] for name in self.adapted}
+
+    def map_tasks(self, function: Callable[..., Any], params: Parameters, *data: Any, stacked: bool = True) -> Any:
+        """`function(params, *data)` of every task, by its own parameters, on its slice of data [M, ...]; stacked.
+
+        stacked: whether adapted parameters come stacked [M, ...]; False: all tasks have the same.
+        """
+        shared, adapted = self.split(params)
+
+        def one_task(shared: Parameters, adapted: Parameters, *own: Any) -> Any:
+            return function({**shared, **adapted}, *own)
+
+        axes: tuple[int | None, ...] = (None, 0 if stacked else None, *[0] * len(data))
+        return over_tasks(one_task, axes, shared, adapted, *data, vectorize=self.vectorize)
 
     # --- adapting -----------------------------------------------------------------------------------------------------
 
@@ -247,15 +253,7 @@ class MetaMAML:
 
     def task_losses(self, loss: Loss, params: Parameters, batch: Batch, *, stacked: bool = True) -> Tensor:
         """The loss [M] of every task on its part of `batch`, by what `inner_loop` yielded: stacked but for θ itself."""
-        shared, adapted = self.split(params)
-        losses: Tensor = over_tasks(
-            lambda shared, adapted, batch: loss({**shared, **adapted}, batch),
-            (None, 0 if stacked else None, 0),
-            shared,
-            adapted,
-            batch,
-            vectorize=self.vectorize,
-        )
+        losses: Tensor = self.map_tasks(loss, params, batch, stacked=stacked)
         return losses
 
     def adapt_task(
@@ -428,10 +426,9 @@ class MetaMAML:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Model, learned rates, optimiser and counter, as flat tensors."""
-        learned = {f"learned.{name}": tensor.clone() for name, tensor in self.learned.state_dict().items()}
-        slots = optimizer_tensors(self.optimizer, self.learned)
-        optimizer = {f"optimizer.{name}": tensor for name, tensor in slots.items()}
-        return {**learned, **optimizer, "updates": torch.tensor(self.updates)}
+        learned = {name: tensor.clone() for name, tensor in self.learned.state_dict().items()}
+        parts = {"learned": learned, "optimizer": optimizer_tensors(self.optimizer, self.learned)}
+        return {**flat_state(parts), "updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""

@@ -77,8 +77,8 @@ class Planner(Controller):
 
     def begin(self, num_rows: int, renew: Array | None = None) -> None:
         if renew is None or bool(np.all(renew)):
-            (size,) = self.observation_space.shape or (0,)
             self.plan = self._rest.repeat(num_rows, self.horizon, 1)
+            size = self.observation_size
             self.window = Window(num_rows, self.past, size + len(self._rest), size, self.device)
         else:
             check_rows(num_rows, len(self.plan))
@@ -149,7 +149,7 @@ class Planner(Controller):
         x = self.window.x.transpose(0, 1)[:, :, None, None].expand(-1, -1, -1, self.model.members, -1)
         starts = self.window.starts.T[..., None].float()
         _, reached = self._run(weights, x, memory[:, None], starts)
-        return torch.where((self.window.seen > 0).view(-1, *[1] * (memory.ndim - 1)), reached[:, 0], memory)
+        return by_row(self.window.seen > 0, reached[:, 0], memory)
 
     def _predict(
         self, weights: Weights | None, observation: Tensor, action: Tensor, memory: Tensor

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.core.agent import Agent, Array, Metrics, check_rows
-from metarl.core.controller import finite_rows
+from metarl.core.agent import Agent, Array, Metrics, check_rows, vector_size
+from metarl.core.controller import by_row, finite_rows
 from metarl.core.errors import UsageError
 from metarl.core.flat_parameters import FlatParameters
 from metarl.core.memory import MemoryConfig
 from metarl.core.normalization import RunningMoments, normalized
-from metarl.core.optimization import decayed, part_of, step_along_gradients
+from metarl.core.optimization import decayed, flat_state, part_of, step_along_gradients
 from metarl.core.policy import ActorCritic
 from metarl.core.policy_controller import PolicyController
 from metarl.core.returns import generalized_advantage
@@ -80,8 +80,7 @@ class RL2Agent(Agent):
         env_steps: int = 0,
     ) -> None:
         super().__init__(observation_space, action_space)
-        if len(observation_space.shape or ()) != 1:
-            raise UsageError(f"observations need one axis, got {observation_space}; flatten them with a wrapper")
+        observation_size = vector_size(observation_space)
         self.config = RL2Config() if config is None else config
         self.device = torch.device(device)
         self.num_updates = num_updates
@@ -89,7 +88,6 @@ class RL2Agent(Agent):
         memory = MemoryConfig() if memory is None else memory
         self.continuation = self.config.continuation_of(memory.method)
         self.round_steps = self.config.update_steps
-        observation_size = int(np.prod(observation_space.shape or ()))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # initialisers take no generator, and draw on the CPU
             self.policy = ActorCritic(observation_size, action_space, memory).to(self.device)
@@ -193,8 +191,8 @@ class RL2Agent(Agent):
             self._episode_starts = done.astype(np.float32)
         else:
             rows = torch.from_numpy(kept).to(self.device)
-            self._memory = torch.where(rows.view(-1, *[1] * (self._memory.ndim - 1)), step.memory, self._memory)
-            self._previous_action = torch.where(rows[:, None], step.encoded, self._previous_action)
+            self._memory = by_row(rows, step.memory, self._memory)
+            self._previous_action = by_row(rows, step.encoded, self._previous_action)
             self._previous_reward = np.where(kept, reward, self._previous_reward)
             starts = done | (~kept & (self._episode_starts > 0))
             self._episode_starts = np.where(active, starts, self._episode_starts).astype(np.float32)
@@ -396,7 +394,7 @@ class RL2Agent(Agent):
             "moments": self.moments.state_dict(),
             "counters": {"updates": torch.tensor(self.updates), "generator": self.generator.get_state()},
         }
-        return {f"{part}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+        return flat_state(parts)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.policy.load_state_dict(part_of(state, "policy"))

@@ -44,8 +44,7 @@ def support_batch(support_x: Tensor | Sequence[Tensor], support_y: Tensor | Sequ
     if len(support_x) != len(support_y) or not len(support_x):
         raise UsageError(f"got inputs of {len(support_x)} tasks and targets of {len(support_y)}: as many, at least one")
     if isinstance(support_x, Tensor) and isinstance(support_y, Tensor):
-        _check_stacked(support_x)
-        _check_pair(0, support_x[0], support_y[0])  # the others are of the same size
+        _check_stacked(support_x, support_y)
         return {"x": support_x, "y": support_y}
     for number, (x, y) in enumerate(zip(support_x, support_y, strict=True)):
         _check_pair(number, x, y)
@@ -89,8 +88,7 @@ def _checked_batch(tasks: SupervisedTask) -> SupervisedTask:
         raise UsageError(f"a stacked batch has at least one task, and as many in each of its four parts; got {sizes}")
     support_x, support_y, query_x, query_y = tasks
     for x, y in ((support_x, support_y), (query_x, query_y)):
-        _check_stacked(x)
-        _check_pair(0, x[0], y[0])  # the others are of the same size
+        _check_stacked(x, y)
     return tasks
 
 
@@ -122,12 +120,13 @@ def _check_pair(number: int, x: Tensor, y: Tensor) -> None:
         )
 
 
-def _check_stacked(x: Tensor) -> None:
+def _check_stacked(x: Tensor, y: Tensor) -> None:
     if x.ndim < 3 and x.is_floating_point():
         raise UsageError(
             f"inputs of shape {tuple(x.shape)} are no batch of tasks [M, N, ...]: put a single task in a list, and "
             "give scalar inputs an axis of their own, [M, N, 1]"
         )
+    _check_pair(0, x[0], y[0])  # the others are of the same size
 
 
 def _batch(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> Batch:

@@ -91,8 +91,6 @@ def conjugate_gradient(product: Callable[[Tensor], Tensor], target: Tensor, iter
 
 
 def _move(parameters: Sequence[Tensor], old: Sequence[Tensor], step: Tensor) -> None:
-    offset = 0
-    for parameter, value in zip(parameters, old, strict=True):
-        part = step[offset : offset + value.numel()].view_as(value)
-        parameter.copy_(value + part)
-        offset += value.numel()
+    parts = step.split([value.numel() for value in old])
+    for parameter, value, part in zip(parameters, old, parts, strict=True):
+        parameter.copy_(value + part.view_as(value))

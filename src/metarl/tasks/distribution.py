@@ -31,7 +31,7 @@ MakeWorlds: TypeAlias = Callable[[Sequence[Task], int], TaskVectorEnv]
 
 @dataclass(frozen=True)
 class Drift:
-    """What breaks or changes in the tasks of a family: for who measures it, never for an agent."""
+    """What breaks or changes in the tasks of a family: for whoever measures it, never for an agent."""
 
     unchanged: Params
     """Parameters of the body that is whole in a world that stays as it is; a task has others in their place."""
@@ -218,10 +218,9 @@ class TaskDistribution:
                 if id not in known:
                     raise UsageError(f"{flag}: '{self.name}' has no task {id}; allowed ids: {id_ranges(list(known))}")
             chosen.append([known[id] for id in ids] if ids is not None else list(default))
-        overlap = sorted({task.id for task in chosen[0]} & {task.id for task in chosen[1]})
-        if overlap:
-            raise UsageError(f"train and test tasks overlap in ids {overlap}: give ids that are in only one of them")
-        return chosen[0], chosen[1]
+        train, test = chosen
+        check_disjoint(train, test)
+        return train, test
 
 
 def _check_details(details: Mapping[str, Any]) -> dict[str, str | int | float]:
@@ -233,6 +232,13 @@ def _check_details(details: Mapping[str, Any]) -> dict[str, str | int | float]:
         if not isinstance(value, str | int | float) or (isinstance(value, float) and not math.isfinite(value)):
             raise UsageError(f"details: '{name}' is a string or a finite number, got {value!r}")
     return plain
+
+
+def check_disjoint(train: Sequence[Task], test: Sequence[Task]) -> None:
+    """Refuse test tasks that the agent was trained on."""
+    overlap = sorted({task.id for task in train} & {task.id for task in test})
+    if overlap:
+        raise UsageError(f"train and test tasks overlap in ids {overlap}: give ids that are in only one of them")
 
 
 def id_ranges(ids: Sequence[int]) -> str:

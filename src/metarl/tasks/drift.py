@@ -89,9 +89,6 @@ class Drifting:
     """What a task differs by from the body that is whole, and from when on."""
 
 
-_CHANGING_CHEETAH = replace(HALF_CHEETAH, late_edit=_change)
-_CHANGING_ANT = replace(ANT, late_edit=_change)
-
 # Actuators 0, 1, 2 of half-cheetah turn its back thigh, shin and foot, 3, 4, 5 those in front; ant's are a hip (even
 # numbers) and an ankle (odd ones) a leg.
 FAMILIES = {
@@ -105,7 +102,7 @@ FAMILIES = {
     ),
     "halfcheetah-drift": Drifting(
         "Half-cheetah whose gravity, mass or an actuator changes at an unknown step of every episode.",
-        _CHANGING_CHEETAH,
+        replace(HALF_CHEETAH, late_edit=_change),
         _draw_change,
         train=(0, 1, 2, 4),
         test=(3, 5),
@@ -113,7 +110,7 @@ FAMILIES = {
     ),
     "ant-drift": Drifting(
         "Ant whose gravity, mass or an actuator changes at an unknown step of every episode.",
-        _CHANGING_ANT,
+        replace(ANT, late_edit=_change),
         _draw_change,
         train=(0, 1, 2, 3, 5, 6),
         test=(4, 7),

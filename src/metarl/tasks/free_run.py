@@ -19,7 +19,7 @@ class FreeRun:
     """What was seen."""
 
     problem: str
-    """The first that is wrong with the spaces and what is of them; '' for nothing."""
+    """The first thing that is wrong with the spaces, or with what should lie in them; '' where nothing is."""
     longest: int
     """Steps of the longest episode."""
     earliest_cut: int | None

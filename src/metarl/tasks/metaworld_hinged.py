@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from metarl.env_runner.metaworld_scene import Crank, Description, Scene, Shown, body, geom, matrix, site, turn
+from metarl.env_runner.metaworld_scene import Crank, Description, Scene, Shown, Vector, body, geom, matrix, site, turn
 from metarl.tasks.metaworld_mechanics import (
     above_funnel,
     both,
@@ -86,7 +86,7 @@ def _drawer_close(scene: Scene) -> tuple[float, bool]:
     return 10.0 if success else 10.0 * both(both(reached, closing(scene)), closed), success
 
 
-def _turn_faucet(scene: Scene, handle: tuple[float, ...] | list[float]) -> tuple[float, bool]:
+def _turn_faucet(scene: Scene, handle: Vector) -> tuple[float, bool]:
     start = scene.start
     to_goal = distance(handle, start.target)
     turned = within(to_goal, 0.07, abs(distance(start.object, start.target) - 0.07))
@@ -96,11 +96,11 @@ def _turn_faucet(scene: Scene, handle: tuple[float, ...] | list[float]) -> tuple
 
 
 def _faucet_open(scene: Scene) -> tuple[float, bool]:
-    return _turn_faucet(scene, [*shifted(scene.object, (-0.04, 0.0, 0.03))])
+    return _turn_faucet(scene, shifted(scene.object, (-0.04, 0.0, 0.03)))
 
 
 def _faucet_close(scene: Scene) -> tuple[float, bool]:
-    return _turn_faucet(scene, [*scene.object])
+    return _turn_faucet(scene, scene.object)
 
 
 def _slide_window(scene: Scene, margin: float, reached: float) -> tuple[float, bool]:

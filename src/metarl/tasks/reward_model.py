@@ -21,7 +21,7 @@ class RewardModel:
     """next_observation [..., obs] -> bool [...], whether the episode ends there. None: it never does."""
 
     def without_last(self, number: int) -> RewardModel:
-        """The same for observations with so many numbers more at their end, which it is not given."""
+        """The same reward for observations with so many further numbers at their end, which it does not see."""
         reward, ended = self.reward, self.ended
 
         def seen(observation: Tensor) -> Tensor:
