@@ -29,7 +29,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import metarl
-from metarl.cli import main
+from metarl.cli import COMMANDS, main
 from metarl.core.memory import MemoryConfig
 from metarl.core.threads import torch_threads
 from metarl.experiments.checkpoint import load_checkpoint
@@ -228,7 +228,7 @@ def test_help_shows_every_field_with_its_docstring(capsys: pytest.CaptureFixture
     assert listed in text
 
 
-@pytest.mark.parametrize("command", ["run", "list", "evaluate", "resume", "video", "doctor"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])
@@ -326,12 +326,16 @@ def test_a_run_from_start_to_end(folder: Path, capsys: pytest.CaptureFixture[str
     assert paths == [str(run / name) for name in names]
 
     kept = (run / "results.json").read_bytes()
-    assert main(["evaluate", str(run), "--few-shot", "1", "3", "--test-tasks", "105", "--seed", "4"]) == 0
+    flags = "--few-shot 1 3 --test-tasks 105 --seed 4 --repeats 3 --adaptation-episodes 2"
+    assert main(["evaluate", str(run), *flags.split()]) == 0
     (evaluation,) = (run / "evaluations").iterdir()
     assert evaluation.name.endswith("-few-shot-1-3")
     measured = json.loads((evaluation / "results.json").read_text())
     assert (list(measured["shots"]), [task["id"] for task in measured["tasks"]]) == (["0", "1", "3"], [105])
     assert (measured["seeds"], measured["command"].startswith("metarl evaluate ")) == ([0], True)
+    assert (measured["evaluation_seed"], measured["adaptation_episodes"]) == (4, 2)
+    assert measured["shots"]["3"]["episodes"] == 3 * 2
+    assert len(measured["tasks"][0]["shots"]["3"]["return"]) == 3
     assert (run / "results.json").read_bytes() == kept
     assert f"wrote {evaluation / 'adaptation_curve.png'}" in capsys.readouterr().out
 

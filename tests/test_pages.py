@@ -19,6 +19,7 @@ from metarl.core import memory
 from metarl.experiments import flags
 from metarl.experiments.protocol import Protocol
 from metarl.experiments.run import Run
+from metarl.experiments.run_config import RunConfig
 from metarl.experiments.run_flags import plan_run
 from metarl.experiments.suite import load_suite
 from metarl.meta_rl.registry import find_algorithm
@@ -222,11 +223,18 @@ def test_a_command_is_right(
 
 
 @pytest.mark.parametrize("command", MENTIONED, ids=lambda shown: f"{shown.page}: {shown.command}")
-def test_a_command_in_the_text_exists(command: Shown) -> None:
+def test_a_command_in_the_text_exists_with_its_flags(
+    command: Shown, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     program, *arguments = shlex.split(command.command)
-    if program == "metarl":
-        assert arguments[0] in cli.COMMANDS
-    elif arguments[0] != "main.py":
+    if program == "metarl" or arguments[0] == "main.py":
+        name, algo = arguments[0] if program == "metarl" else "run", flags.value_of(arguments, "algo")
+        monkeypatch.setenv("COLUMNS", "400")  # or a flag may be broken in two
+        with pytest.raises(SystemExit):
+            cli.main([name, *(["--algo", algo] if algo else []), "--help"])
+        known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        assert {word.partition("=")[0] for word in arguments if word.startswith("--")} <= known
+    else:
         assert CHECKS[program](arguments)
 
 
@@ -372,15 +380,22 @@ def test_what_is_said_of_the_episodes_of_gradient_agents_is_so() -> None:
 
 def test_commands_of_tables_train_as_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a default is another one since."""
+
+    def plan(config: RunConfig, algorithm: Any, memory: Any, command: str) -> dict[str, Any]:
+        rows = config.num_envs or find_algorithm(config.algo).rows(config.task_dist)
+        return asdict(algorithm) | asdict(memory) | {"num_envs": rows}
+
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     tables = importlib.import_module("doc_tables")
-    monkeypatch.setattr(Run, "plan", lambda config, algorithm, memory, command: asdict(algorithm) | asdict(memory))
+    monkeypatch.setattr(Run, "plan", plan)
     for run in tables.recorded_runs():
         command, _, _ = tables.trains_alike(run).partition("; ")
         if command.startswith("python main.py "):
             settings = plan_run(shlex.split(command.replace(" --device cuda", ""))[2:])
-            shared = settings.keys() & run["settings"].keys()
-            assert {key: settings[key] for key in shared} == {key: run["settings"][key] for key in shared}, command
+            config = json.loads((ROOT / "results" / run["name"] / "config.json").read_text())["run"]
+            trained = run["settings"] | {"num_envs": config["num_envs"]}
+            shared = settings.keys() & trained.keys()
+            assert {key: settings[key] for key in shared} == {key: trained[key] for key in shared}, command
 
 
 def test_the_runs_that_took_the_curvature_on_every_task_are_named() -> None:

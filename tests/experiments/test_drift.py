@@ -8,12 +8,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
 from metarl.core.agent import Agent, Array
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
+from metarl.experiments import drift_views
 from metarl.experiments.drift import (
     BIN,
     CHANGE,
@@ -221,16 +223,20 @@ def test_what_cannot_be_measured_is_refused(scripted_agent, drift: Drift | None,
         measured(family({"lame": 0, "change_at": at}, drift=drift), one=scripted_agent)
 
 
-@pytest.mark.parametrize("timed", [True, False])
-def test_the_table_and_the_picture(scripted_agent, tmp_path: Path, timed: bool) -> None:
-    distribution = family(*TASKS) if timed else family({"lame": 30}, {"lame": 0}, drift=Drift({"lame": 0}))
-    evaluation = measured(distribution, first=scripted_agent, second=scripted_agent)
-    results = {
+def results_of(distribution: TaskDistribution, **variants: Agent) -> dict[str, Any]:
+    """What the table and the picture read."""
+    return {
         "task_dist": "treadmill",
         "tasks": [{"shots": {"0": {"return": [0.0, 0.0]}}} for _ in distribution.test],
         "task_split": {"same_as_train": []},
-        "drift": drift_results(evaluation),
+        "drift": drift_results(measured(distribution, **variants)),
     }
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_the_table_and_the_picture(scripted_agent, tmp_path: Path, timed: bool) -> None:
+    distribution = family(*TASKS) if timed else family({"lame": 30}, {"lame": 0}, drift=Drift({"lame": 0}))
+    results = results_of(distribution, first=scripted_agent, second=scripted_agent)
     text = _printed(drift_table(results))
     assert text.count("first") == text.count("second") == (5 if timed else 1)
     assert ("steps to recover" in text, "Recovered: back at 80%" in text) == (timed, timed)
@@ -247,6 +253,26 @@ def test_a_line_under_one_that_is_the_same_shows_through() -> None:
     axes = new_figure(4, 3).subplots()
     _draw(axes, {"adapted": adapted, "frozen": frozen, "without guard": adapted}, "reward")
     assert [line.is_dashed() for line in axes.lines] == [False, False, True]
+
+
+def test_the_table_and_the_picture_have_the_numbers_of_both_conditions(
+    scripted_agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = results_of(family(TASKS[1], TASKS[0], TASKS[2]), one=scripted_agent)
+    text = _printed(drift_table(results))
+    # With the change the tasks return 130, 200 and 100, and of 27 draws of three one is all of the best, one of the
+    # worst; after it they pay 5/6, 2 and 0 a step.
+    assert "return one 143.3 [100.0, 200.0] 140.0 200.0 [200.0, 200.0] 200.0" in text
+    assert "reward a step, after one 0.94 [0.00, 2.00] 0.92 2.00 [2.00, 2.00] 2.00" in text
+    figures: list[Figure] = []
+    monkeypatch.setattr(drift_views, "save_figure", lambda path, figure: figures.append(figure))
+    drift_picture("drift.png", results)
+    drawn = [axes.lines[0].get_xydata().tolist() for axes in figures[0].axes]
+    found = [results["drift"]["conditions"][condition]["one"] for condition in (CHANGE, UNCHANGED)]
+    curves = [each["curves"]["reward"] for each in found]
+    assert drawn == [np.transpose([curve["step"], curve["mean"]]).tolist() for curve in curves]
+    assert drawn[0] != drawn[1]
+    assert [axes.get_title("left") for axes in figures[0].axes] == ["held-out tasks", "nothing changes"]
 
 
 def _printed(table: Any) -> str:

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from metarl.core.task import Task
+from metarl.experiments import environments
 from metarl.experiments.environments import (
+    MEASURES,
     draw_environments,
     environment_rows,
     environment_table,
@@ -20,8 +23,8 @@ from metarl.experiments.protocol import Protocol, evaluate
 from metarl.experiments.results import results
 from metarl.experiments.run_folder import write_results
 
-GOALS = [("short", 1.0, 1), ("long", 3.0, 2), ("long", 5.0, 2), ("short", 3.0, 1)]
-"""Environment, bonus and length: episodes of two steps succeed, those of one do not."""
+GOALS = [("short", 1.0, 1), ("long", 3.0, 2), ("long", 5.0, 3), ("short", 3.0, 1)]
+"""Environment, bonus and length: episodes succeed at their second step, which of two is the last."""
 
 
 @pytest.fixture
@@ -52,10 +55,10 @@ def test_rows_by_hand(family, evaluation) -> None:
             "2": {"return": 4.0, "success": 0.0, "final_success": 0.0},
         },
     }
-    assert long["shots"]["2"] == {"return": 16.0, "success": 1.0, "final_success": 1.0}
+    assert long["shots"]["2"] == {"return": 21.0, "success": 1.0, "final_success": 0.5}
     *_, mean = with_means([short, long])
     assert (mean["environment"], mean["tasks"]) == ("mean", 4)
-    assert mean["shots"]["2"] == {"return": 10.0, "success": 0.5, "final_success": 0.5}
+    assert mean["shots"]["2"] == {"return": 12.5, "success": 0.5, "final_success": 0.25}
     assert list(with_means([short])) == [short]
 
 
@@ -64,7 +67,7 @@ def test_table_csv_and_picture(family, evaluation, tmp_path: Path) -> None:
     console = Console(width=80, record=True)
     console.print(environment_table(rows))
     lines = [line.split() for line in console.export_text().splitlines() if line.strip()]
-    assert ["long", "train", "2", "100%", "100%", "100%", "16.0"] in lines
+    assert ["long", "train", "2", "100%", "100%", "50%", "21.0"] in lines
     assert [line[:2] for line in lines if line[0] == "mean"] == [["mean", "train"], ["mean", "test"]]
     write_environments(tmp_path / "table.csv", rows)
     with (tmp_path / "table.csv").open(newline="") as file:
@@ -81,6 +84,42 @@ def test_table_csv_and_picture(family, evaluation, tmp_path: Path) -> None:
     }
     draw_environments(tmp_path / "picture.png", rows, "bonus")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_number_is_in_its_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {
+        "reach": {"0": (1.0, 0.25, 0.125), "2": (8.0, 0.75, 0.5)},
+        "push": {"0": (2.0, 0.0, 0.0), "2": (4.0, 0.5, 0.25)},
+    }
+    rows = [
+        {
+            **{"environment": name, "split": "test", "tasks": 2},
+            "shots": {shot: dict(zip(MEASURES, each, strict=True)) for shot, each in shots.items()},
+        }
+        for name, shots in scores.items()
+    ]
+    console = Console(width=80, record=True)
+    console.print(environment_table(rows))
+    lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["reach", "test", "2", "25%", "75%", "50%", "8.00"] in lines
+    assert ["push", "test", "2", "0%", "50%", "25%", "4.00"] in lines
+    write_environments(tmp_path / "table.csv", rows)
+    assert (tmp_path / "table.csv").read_text().splitlines() == [
+        "environment,split,tasks,shot,return,success,final_success",
+        "reach,test,2,0,1,0.25,0.125",
+        "reach,test,2,2,8,0.75,0.5",
+        "push,test,2,0,2,0,0",
+        "push,test,2,2,4,0.5,0.25",
+    ]
+    figures: list[Figure] = []
+    monkeypatch.setattr(environments, "save_figure", lambda path, figure: figures.append(figure))
+    draw_environments("picture.png", rows, "title")
+    (axes,) = figures[0].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["reach (test)", "push (test)", "mean (test)"]
+    assert {bars.get_label(): [bar.get_width() for bar in bars] for bars in axes.containers} == {
+        "shot 0": [25.0, 0.0, 12.5],
+        "shot 2": [75.0, 50.0, 62.5],
+    }
 
 
 def test_a_results_folder_holds_them_and_intervals_are_over_tasks(family, evaluation, tmp_path: Path) -> None:
@@ -100,8 +139,8 @@ def test_a_results_folder_holds_them_and_intervals_are_over_tasks(family, evalua
     )
     measured["environments"] = environment_rows(family, evaluation, "test")
     assert (measured["interval"], measured["environment"]) == ("tasks", "world")
-    # Two goals of each environment, mean returns 2, 6 and 12, 20: one draw of sixteen has the lower one of both twice.
-    assert measured["shots"]["2"]["return"]["ci95"] == [2 * (1 + 6) / 2, 2 * (3 + 10) / 2]
+    # Two goals of each environment, mean returns 2, 6 and 12, 30: one draw of sixteen has the lower one of both twice.
+    assert measured["shots"]["2"]["return"]["ci95"] == [2 * (1 + 6) / 2, 2 * (3 + 15) / 2]
     assert "over tasks of an environment" in str(adaptation_table([measured]).caption)
     names = [path.name for path in write_results(tmp_path, measured)]
     assert names == ["results.json", "adaptation_curve.png", "environments.csv", "environments.png"]

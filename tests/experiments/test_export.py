@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from metarl.core.memory import METHODS, MemoryConfig
 from metarl.core.policy import GaussianHead
 from metarl.experiments import export as module
 from metarl.experiments.checkpoint import LAST, save_checkpoint
+from metarl.experiments.doctor import DISTRIBUTION
 from metarl.experiments.export import STEPS, largest_difference
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
@@ -265,7 +267,11 @@ def test_the_command_writes_a_file_that_says_what_it_is(suffix: str, exports: di
         "method": "ssm",
         "epoch": "1",
     }
-    assert json.loads(metadata["inputs"])["state"] == {"type": "float32", "shape": ["batch", 1, 8]}
+    inputs = json.loads(metadata["inputs"])
+    assert inputs["state"] == {"type": "float32", "shape": ["batch", 1, 8]}
+    assert inputs["previous_action"] == {"type": "float32", "shape": ["batch", 2]}
+    assert json.loads(metadata["action_space"]) == {"kind": "Box", "low": [-1.0, -1.0], "high": [1.0, 1.0]}
+    assert metadata["metarl_version"] == version(DISTRIBUTION)
 
 
 def test_a_gradient_agent_is_exported_as_it_is_before_it_adapts(

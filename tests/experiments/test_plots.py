@@ -135,6 +135,19 @@ def figure_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Figure]:
     return draw
 
 
+def test_the_curve_is_that_of_means_with_their_intervals(figure_of) -> None:
+    run = result()
+    for level, scores in zip((0.0, 1.0, 5.0), run["shots"].values(), strict=True):
+        scores["return"] = {"mean": level, "iqm": 100.0, "ci95": [level - 1.0, level + 2.0], "cvar05": -100.0}
+    axes = figure_of([run]).axes[0]
+    line, _, (bars,) = axes.containers[0]
+    assert line.get_xydata().tolist() == [[0, 0], [1, 1], [2, 5]]
+    assert [bar.tolist() for bar in bars.get_segments()] == [[[0, -1], [0, 2]], [[1, 0], [1, 3]], [[2, 4], [2, 7]]]
+    assert [of_task.get_ydata().tolist() for of_task in axes.lines[:3]] == [
+        [np.mean(scores["return"]) for scores in task["shots"].values()] for task in run["tasks"]
+    ]
+
+
 @pytest.mark.parametrize(
     "labels", [[f"rl2 transformer, learning_rate 0.{k:03}, past 16" for k in range(12)], ["x" * 130]]
 )
@@ -188,6 +201,7 @@ def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:
 def test_table_has_the_numbers() -> None:
     run = result(success=True)
     run["shots"]["5"]["return"] = {"mean": -49.46, "iqm": -48.0, "ci95": [-51.25, -9.876], "cvar05": -1234.5}
+    run["shots"]["5"]["success"]["final_step"] = summary([[0.0] * 3] * 4)
     text = text_of([run])
     assert "halfcheetah-vel · rl2 · ssm" in text
     assert "3 held-out tasks, 4 repeats each" in text

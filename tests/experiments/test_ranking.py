@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from metarl.core.errors import UsageError
+from metarl.experiments import suite_display
 from metarl.experiments.ranking import family_ranking, overall_ranking
 from metarl.experiments.report import Entry, load_run
 from metarl.experiments.statistics import mean_improvement
@@ -67,6 +70,14 @@ def test_agents_are_ranked_by_family_and_over_all(make_run: MakeRun) -> None:
     assert overall_ranking({"a": families["a"]}) == []
     (alone,) = family_ranking([families["b"][2]])
     assert (alone["rank"], "better" in alone) == (1, False)
+
+
+def test_a_suite_prints_a_ranking_with_its_intervals() -> None:
+    better = {"rank": 1, "agent": "one", "better": 0.75, "better_low": 0.5, "better_high": 0.9, "seeds": 2}
+    printed = Console(file=io.StringIO(), width=100, record=True)
+    printed.print(suite_display._ranking_table("title", [{**better, "iqm": 5.5, "low": -1.0, "high": 11.0}]))
+    (row,) = (line.split() for line in printed.export_text().splitlines() if " one " in line)
+    assert row == ["1", "one", "0.75", "[0.50,", "0.90]", "2", "5.50", "[\N{MINUS SIGN}1.00,", "11.0]"]
 
 
 def test_seeds_of_an_agent_that_is_not_everywhere_do_not_count_over_all(make_run: MakeRun) -> None:

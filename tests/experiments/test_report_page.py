@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ def data_of(page: str, name: str = "data") -> Any:
     found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page, re.DOTALL)
     assert found is not None
     return json.loads(found[1])
+
+
+def cells(table: str) -> list[list[str]]:
+    """The texts of a table's cells, by row."""
+    rows = re.findall("<tr>(.*?)</tr>", table, re.DOTALL)
+    return [[unescape(cell.strip()) for cell in re.findall("<t[hd].*?>(.*?)</t[hd]>", row, re.DOTALL)] for row in rows]
 
 
 @pytest.fixture
@@ -74,6 +81,53 @@ def test_the_page_holds_the_rows_of_every_figure_and_table(entries: list[Any]) -
     assert "reward_version v2" in page
     assert page.count("<tbody data-shot=") == 6
     assert render(entries) == page
+
+
+def test_the_table_of_results_has_every_number_in_its_column(make_run: MakeRun) -> None:
+    # Only the first task is left to chance: of two of its three scores drawn, two are -9000 with probability 1/9 and
+    # none is with 4/9. The means of six are then 1000 and 4000; their middle four, 2250 and 4500.
+    scores = [[-9000.0, 6000.0, 6000.0], [0.0, 6000.0, 6000.0], [0.0, 6000.0, 6000.0]]
+    page = render(load_entries([make_run("a", {"0": [[0.0] * 3] * 3, "1": scores})]))
+    table = re.search(r'<table id="results".*?<tbody data-shot="1"[^>]*>(.*?)</tbody>', page, re.DOTALL)
+    assert table is not None
+    (row,) = cells(table[1])
+    assert row == ["ssm", "3,000", "[1,000, 4,000]", "4,800", "[2,250, 4,500]", "\N{MINUS SIGN}3,000", "2"]
+
+
+def test_the_tables_of_a_suite_have_every_number_in_its_column(make_run: MakeRun, tmp_path: Path) -> None:
+    # By task 5 7, 6 8 and 7 9 against 6 6, 6 6 and 6 3: a half, three quarters and all of the pairs are won, and one
+    # draw of each wins from 0 + 1/2 + 1 to 3 of the three tasks.
+    entries = load_entries(
+        [make_run("a"), make_run("b", {"0": [[0.0] * 3] * 2, "1": [[6.0, 6.0, 6.0], [6.0, 6.0, 3.0]]}, "gru")]
+    )
+    page = write_suite_report(tmp_path / "report", {"one": entries, "other": entries}, "title", {}).read_text()
+    overall, *families = (cells(table)[1:] for table in re.findall("<table.*?</table>", page, re.DOTALL))
+    assert overall == [["1", "ssm", "0.75", "[0.50, 1.00]"], ["2", "gru", "0.25", "[0.00, 0.50]"]]
+    of_each = [
+        ["1", "ssm", "1", "0.75", "[0.50, 1.00]", "7.00", "[6.00, 8.00]"],
+        ["2", "gru", "1", "0.25", "[0.00, 0.50]", "6.00", "[5.00, 6.00]"],
+    ]
+    assert families == [of_each, of_each]
+
+
+def test_every_figure_draws_the_columns_that_it_speaks_of(entries: list[Any]) -> None:
+    drawn = {
+        name: [
+            {channel: each["field"] for channel, each in layer["encoding"].items() if "field" in each}
+            for layer in spec.get("layer", [spec])
+        ]
+        for name, spec in data_of(render(entries), "specs").items()
+    }
+    agent, interval = {"color": "agent"}, {"y": "low", "y2": "high"}
+    by_shot = {**agent, "x": "position"}
+    mean = {**by_shot, "y": "mean"}
+    for name in ("adaptation", "success"):
+        assert drawn[name][:4] == [{**by_shot, **interval}, mean, {**by_shot, **interval}, {**mean, "shape": "agent"}]
+    for name, x in (("learning-by-steps", "env_steps"), ("learning-by-time", "wall_minutes")):
+        assert drawn[name] == [{**agent, "x": x, "y": "return", "strokeDash": "shot", "detail": "run"}]
+    profile = {**agent, "x": "threshold"}
+    assert drawn["profile"] == [{**profile, **interval}, {**profile, "y": "fraction"}]
+    assert drawn["improvement"] == [{}, {"y": "pair", "x": "low", "x2": "high"}, {"y": "pair", "x": "probability"}]
 
 
 def test_the_page_says_which_intervals_it_has(entries: list[Any], make_run: MakeRun, tmp_path: Path) -> None:

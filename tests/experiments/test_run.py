@@ -10,6 +10,7 @@ import os
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from metarl.experiments import run as run_module
 from metarl.experiments import run_config
 from metarl.experiments.checkpoint import BEST, LAST, load_checkpoint, save_checkpoint
 from metarl.experiments.files import only_one
+from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.pretrained import load_agent
 from metarl.experiments.protocol import Evaluation, evaluate
 from metarl.experiments.run import Run
@@ -276,6 +278,34 @@ def test_a_folder_that_holds_no_run(tmp_path: Path, content: str | None, message
     assert message_of(error)
 
 
+def test_the_seed_draws_the_networks_the_training_and_the_measurement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same, again, other = (
+        plan(tmp_path, seed=seed).make_agent().state_dict()["policy.encoder.0.weight"] for seed in (5, 5, 6)
+    )
+    assert torch.equal(same, again)
+    assert not torch.equal(same, other)
+    seeds: list[int] = []
+
+    def trainer(*arguments: Any, **named: Any) -> SimpleNamespace:
+        seeds.append(named["seed"])
+        return SimpleNamespace(epoch=named["epochs"], train=lambda: None)
+
+    monkeypatch.setattr(run_module, "Trainer", trainer)
+    run = plan(tmp_path, seed=5).prepare_folder()
+    assert run.train(lambda progress: None, lambda: False)
+    assert (seeds, run.protocol.seed) == ([5], 5)
+
+
+def test_an_agent_knows_how_long_it_trains_and_how_large_rewards_are(trained: Run, tmp_path: Path) -> None:
+    (row,) = read_metrics(trained.folder)
+    assert row["learning_rate"] == pytest.approx(0.55 * SMALL.learning_rate, rel=1e-5)  # from all of it to a tenth
+    run = plan(tmp_path)
+    run.distribution.reward_scale = 0.01
+    assert run.make_agent().reward_scale == 0.01
+
+
 def test_training_ends_at_the_last_epoch_or_where_it_is_stopped(run: Run) -> None:
     longer = run.extended(3)
     assert Run.load(run.folder).config.epochs == 3
@@ -437,6 +467,17 @@ def test_so_are_those_on_train_tasks(run: Run, monkeypatch: pytest.MonkeyPatch) 
     distribution.environment = "goal"
     both = replace(run, distribution=distribution, train_tasks=run.train_tasks[:2])
     assert both.measure()["unstable_rows"] == 10
+
+
+def test_scores_by_environment_say_whose_they_are(run: Run) -> None:
+    distribution = copy.copy(run.distribution)
+    distribution.environment = "goal"
+    both = replace(run, distribution=distribution, train_tasks=run.train_tasks[:2])
+    assert [(row["split"], row["environment"]) for row in both.measure()["environments"]] == [
+        (split, str(task["goal"]))
+        for split, tasks in (("train", both.train_tasks), ("test", both.test_tasks))
+        for task in tasks
+    ]
 
 
 def test_results_and_curve_are_written(run: Run) -> None:

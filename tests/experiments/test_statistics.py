@@ -145,6 +145,8 @@ def test_summary_by_hand() -> None:
     # Task means 1 and 8; the four scores sorted 0 | 2 8 | 8; one draw a task gives (0 or 2 + 8) / 2.
     assert result == {"mean": 4.5, "iqm": 5.0, "ci95": [4.0, 5.0], "cvar05": 1.0}
     assert [type(value) for value in result.values()] == [float, float, list, float]
+    # Of 30 tasks that score 0 to 29 the worst two count.
+    assert summary([np.arange(30.0)] * 2)["cvar05"] == 0.5
 
 
 def test_performance_profile_counts_the_scores_above() -> None:
