@@ -418,8 +418,13 @@ def test_another_dtype_than_the_model_s_is_a_one_line_error(structure):
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_doubles_are_a_one_line_error_under_autocast_too(structure):
     model, inputs = make_model(structure, torch.float32), torch.zeros(5, 2, INPUTS, dtype=torch.float64)
-    for call in (lambda: model(inputs), lambda: model.step(inputs[0], torch.zeros(2, STATE))):
-        with torch.autocast("cpu", torch.bfloat16), pytest.raises(UsageError, match=r"got torch\.float64"):
+    state = torch.zeros(2, STATE)
+    for call in (
+        lambda: model(inputs),
+        lambda: model.step(inputs[0], state),
+        lambda: model.step(inputs[0].float(), state.double()),
+    ):
+        with torch.autocast("cpu", torch.bfloat16), pytest.raises(UsageError, match=r"got .*torch\.float64"):
             call()
 
 

@@ -207,7 +207,7 @@ def test_the_documented_observation_is_what_the_file_takes() -> None:
     agent = RL2Agent(worlds.single_observation_space, worlds.single_action_space, memory=MemoryConfig("mlp", width=8))
     flat, _ = gymnasium.wrappers.FlattenObservation(make_env()).reset()
     assert module._first_inputs(agent, policy_step(agent), 1)["observation"].shape == (1, *flat.shape) == (1, 16)
-    assert "`gymnasium.wrappers.FlattenObservation`" in DOCS.read_text()
+    assert "of anything but a `Box` what `gymnasium.wrappers.FlattenObservation`" in DOCS.read_text()
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

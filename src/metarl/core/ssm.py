@@ -156,8 +156,9 @@ class StateSpaceModel(nn.Module):
                 f"a diagonal StateSpaceModel takes sequences in float32 or float64 on a CPU, got {inputs.dtype} for a "
                 f"model of {own}: convert both, by .float()"
             )
-        if inputs.dtype != own or (state is not None and state.dtype != own):
-            if torch.is_autocast_enabled(device) and torch.float64 not in (own, inputs.dtype):  # it casts no doubles
+        dtypes = {own, inputs.dtype, own if state is None else state.dtype}
+        if len(dtypes) > 1:
+            if torch.is_autocast_enabled(device) and torch.float64 not in dtypes:  # it casts no doubles
                 return
             given = inputs.dtype if state is None else f"{inputs.dtype} and a state of {state.dtype}"
             raise UsageError(f"a StateSpaceModel of {own} takes inputs and states of that, got {given}: convert them")

@@ -180,7 +180,7 @@ class MetaMAMLAgent(Agent):
         mask = self._tensor(active)
         done = self._tensor(terminated | truncated)
         self._trajectory.append(
-            raw=observation,
+            raw=self._tensor(observation),
             x=self._x,
             next_x=self._tensor(self.moments.normalize(next_observation)),
             starts=self._starts,
@@ -341,7 +341,7 @@ class MetaMAMLAgent(Agent):
         for key, values in experience.items():
             number, _, name = key.partition(".")
             rounds += [{} for _ in range(int(number) + 1 - len(rounds))]
-            rounds[int(number)][name] = values if name == "raw" else values.to(self.device)
+            rounds[int(number)][name] = values.to(self.device)
         *earlier, last = rounds
         self.begin_trial(last["x"].shape[1])
         self._rounds = earlier
@@ -359,7 +359,7 @@ class MetaMAMLAgent(Agent):
             raise UsageError(f"an update needs a trial of {self.trial_rounds} rounds, got {len(rounds)}")
         batches = [self._batch(each) for each in rounds]
         metrics = self.objective.step(batches, self._programs)
-        self.moments.update(np.concatenate([each["raw"][each["active"].cpu()].numpy() for each in rounds]))
+        self.moments.update(np.concatenate([each["raw"][each["active"]].cpu().numpy() for each in rounds]))
         self.begin_trial(len(self._starts))
         before, after = _mean_reward(rounds[0]), _mean_reward(rounds[-1])
         adapted = rounds[-1]
