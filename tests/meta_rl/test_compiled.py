@@ -1,6 +1,8 @@
-"""Functions held for all but their last argument, against the functions themselves."""
+"""Functions bound to their first arguments, or held for all but the last, against the functions themselves."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 import torch
@@ -52,6 +54,20 @@ def test_what_is_held_is_the_function_for_every_call_and_vector():
                     torch.testing.assert_close(one, other)
         with torch.no_grad():
             weight.mul_(-0.5)  # it stays live: what is held next is of the new one
+
+
+def test_what_is_bound_is_the_function_for_every_form_and_number():
+    shift = torch.nn.Parameter(draw(6))
+    given, programs = {"weight": draw(5, 6)}, Programs()
+    function = lambda params, x, y: (x @ params["weight"] + y + shift, y - 1)  # noqa: E731
+    bound = programs.bound("affine", function, [given], [draw(4, 5), draw(4, 6)])
+    for x, y in ((draw(4, 5, seed=1), draw(4, 6, seed=2)), (draw(5, 4, seed=3).T, draw(4, 6, seed=4))):
+        for got, wanted in zip(bound(x, y), function(given, x, y), strict=True):
+            torch.testing.assert_close(got, wanted)
+        with torch.no_grad():
+            shift.mul_(-0.5)  # it stays live
+    assert len(programs._programs) == 2
+    assert copy.deepcopy(bound) is None
 
 
 def products(trace):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from copy import deepcopy
 from dataclasses import fields, replace
 
 import numpy as np
@@ -1074,6 +1075,21 @@ def test_a_compiled_agent_is_measured_uncompiled(monkeypatch):
         agent.training = training
         trial(agent, range(3))
         assert bool(agent.maml.programs._programs) == training
+
+
+def test_a_copy_of_a_compiled_agent_acts_by_its_own_parameters(monkeypatch):
+    """Also in the middle of a round, in which acting is bound to what the policy is."""
+    monkeypatch.setattr("torch._inductor.compile", lambda graph, tensors, options: graph)
+    agent = make_agent(replace(TRPO, compile=True), method="ssm")
+    agent.begin_trial(ROWS)
+    live(agent, Stream.draw(0))
+    copied, again = deepcopy(agent), deepcopy(agent)
+    with torch.no_grad():
+        for parameter in agent.maml.model.parameters():
+            parameter.zero_()
+    expected = live(again, Stream.draw(1))
+    np.testing.assert_array_equal(live(copied, Stream.draw(1)), expected)
+    assert np.abs(live(agent, Stream.draw(1)) - expected).max() > 1e-3
 
 
 def test_a_compiled_trial_may_have_one_row(monkeypatch):

@@ -86,6 +86,17 @@ class Programs:
 
         return _run_all([(self._program((key, form), whole, tensors), tensors) for tensors in flat])
 
+    def bound(self, key: Hashable, function: Function, given: Sequence[Any], example: Sequence[Tensor]) -> Bound:
+        """`run_trees` of one call, `(*given, *example)`, to be called with other tensors in place of `example`, as
+        often as wanted: `given` is read once."""
+        flat, form = tree_flatten((*given, *example))
+
+        def whole(*tensors: Tensor) -> Sequence[Tensor]:
+            return function(*tree_unflatten(tensors, form))
+
+        held = flat[: len(flat) - len(example)]
+        return Bound(held, lambda tensors: self._program((key, form), whole, tensors))
+
     def held(
         self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]], example: Tensor
     ) -> Callable[[Tensor], list[Sequence[Tensor]]]:
@@ -120,6 +131,24 @@ class Programs:
                 trace = functionalize(_traced(function, tensors))  # writes in place cannot be done in part
                 self._splits[form] = _Split(_traced(trace, tensors))
         return self._splits[form]
+
+
+class Bound:
+    """A function of tensors as machine code, some of its arguments given. A copy or pickle of it is None: copies of
+    what it reads make their own."""
+
+    def __init__(self, held: Sequence[Tensor], program: Callable[[Sequence[Tensor]], _Program]) -> None:
+        self._held, self._program = held, program
+        self._programs: dict[Hashable, _Program] = {}
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        every, form = [*self._held, *tensors], tuple(_forms(tensors))
+        if form not in self._programs:
+            self._programs[form] = self._program(every)
+        return self._programs[form].run(every)
 
 
 def identity(function: Callable[..., Any]) -> Hashable:

@@ -10,7 +10,8 @@ Rothfuss et al. 2019).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import gymnasium
@@ -35,7 +36,7 @@ from metarl.core.policy_gradient import (
     with_advantages,
 )
 from metarl.core.trajectory import Trajectory
-from metarl.meta_rl.compiled import Programs, worth_compiling
+from metarl.meta_rl.compiled import Bound, Programs, worth_compiling
 from metarl.meta_rl.inner_loop import Parameters
 from metarl.meta_rl.maml_config import MAMLConfig
 from metarl.meta_rl.meta_maml import MetaMAML
@@ -123,6 +124,7 @@ class MetaMAMLAgent(Agent):
         self._starts = torch.ones(num_rows, device=self.device)
         self._time = torch.zeros(num_rows, device=self.device)
         self._noise: Tensor | None = None
+        self._acting: tuple[Hashable, Bound | None] = (), None  # parameters stand still in a round
         self._trajectory = Trajectory()
         self._windows: list[Tensor] = []
 
@@ -143,11 +145,15 @@ class MetaMAMLAgent(Agent):
     def _policy(self, x: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         """Distribution parameters [B, output] and next memory [B, ...], each block of rows by its own parameters."""
         params = self._params if self._stacked else {}
-        given = params, x, memory, starts
-        if self._programs is None:
-            return self._policy_of(*given)
+        programs = self._programs
+        if programs is None:
+            return self._policy_of(params, x, memory, starts)
         key = "policy", self._rows, self.maml.frozen
-        ((output, memory),) = self._programs.run_trees(key, self._policy_of, [given])
+        known, policy = self._acting
+        if policy is None or known != key:
+            policy = programs.bound(key, self._policy_of, [params], [x, memory, starts])
+            self._acting = key, policy
+        output, memory = policy(x, memory, starts)
         return output, memory
 
     def _policy_of(self, params: Parameters, x: Tensor, memory: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,7 +200,9 @@ class MetaMAMLAgent(Agent):
         )
         # A number that is not finite would stay in the memory for good. A row that has one keeps what it had before the
         # step, and where an episode was to start there, it still is.
-        kept = mask & finite_rows({"memory": self._next_memory})
+        # The sum is finite only where all are, and is found in a fraction of the time.
+        finite = math.isfinite(float(self._next_memory.sum()))
+        kept = mask if finite else mask & finite_rows({"memory": self._next_memory})
         self._memory = by_row(kept, self._next_memory, self._memory)
         self._starts = torch.where(kept | (mask & done), done.float(), self._starts)
         self._time = torch.where(mask, torch.where(done, 0.0, self._time + 1), self._time)
