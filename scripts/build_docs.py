@@ -34,7 +34,7 @@ REFERENCE = {
 """The parts of the package that get a page, in the order of the imports."""
 INTERNAL = (
     *("core/scan_*", "core/threads", "env_runner/metaworld_*", "env_runner/gym_row*", "env_runner/gym_worker"),
-    *("tasks/metaworld_*", "experiments/report_*", "experiments/offscreen", "experiments/graphics"),
+    *("core/signals", "tasks/metaworld_*", "experiments/report_*", "experiments/offscreen", "experiments/graphics"),
     *("experiments/sketches", "experiments/scenes", "experiments/files", "experiments/display", "experiments/flags"),
 )
 """Modules that nobody who uses the package calls."""

@@ -572,6 +572,32 @@ def test_rows_share_their_spaces() -> None:
         workers(make_env)
 
 
+@pytest.mark.parametrize("fault", ["make_env raises", "no environment", "other spaces", "no array"])
+def test_environments_are_closed_where_the_worlds_cannot_be_made(fault: str) -> None:
+    made: list[Counter] = []
+    closed: list[Counter] = []
+
+    class Closing(Counter):
+        def close(self) -> None:
+            closed.append(self)
+
+    def make_env() -> Any:
+        if made and fault == "make_env raises":
+            raise OSError("no display here")
+        if made and fault == "no environment":
+            return 3
+        made.append(Closing())
+        if fault == "no array":
+            made[-1].action_space = spaces.Dict({"move": spaces.Discrete(2)})  # type: ignore[assignment]
+        elif len(made) == 2:
+            made[-1].action_space = spaces.Box(-1.0, 1.0, shape=(2,))
+        return made[-1]
+
+    with pytest.raises((WorldError, UsageError)):
+        workers(make_env)
+    assert closed[::-1] == made
+
+
 def test_actions_have_to_be_arrays() -> None:
     class Moves(Counter):
         action_space = spaces.Dict({"move": spaces.Discrete(2)})  # type: ignore[assignment]

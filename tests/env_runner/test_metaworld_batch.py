@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import mujoco
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_batch import MetaworldBatch
-from metarl.env_runner.metaworld_official import draw_goals, reference, start
+from metarl.env_runner.metaworld_official import draw_goals, reference, start, start_of
 from metarl.env_runner.rows import ActionError
 from metarl.tasks.metaworld import DESCRIPTIONS
 
@@ -120,6 +121,17 @@ def test_a_pose_is_that_of_the_rows_own_class(tasks):
     for row in range(len(tasks)):
         np.testing.assert_array_equal(begun[row], kept[row])
         assert (env.pose(row) != begun[row]).any()
+
+
+def test_threads_that_begin_at_once_begin_as_in_turn(tasks):
+    """Those of a class have one official environment to take their starts from."""
+    asked = [(task, DESCRIPTIONS[str(task["env"])]) for task in tasks[:2]]
+    in_turn = [start(*each) for each in asked]
+    start_of.cache_clear()
+    with ThreadPoolExecutor(2) as pool:
+        at_once = list(pool.map(lambda each: start(*each), asked))
+    assert [begin.target for begin in at_once] == [begin.target for begin in in_turn]
+    np.testing.assert_array_equal([begin.state for begin in at_once], [begin.state for begin in in_turn])
 
 
 def test_what_was_returned_is_not_written_into(tasks):

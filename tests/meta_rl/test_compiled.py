@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -141,3 +144,18 @@ def test_a_function_made_anew_with_the_same_values_is_the_same():
     unhashable = scaled([2])
     assert identity(unhashable) is unhashable
     assert identity(torch.nn.functional.mse_loss) == identity(torch.nn.functional.mse_loss)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="nothing is compiled there")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_compiler_hears_of_no_signal_that_is_sent_to_all(number, monkeypatch):
+    """The first one lets the running epoch end, which may have to compile."""
+
+    def compile(graph, tensors, options):
+        subprocess.run([sys.executable, "-c", f"import signal; signal.raise_signal({int(number)})"], check=True)
+        return graph
+
+    monkeypatch.setattr("torch._inductor.compile", compile)
+    (found,) = Programs().run("", lambda x: (x + 1,), torch.ones(2))
+    assert found.tolist() == [2.0, 2.0]
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -29,7 +29,8 @@ class Environment:
         seed: row i starts from an independent stream of this seed; None takes a fresh one.
 
     Raises:
-        UsageError: a name that Gymnasium does not know, or a batch size that is no whole number of at least 1.
+        UsageError: a name that Gymnasium does not know, a batch size that is no whole number of at least 1, a seed that
+            is no integer from 0 on, or spaces that are not arrays.
     """
 
     def __init__(self, env_name: str, batch_size: int = 1, normalize: bool = False, seed: int | None = None) -> None:
@@ -60,6 +61,11 @@ class Environment:
             done: [B] bool, terminated or truncated.
             info: `terminated` [B], `truncated` [B], `final_observation` [B, obs]: the state that the action led to; it
                 differs from `observation` only where an episode ended.
+
+        Raises:
+            ActionError: an action that is not finite or not one of a Discrete space.
+            WorldError: the environment raised, or what it returned is not finite.
+            UsageError: actions of another shape, or no `reset` came before.
         """
         action = np.asarray(action)
         if self.batch_size == 1 and action.shape == self.action_space.shape:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn, TypeAlias
 
@@ -101,24 +101,27 @@ def check_action_space(space: spaces.Space[Any]) -> spaces.Space[Any]:
 
 
 def make_envs(make_env: MakeEnv, tasks: Sequence[Task], first: int) -> list[Env]:
-    """One environment a task, for the rows from `first` on.
+    """One environment a task, for the rows from `first` on; where that fails, those that were made are closed.
 
     Raises:
         WorldError: `make_env` raised.
         UsageError: it gave what is no environment or lacks a space, or one environment twice.
     """
     envs: list[Env] = []
-    for task in tasks:
-        try:
-            envs.append(make_env())
-        except UsageError:
-            raise
-        except Exception as error:
-            row = first + len(envs)
-            raise WorldError(f"row {row}, {task}: make_env raised {raised(error)}") from error
-        _check_env(envs[-1])
-    if len({id(env.unwrapped) for env in envs}) < len(envs):
-        raise UsageError("make_env gave the same environment twice: every row needs its own, so make it in make_env")
+    with closed_on_failure(envs, tasks, first):
+        for task in tasks:
+            try:
+                envs.append(make_env())
+            except UsageError:
+                raise
+            except Exception as error:
+                row = first + len(envs)
+                raise WorldError(f"row {row}, {task}: make_env raised {raised(error)}") from error
+            _check_env(envs[-1])
+        if len({id(env.unwrapped) for env in envs}) < len(envs):
+            raise UsageError(
+                "make_env gave the same environment twice: every row needs its own, so make it in make_env"
+            )
     return envs
 
 
@@ -146,6 +149,17 @@ def close_envs(envs: Sequence[Env], tasks: Sequence[Task], first: int) -> None:
     with ExitStack() as to_close:
         for index, env in enumerate(envs):
             to_close.callback(close, env, first + index, tasks[index])
+
+
+@contextmanager
+def closed_on_failure(envs: Sequence[Env], tasks: Sequence[Task], first: int) -> Iterator[None]:
+    """Close environments, as `close_envs`, where the block fails: that failure is the one to mend."""
+    try:
+        yield
+    except BaseException:
+        with suppress(WorldError):
+            close_envs(envs, tasks, first)
+        raise
 
 
 class GymRows:
@@ -181,12 +195,13 @@ class GymRows:
         self._apply = apply
         self._space = observation_space
         self._elapsed = np.zeros(len(self.envs), dtype=np.int64)
-        for index, env in enumerate(self.envs):
-            if (env.observation_space, env.action_space) != (observation_space, action_space):
-                raise UsageError(
-                    f"rows of a batch share their spaces, but those of row {first + index} are "
-                    f"{env.observation_space} and {env.action_space}, not {observation_space} and {action_space}"
-                )
+        with closed_on_failure(self.envs, tasks, first):
+            for index, env in enumerate(self.envs):
+                if (env.observation_space, env.action_space) != (observation_space, action_space):
+                    raise UsageError(
+                        f"rows of a batch share their spaces, but those of row {first + index} are "
+                        f"{env.observation_space} and {env.action_space}, not {observation_space} and {action_space}"
+                    )
         self.set_tasks(tasks)
         self._running = list(self._tasks)
         self.seed(seed)

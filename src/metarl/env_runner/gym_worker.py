@@ -20,6 +20,7 @@ import cloudpickle  # type: ignore[import-untyped]
 from gymnasium import spaces
 
 from metarl.core.errors import UsageError
+from metarl.core.signals import held_back
 from metarl.core.task import Task
 from metarl.env_runner.gym_rows import ApplyTask, GymRows, MakeEnv, RowArrays, make_envs
 from metarl.env_runner.rows import WorldError
@@ -96,16 +97,13 @@ class Worker:
         self._index = index
         self._pipe, theirs = Pipe()
         handles = theirs.fileno(), memory.fileno()
-        held_back = signal.pthread_sigmask(signal.SIG_BLOCK, OF_THE_OWNER)  # or they end a worker that still imports
-        try:
+        with held_back():  # or they end a worker that still imports
             self._process = subprocess.Popen(
                 [sys.executable, "-c", BOOTSTRAP, *map(str, (*handles, _lifeline())), *sys.path],
                 pass_fds=handles,
                 stdin=subprocess.DEVNULL,
                 env={**THREAD_LIMITS, **os.environ},
             )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
         self.pid = self._process.pid
         theirs.close()
 

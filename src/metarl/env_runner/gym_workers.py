@@ -20,6 +20,7 @@ from metarl.env_runner.gym_rows import (
     RowArrays,
     check_action_space,
     close_envs,
+    closed_on_failure,
     flat_box,
     make_envs,
 )
@@ -56,6 +57,7 @@ class GymWorkers(TaskVectorEnv):
     Raises:
         WorldError: an environment raised, or returned an observation or a reward that is not finite, or a worker died.
             The worlds are then closed.
+        ActionError: an action that is not finite or not one of the action space.
         UsageError: spaces that are not arrays, rows that differ in their spaces, a wrong number of tasks or actions.
     """
 
@@ -79,8 +81,9 @@ class GymWorkers(TaskVectorEnv):
         self.num_envs = len(self.tasks)
         self.max_episode_steps = max_episode_steps
         envs = make_envs(make_env, self.tasks[: 1 if num_workers else None], 0)
-        self.single_observation_space = flat_box(envs[0].observation_space)
-        self.single_action_space = check_action_space(envs[0].action_space)
+        with closed_on_failure(envs, self.tasks, 0):
+            self.single_observation_space = flat_box(envs[0].observation_space)
+            self.single_action_space = check_action_space(envs[0].action_space)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._started = np.zeros(self.num_envs, dtype=bool)

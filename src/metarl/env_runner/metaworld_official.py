@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 from collections.abc import Sequence
 from functools import cache, lru_cache, partial
 from types import ModuleType
@@ -27,6 +28,9 @@ GOALS = 50
 REWARD_VERSIONS = ("v1", "v2")
 
 _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
+
+_RESETTING = threading.Lock()
+"""Worlds in several threads take their starts from the same environments: a task and its reset are of one thread."""
 
 
 def package() -> ModuleType:
@@ -154,22 +158,23 @@ def start_of(name: str, rand_vec: tuple[float, ...], mark: str, span: str | None
 
     It depends on the task alone, so that it is computed once and kept.
     """
-    env = reference(name)
-    give_task(env, rand_vec)
-    observation, _ = env.reset()
-    model, data = env.model, env.data
-    state = np.zeros(mujoco.mj_stateSize(model, _STATE))
-    mujoco.mj_getState(model, data, state, _STATE)
-    return Start(
-        state=state,
-        body_pos=model.body_pos.copy(),
-        frame=np.array(observation[:18]),
-        target=_floats(env._target_pos),
-        object=_floats(env.obj_init_pos),
-        tcp=_floats(env.init_tcp),
-        mark=_floats(getattr(env, mark)),
-        span=float(getattr(env, span)) if span else 0.0,
-    )
+    with _RESETTING:
+        env = reference(name)
+        give_task(env, rand_vec)
+        observation, _ = env.reset()
+        model, data = env.model, env.data
+        state = np.zeros(mujoco.mj_stateSize(model, _STATE))
+        mujoco.mj_getState(model, data, state, _STATE)
+        return Start(
+            state=state,
+            body_pos=model.body_pos.copy(),
+            frame=np.array(observation[:18]),
+            target=_floats(env._target_pos),
+            object=_floats(env.obj_init_pos),
+            tcp=_floats(env.init_tcp),
+            mark=_floats(getattr(env, mark)),
+            span=float(getattr(env, span)) if span else 0.0,
+        )
 
 
 def start(task: Task, description: Description) -> Start:

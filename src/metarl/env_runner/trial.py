@@ -42,7 +42,8 @@ class Trial:
 
     `returns[shot]`, `lengths[shot]`: per row, the list of its finished episodes in that round. `success[shot]`
     likewise, or None where the tasks define no success: whether any step of the episode succeeded. `final_success`:
-    the last step.
+    the last step. `adapt_metrics[shot]`: what `adapt` returned after that round. `env_steps`: those of active rows.
+    `unstable_rows`: how often the simulator gave up an active row. `running`: the episode that each row is in.
     """
 
     returns: list[list[list[float]]]

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from metarl.core.errors import UsageError
+from metarl.core.signals import held_back
 from metarl.core.threads import cores
 from metarl.experiments.display import epoch_line
 from metarl.experiments.files import only_one
@@ -142,24 +143,13 @@ def _start(planned: Planned) -> BaseProcess:
     else:
         context = multiprocessing.get_context("spawn")
     process: BaseProcess = context.Process(target=_work, args=(run.folder, run.config.device), name=planned.name)
-    with _signals_held_back():
+    if sys.platform != "win32":
+        resource_tracker.ensure_running()  # were it started in there, it would let the signals through again
+    # They would end what is started, and what forks it, while it imports: runs never hear of Ctrl-C, and of SIGTERM
+    # once they listen.
+    with held_back():
         process.start()
     return process
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """What a terminal, or a queue, sends to all processes would end those that are started here, and what forks them,
-    while they import: they never hear of Ctrl-C, and of SIGTERM once they listen. This process does so afterwards."""
-    if sys.platform == "win32":
-        yield
-        return
-    resource_tracker.ensure_running()  # were it started in here, it would let them through again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _outcome(planned: Planned, exit_code: int | None) -> Outcome:

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metarl.core.errors import UsageError
 from metarl.core.memory import Memory
+from metarl.core.signals import held_back
 from metarl.core.threads import side_by_side, torch_threads
 
 Function: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -204,7 +205,7 @@ class _Program:
             _keep_freed_memory()
             options = CPU_OPTIONS if tensors[0].device.type == "cpu" else {}
             try:
-                with _MAKING, torch.no_grad():
+                with _MAKING, torch.no_grad(), held_back():  # a compiler that Ctrl-C ends fails, and with it the epoch
                     self._codes[threads] = _inductor.compile(self._trace, list(tensors), options=options)
             except torch._dynamo.exc.BackendCompilerFailed as error:
                 needs = "give it g++ or clang++, a path without spaces and room for its cache, or turn compile off"
