@@ -184,7 +184,7 @@ def test_what_an_agent_is_not_given_is_named_before_anyone_observes():
 def test_one_agent_has_one_name_and_can_be_taken_out():
     agent = Constant()
     coordinator = coordinate(a=agent)
-    with pytest.raises(UsageError, match="agent 'b' is registered already as 'a'"):
+    with pytest.raises(UsageError, match=r"'b' is registered already as 'a'.* of it, and seed\(\) that, or both draw"):
         coordinator.register_agent(agent, "b")
     coordinator.run_step_all(np.zeros((2, 2)))
     assert coordinator.unregister_agent("a") is agent

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -336,6 +337,23 @@ def test_parts_share_no_luck_and_one_can_be_measured_alone(bonus_family, scripte
     alone = evaluate(scripted_agent, family, family.test, protocol, only=102)
     np.testing.assert_array_equal(alone.shots[0].returns, whole.shots[0].returns[:, 2:])
     assert (alone.protocol, [task.id for task in alone.tasks]) == (protocol, [102])
+
+
+def test_the_worlds_of_a_part_are_those_of_no_epoch_of_training(bonus_family, scripted_agent, monkeypatch) -> None:
+    """Where an epoch has the number that the part's first task has for its id; so they begin in a `Trainer`."""
+    monkeypatch.setattr("metarl.experiments.protocol.ROUND_STEPS", 1)  # a part a task
+    family, seeds = bonus_family(), list[int]()
+    make_env = family.make_env
+
+    def noted(tasks: list[Task], seed: int = 0) -> Any:
+        seeds.append(seed)
+        return make_env(tasks, seed)
+
+    monkeypatch.setattr(family, "make_env", noted)
+    evaluate(scripted_agent, family, family.test, Protocol("zero-shot", repeats=2, seed=6))
+    trained = {int(np.random.SeedSequence((6, epoch)).generate_state(1)[0]) for epoch in range(103)}
+    assert len(set(seeds)) == 3
+    assert trained.isdisjoint(seeds)
 
 
 def test_a_part_in_which_no_world_spoke_of_success_had_none(

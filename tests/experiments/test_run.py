@@ -179,6 +179,12 @@ def test_a_run_is_loaded_as_it_was_started(tmp_path: Path) -> None:
     assert Run.load(started.folder, repeats=9).config == replace(started.config, repeats=9)
 
 
+def test_to_plan_or_load_a_run_leaves_the_global_random_stream_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    Run.load(plan(tmp_path).prepare_folder().folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_limit_that_limits_nothing_is_kept(tmp_path: Path) -> None:
     started = plan(tmp_path, RL2Config(grad_clip_norm=math.inf, max_divergence=math.inf)).prepare_folder()
     text = (started.folder / "config.json").read_text()
@@ -371,6 +377,14 @@ def test_parts_of_a_checkpoint_that_came_during_a_measurement_stay(run: Run) -> 
     later.keep(evaluate(run.trained_agent(), run.distribution, run.test_tasks, run.protocol))
     earlier.forget()
     assert later.find(run.protocol, run.test_tasks) is not None
+
+
+def test_parts_that_another_commit_measured_are_measured_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = run.kept_parts()
+    kept.keep(evaluate(run.trained_agent(), run.distribution, run.test_tasks, run.protocol))
+    monkeypatch.setattr(run_module, "code", lambda: {"code": {"commit": "another", "dirty": False}})
+    assert kept.find(run.protocol, run.test_tasks) is not None
+    assert run.kept_parts().find(run.protocol, run.test_tasks) is None
 
 
 def test_a_checkpoint_that_is_replaced_while_it_is_read_is_not_measured(run: Run) -> None:

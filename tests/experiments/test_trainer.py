@@ -388,6 +388,20 @@ def test_success_counts_also_where_worlds_do_not_speak_of_it_from_the_first_upda
     assert metrics_of(tmp_path)[0]["train_success"] == expected
 
 
+def test_success_counts_also_in_a_resumed_run_whose_new_worlds_do_not_speak_of_it(
+    bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a run that was not stopped go on to speak of it once they have."""
+    planned(bonus_family(), tmp_path, [1.0]).train()
+
+    def quiet(*arguments: Any, **options: Any) -> Any:
+        return replace(run_trial(*arguments, **options), success=None, final_success=None)
+
+    monkeypatch.setattr(trainer, "run_trial", quiet)
+    planned(bonus_family(), tmp_path, [1.0, -1.0]).train()
+    assert [row["train_success"] for row in metrics_of(tmp_path)] == ["1", "0"]
+
+
 def test_the_return_of_an_epoch_is_that_after_adapting(bonus_family, tmp_path: Path) -> None:
     class Adapting(PlannedAgent):
         """Acts twice as hard once it has adapted."""

@@ -30,7 +30,7 @@ class EvaluateConfig:
     drift: bool = False
     """Drift protocol: what a change of the body or the world costs, and how soon it is made up for."""
     beside: tuple[str, ...] = ()
-    """With --drift: folders of finished runs whose agents are measured in the same episodes; none: as the run was
+    """With --drift: folders of finished runs whose agents are measured in the same tasks; none: as the run was
     started."""
     test_tasks: tuple[int, ...] = ()
     """Ids of the tasks to measure on; none: those of the run."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from metarl.core.threads import torch_threads
 
 T = TypeVar("T")
 Mode: TypeAlias = Literal["parallel", "sequential"]
-Grouped: TypeAlias = "Array | Sequence[Any] | Mapping[str, Any]"
+Grouped: TypeAlias = "Array | list[Any] | tuple[Any, ...] | Mapping[str, Any]"
 """Values of several agents: a list in their order, a mapping by id, or one batch whose rows they share in order."""
 
 
@@ -34,7 +34,7 @@ class AgentFailed(RuntimeError):
 
 
 class AgentCoordinator:
-    """A population of agents, each with its own rows.
+    """A population of agents, each with its own rows, and a seed of its own: those of one seed explore by equal draws.
 
     coordinator = AgentCoordinator()
     coordinator.register_agent(memory_agent, "memory")
@@ -64,7 +64,7 @@ class AgentCoordinator:
             if other is agent:
                 raise UsageError(
                     f"agent '{agent_id}' is registered already as '{other_id}', and has one memory: register a "
-                    "copy.deepcopy of it"
+                    "copy.deepcopy of it, and seed() that, or both draw the same"
                 )
         self.agents[agent_id] = agent
 
@@ -86,10 +86,20 @@ class AgentCoordinator:
         """Every agent begins a new trial at its next `run_step_all`."""
         self._rows = {}
 
+    @overload
+    def run_step_all(self, observations: Mapping[str, Any]) -> dict[str, Array]: ...
+    @overload
+    def run_step_all(self, observations: list[Any] | tuple[Any, ...]) -> list[Array]: ...
+    @overload
+    def run_step_all(self, observations: Array) -> Array: ...
     def run_step_all(self, observations: Grouped) -> Any:
         """Actions of the agents for their observations, in the form that the observations came in.
 
         An agent whose number of rows is not what it was before begins a trial. A mapping may leave agents out.
+
+        Raises:
+            UsageError: no agent is registered, an unknown id, or observations that do not split into one part an agent
+                or are not of its space.
         """
         parts = self._split(observations, "observations")
         actions: dict[str, Array] = {}
@@ -152,7 +162,11 @@ class AgentCoordinator:
     def distribute(
         self, tasks: Sequence[Task], mode: Literal["everyone", "deal"] = "everyone"
     ) -> dict[str, tuple[Task, ...]]:
-        """Tasks by agent: every agent meets every task, or the tasks are dealt out in turn."""
+        """Tasks by agent: every agent meets every task, or the tasks are dealt out in turn.
+
+        Raises:
+            UsageError: no agent is registered, an unknown mode, or fewer tasks to deal out than agents.
+        """
         self._check_some_agents()
         if mode not in ("everyone", "deal"):
             raise unknown_name("mode", mode, ("everyone", "deal"))
@@ -202,6 +216,10 @@ class AgentCoordinator:
             results by agent. One that raised has its `failure` there (and a warning says so); what it had finished
             before, and the results of the others, are kept. What worlds or `on_episode` raise, and Ctrl-C, ends the run
             of all: they stop at their next step, and then their worlds are closed.
+
+        Raises:
+            UsageError: no agent is registered, no episode or step, an unknown mode, tasks that are not given by agent,
+                or an `env` that the agents cannot share or do not fit.
         """
         self._check_some_agents()
         if min(num_episodes, max_steps) < 1:

@@ -1,6 +1,7 @@
 """`--drift`: what a change of the body or the world costs an agent, and how soon it is back, beside other agents.
 
-Every variant lives through the same episodes (equal worlds, equal seeds): those of the held-out tasks, and the same
+Every variant lives through the same episodes (equal worlds, equal seeds; of a run beside it whose trials have other
+numbers of rows only the tasks are the same, and the episodes its own): those of the held-out tasks, and the same
 ones with nothing broken or changed, in which whatever adapts must not lose. From the rewards r_t of an episode of T
 steps that changes at step c:
 

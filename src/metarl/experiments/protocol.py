@@ -50,7 +50,7 @@ class Protocol:
         adaptation_episodes: episodes of a task before each `adapt()`.
         evaluation_episodes: episodes of a task that a query measures; no more than those where anything is adapted.
         repeats: trials a task.
-        seed: of the worlds. Equal seeds measure equal worlds.
+        seed: of the worlds. Equal seeds measure equal worlds, those of agents with as many `trial_rows`.
         interval: what confidence intervals are drawn from: the spread over a task's "repeats", at least 2, or over the
             "tasks" of an environment.
     """
@@ -188,9 +188,10 @@ def evaluate(
     wanted = [(number, part) for number, part in enumerate(split) if only is None or only in {task.id for task in part}]
     evaluations = []
     for place, (number, part) in enumerate(wanted):
-        seed = int(np.random.SeedSequence((protocol.seed, part[0].id)).generate_state(1)[0])
+        agent_seed, world_seed = map(int, np.random.SeedSequence((protocol.seed, part[0].id)).generate_state(2))
         # Were the worlds of all parts those of the protocol's seed, tasks in the same place would share their luck.
-        own = replace(protocol, seed=seed) if number else protocol
+        # The first number is that of the worlds in the training epoch that has the task's id for its number.
+        own = replace(protocol, seed=world_seed) if number else protocol
         done = None if kept is None else kept.find(own, part)
         if done is None:
             report = None if progress is None else partial(_in_part, progress, place, len(wanted))
@@ -199,7 +200,7 @@ def evaluate(
                 _measuring(agent),
                 closing(distribution.make_env(row_tasks(part, own, agent.trial_rows), seed=own.seed)) as env,
             ):
-                agent.seed(seed)
+                agent.seed(agent_seed)
                 worlds = env if recorder is None else recorder.wrap(env, rows)
                 done = _evaluate_in(worlds, agent, part, own, report, on_step)
             if kept is not None:

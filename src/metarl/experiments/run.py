@@ -70,7 +70,8 @@ class Run:
         Args:
             check_others: whether the other runs that this one is measured beside must be there: training needs none.
         """
-        make_memory(memory)
+        with torch.random.fork_rng(devices=[]):  # initialisers draw from torch's own stream
+            make_memory(memory)
         if config.num_envs is None:
             config = replace(config, num_envs=find_algorithm(config.algo).rows(config.task_dist))
         distribution = config.make_distribution()
@@ -290,6 +291,7 @@ class Run:
             "threads": torch.get_num_threads(),  # they decide in what order sums are formed
             "worlds": [worlds.name, worlds.details, worlds.max_episode_steps, source_sum(self.config.task_dist)],
             "versions": versions(),
+            **code(),
         }
         return KeptParts(self.folder / PARTS, checkpoint_sum(self.weights), source, self._measurable)
 

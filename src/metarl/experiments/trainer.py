@@ -61,10 +61,15 @@ class Trainer:
 
     Args:
         folder: where checkpoints/ and metrics go; if it holds a checkpoint, the run goes on from there.
+        epochs: in all, with those of that checkpoint; each is ten updates.
+        num_envs: rows, a multiple of `agent.trial_rows`.
+        seed: of tasks, worlds and agent.
+        report: called after every update, and with the row of an epoch once that is saved.
         stop: asked before every epoch, the first too; True ends the run there, with the checkpoint of the last.
 
     Raises:
-        UsageError: no train task, no test task or one twice, or rows that are no whole trials.
+        UsageError: no train task, no test task or one twice, rows that are no whole trials, or a checkpoint that is
+            damaged or of another agent.
     """
 
     def __init__(
@@ -96,6 +101,8 @@ class Trainer:
         self.env_steps = 0
         self.wall_seconds = 0.0
         self.best_return = -float("inf")
+        self._speaks_of_success = False
+        """Whether worlds have, in any epoch; new ones may not at once: some report a success and nothing else."""
         if (self.checkpoints / LAST).exists():
             self._restore()
 
@@ -186,9 +193,10 @@ class Trainer:
 
     def _summary(self, rows: Sequence[Metrics], env_steps: int) -> Metrics:
         """The epoch's row of metrics.csv, from those of its updates."""
-        if any("train_success" in row for row in rows):
+        self._speaks_of_success |= any("train_success" in row for row in rows)
+        if self._speaks_of_success:
             # Episodes that finished before a world first spoke of success have not succeeded; NaN where none finished.
-            rows = [{"train_success": 0.0 * row["train_return"], **row} for row in rows]
+            rows = [{"train_success": 0.0 * abs(row["train_return"]), **row} for row in rows]
         names = dict.fromkeys(name for row in rows for name in row)
         values = {name: [row[name] for row in rows if name in row] for name in names}
         totals = {name: sum(values.pop(name)) for name in COUNTED}
@@ -247,6 +255,7 @@ class Trainer:
             "wall_seconds": self.wall_seconds,
             "best_return": self.best_return if np.isfinite(self.best_return) else None,
             "threads": torch.get_num_threads(),
+            "speaks_of_success": self._speaks_of_success,
         }
         tensors = self.agent.state_dict()
         if best:
@@ -259,6 +268,7 @@ class Trainer:
         self.epoch = self._saved = meta["epoch"]
         self.env_steps, self.wall_seconds = meta["env_steps"], meta["wall_seconds"]
         self.best_return = -float("inf") if meta["best_return"] is None else meta["best_return"]
+        self._speaks_of_success = meta.get("speaks_of_success", False)  # runs of earlier versions do not say
 
     def _go_back(self) -> None:
         if not self._saved:
