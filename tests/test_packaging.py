@@ -21,6 +21,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from metarl import _HOMES as HOMES
+
 ROOT = Path(__file__).parents[1]
 
 PUBLIC_NAMES = (
@@ -36,10 +38,16 @@ PUBLIC_NAMES = (
 """Module names promised outside the package, each from the day that its module exists."""
 
 
-def run_python(python: Path | str, *arguments: str, cwd: Path, path: Sequence[Path] = ()) -> str:
+def run_python(python: Path | str, *arguments: str, cwd: Path, path: Sequence[Path] = (), timeout: float = 120) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path))}
     done = subprocess.run(
-        [str(python), *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False
+        [str(python), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -93,6 +101,41 @@ def test_wheel_ships_types_license_and_command(wheel: zipfile.ZipFile) -> None:
     assert any(name.endswith("/LICENSE") for name in names)
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "metarl = metarl.cli:main" in wheel.read(entry_points).decode()
+
+
+def test_public_names_have_their_types_from_where_they_live() -> None:
+    tree = ast.parse((ROOT / "src/metarl/__init__.py").read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    typed = {alias.asname: node.module for node in imports for alias in node.names if alias.asname}
+    assert typed == HOMES
+
+
+USER = """
+import gymnasium
+import numpy as np
+
+import metarl
+
+
+class Own(metarl.MetaMAMLAgent):
+    pass
+
+
+agent: metarl.Agent = metarl.load_agent("runs/FOLDER")
+world = gymnasium.make("HalfCheetah-v5")
+observation, _ = world.reset(seed=0)
+after, reward, terminated, truncated, _ = world.step(agent.act(observation))
+agent.observe(observation, 0.5, reward, terminated, truncated, after, active=True)
+metarl.Choice(np.linspace(0.0, 1.0, 5))
+metarl.AgentCoordinator().run_step_all([observation]).shape  # type: ignore[attr-defined]
+metarl.Trianer  # type: ignore[attr-defined]
+"""
+
+
+@pytest.mark.nightly
+def test_a_type_checker_knows_the_public_names(tmp_path: Path) -> None:
+    (tmp_path / "user.py").write_text(USER)
+    run_python(sys.executable, "-m", "mypy", "--strict", "--config-file=", "user.py", cwd=tmp_path, timeout=600)
 
 
 def test_the_systems_are_those_of_the_simulator_and_are_told_first(wheel: zipfile.ZipFile) -> None:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+import metarl
 from metarl import cli
 from metarl.core import memory
 from metarl.experiments import flags
@@ -126,6 +127,14 @@ def test_suites_of_the_pages_can_be_planned(tmp_path: Path) -> None:
     (tmp_path / "suite.toml").write_text(suite)
     runs = load_suite(tmp_path / "suite.toml", tmp_path / "out").runs
     assert {run.agent for run in runs} == {"rl2 ssm", "rl2 gru", "rl2 gru curious"}
+
+
+def test_public_names_come_from_the_package_itself() -> None:
+    deeper = re.compile(r"^ *from (metarl\.\S+) import (.+)$", re.MULTILINE)
+    for page in PAGES:
+        for module, names in deeper.findall("\n".join(blocks(page, "python"))):
+            public = set(names.split(", ")) & set(metarl.__all__)
+            assert not public, f"{name_of(page)}: {module} has {public}, which metarl itself has"
 
 
 def test_equations_are_latex() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import wraps
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeAlias
 
 import gymnasium
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from metarl.core.errors import UsageError
@@ -99,12 +99,12 @@ class Agent(ABC):
     def observe(
         self,
         observation: Array,
-        action: Array,
-        reward: Array,
-        terminated: Array,
-        truncated: Array,
+        action: ArrayLike,
+        reward: ArrayLike | SupportsFloat,
+        terminated: ArrayLike,
+        truncated: ArrayLike,
         next_observation: Array,
-        active: Array | None = None,
+        active: ArrayLike | None = None,
     ) -> None:
         """Take in one transition a row and commit the memory state that `act` left pending.
 

@@ -271,7 +271,11 @@ def register_memory(name: str, make: Callable[[MemoryConfig], Memory]) -> None:
 
 
 def make_memory(config: MemoryConfig) -> Memory:
-    """The memory that `config.method` names."""
+    """The memory that `config.method` names.
+
+    Raises:
+        UsageError: an unknown method, or a size that is not at least 1 or does not suit the method.
+    """
     if config.method not in _METHODS:
         raise unknown_name("method", config.method, _METHODS)
     if min(config.width, config.depth, config.context, config.heads) < 1:

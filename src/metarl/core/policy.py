@@ -258,7 +258,8 @@ class Actor(nn.Module):
         body: any module from observations [..., obs] to `head.output_size` values [..., output], in place of all that.
 
     Raises:
-        UsageError: both a memory and a body, or observations that are not vectors.
+        UsageError: both a memory and a body, observations that are not vectors, actions that are neither a flat Box of
+            floats with finite bounds nor Discrete, or a memory that cannot be made.
     """
 
     def __init__(

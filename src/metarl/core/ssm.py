@@ -45,6 +45,9 @@ class StateSpaceModel(nn.Module):
         input_dim: m, size of u.
         output_dim: p, size of y.
         structure: "dense" or "diagonal".
+
+    Raises:
+        UsageError: a dimension below 1, an unknown structure, or an odd `state_dim` for "diagonal".
     """
 
     def __init__(self, state_dim: int, input_dim: int, output_dim: int, structure: Structure = "diagonal") -> None:
@@ -117,6 +120,9 @@ class StateSpaceModel(nn.Module):
         """One step: inputs u [B, m] and state [B, n] to (y [B, p], next state [B, n]).
 
         `coefficients`: what `coefficients()` returned, to be reused while the parameters stand still.
+
+        Raises:
+            UsageError: another shape or another dtype than the model's.
         """
         self._check(inputs, 2, state)
         transition, gain = self.coefficients() if coefficients is None else coefficients
@@ -181,7 +187,11 @@ class StateSpaceModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> StateSpaceModel:
-        """The model that `save` wrote. Runs no code from the file."""
+        """The model that `save` wrote. Runs no code from the file.
+
+        Raises:
+            UsageError: the file cannot be read, or holds no such model.
+        """
         try:
             with safe_open(str(path), framework="pt") as file:
                 shape: dict[str, Any] = file.metadata() or {}

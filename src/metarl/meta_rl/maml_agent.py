@@ -57,6 +57,10 @@ class MetaMAMLAgent(Agent):
         config: of the policy gradient and the outer step; the rate, the variant, the number of inner steps and whether
             to compile are those of `maml`. None: every row is a task of its own.
         num_updates: of the whole run, over which Adam's step size falls to 5 %; None: it stays.
+        seed: of the actions that it samples.
+
+    Raises:
+        UsageError: no `MetaMAML` over an `Actor`, one with `multi_step_updates`, or a config that contradicts it.
     """
 
     explores_to_adapt = True

@@ -101,6 +101,10 @@ class MetaMAML:
             is no tensor must not change between calls; dropout draws other masks than without. The process keeps the
             memory that it frees. A `MetaMAMLAgent` over it trains by such code as a whole.
         grad_clip_norm: largest norm of a meta-gradient.
+
+    Raises:
+        UsageError: a number out of bounds, `reptile` with learned rates or `multi_step_updates`, `compile` with
+            `recompute`, or an `adapt` that stands for no parameter.
     """
 
     def __init__(
@@ -271,6 +275,10 @@ class MetaMAML:
             num_steps: gradient steps; None: as many as in training.
             loss_fn: (prediction, target) -> scalar.
             initial_state: of a sequence model; None: its own.
+
+        Raises:
+            TrainingDiverged: a parameter is not finite afterwards; it names the task and the inner step.
+            UsageError: no step, no samples or not as many targets, or a `loss_fn` that gives no scalar.
         """
         loss = supervised_loss(partial(self._predict, initial_state=initial_state), loss_fn)
         stacked = self._adapted(loss, [support_batch([support_x], [support_y])], num_steps)
@@ -286,6 +294,10 @@ class MetaMAML:
         """`adapt_task` for tasks [M, N, ...] at once, or a list of M whose sizes N differ, in groups as in training.
 
         Adapted parameters come stacked [M, ...], for `forward_tasks`.
+
+        Raises:
+            TrainingDiverged, UsageError: as `adapt_task` does; UsageError also where sizes differ and the model or the
+                loss mixes samples, unless `vectorize` is False.
         """
         supports = [support_batch(support_x, support_y)]
         if "mask" in supports[0] and not self.vectorize:  # one after the other, tasks need no padding
@@ -327,6 +339,11 @@ class MetaMAML:
         Args:
             tasks: a list of (support_x, support_y, query_x, query_y), each [N, ...] (sequence models: [T, B, ...]);
                 first axes may differ by task. Or one such tuple with a task axis before.
+
+        Raises:
+            TrainingDiverged: a query loss is not finite; it names the task, and the inner step where one broke it.
+            UsageError: no task, one that is no such tuple, or sizes that differ where the model or the loss mixes
+                samples, unless `vectorize` is False.
         """
         _, query, gradients = self._gradients(tasks, loss_fn)
         return MetaGradient(query, gradients)
@@ -335,7 +352,9 @@ class MetaMAML:
         """One step of Adam along the meta-gradient; the mean query loss before it.
 
         Raises:
-            TrainingDiverged: something is not finite; it names the task and the inner step. Nothing has changed then.
+            TrainingDiverged: as `meta_gradient` does, or a gradient is not finite; it names the parameter. Nothing has
+                changed then.
+            UsageError: as `meta_gradient` does.
         """
         objective, query, gradients = self._gradients(tasks, loss_fn)
         for name, value in self.learned_tensors().items():

@@ -57,13 +57,20 @@ class _Step(NamedTuple):
 
 
 class RL2Agent(Agent):
-    """An agent whose memory adapts.
+    """An agent whose memory adapts: RL² (Duan et al. 2016, arXiv 1611.02779) with PPO.
 
     Args:
+        observation_space, action_space: of one world.
+        memory: the network; its default is an ssm.
         num_updates: updates of the whole run, over which the learning rate falls to 5 %; None: it stays.
+        seed: of the first weights, of the actions that it samples and of its minibatches.
         reward_scale: the family's, which holds where the config has none.
         device: where the network lives.
         env_steps: of all rows in the whole run, about: long runs are compiled, where the config leaves it open.
+
+    Raises:
+        UsageError: observations that are not vectors, actions that are neither a flat Box of floats with finite bounds
+            nor Discrete, or a memory that cannot be made.
     """
 
     def __init__(

@@ -79,7 +79,8 @@ class MorphologyDistribution(TaskDistribution):
 
     Raises:
         UsageError: no such file, body, part or change, a model that does not compile or has other parts, a callable
-            without a name, or a name given twice.
+            without a name, a name given twice, fewer than two edits, a `test_fraction` outside (0, 1), or a field that
+            `MujocoFamily` lacks.
     """
 
     def __init__(

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
@@ -83,7 +84,7 @@ class Choice:
         UsageError: no list, or an empty one.
     """
 
-    values: Sequence[Any]
+    values: Sequence[Any] | NDArray[Any]
 
     def __post_init__(self) -> None:
         if not isinstance(self.values, Sequence | np.ndarray) or not len(self.values):
