@@ -464,7 +464,7 @@ def test_wrong_use_is_one_line() -> None:
     with pytest.raises(UsageError, match="0 tasks"):
         workers(values=())
     with pytest.raises(UsageError, match="a seed is an integer from 0 on, got -1"):
-        workers(seed=-1)
+        workers(lambda: pytest.fail("made an environment that nobody closes"), seed=-1)
     env = workers()
     with pytest.raises(UsageError, match="reset"):
         env.step(NO_ACTION)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -303,3 +304,9 @@ def test_the_commit_is_told_where_the_package_runs_from_its_checkout(
     assert tell() == {"code": {"commit": commit, "dirty": True}}
     monkeypatch.setenv("PATH", "")
     assert tell() == {}  # no git
+
+
+def test_the_commit_is_asked_as_the_package_is_imported() -> None:
+    """When a long run is measured, its checkout may be at another one."""
+    script = "from metarl.experiments.results import code; print(code.cache_info().misses)"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "1"

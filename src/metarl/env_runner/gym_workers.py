@@ -80,6 +80,7 @@ class GymWorkers(TaskVectorEnv):
         self.tasks = check_row_tasks(tasks, len(tasks))
         self.num_envs = len(self.tasks)
         self.max_episode_steps = max_episode_steps
+        seed = check_seed(seed)
         envs = make_envs(make_env, self.tasks[: 1 if num_workers else None], 0)
         with closed_on_failure(envs, self.tasks, 0):
             self.single_observation_space = flat_box(envs[0].observation_space)
@@ -92,7 +93,7 @@ class GymWorkers(TaskVectorEnv):
             make_env=make_env,
             apply=apply,
             max_episode_steps=max_episode_steps,
-            seed=check_seed(seed),
+            seed=seed,
             num_rows=self.num_envs,
             num_features=self.single_observation_space.shape[0],
             observation_space=envs[0].observation_space,

@@ -118,7 +118,7 @@ def versions() -> dict[str, str]:
 
 @cache
 def code() -> dict[str, Any]:
-    """`{"code": {"commit", "dirty"}}` where the package runs from its git checkout, asked once; elsewhere nothing.
+    """`{"code": {"commit", "dirty"}}` where the package runs from its git checkout; elsewhere nothing.
 
     Dirty: something in the package differs from the commit.
     """
@@ -135,6 +135,9 @@ def code() -> dict[str, Any]:
     except (OSError, subprocess.CalledProcessError):  # no git, no commit yet, or a checkout that git distrusts
         return {}
     return {"code": {"commit": commit, "dirty": bool(changes)}}
+
+
+code()  # now: when a run that trained for hours is measured, the checkout may be at another commit than what runs
 
 
 def reference_from_run(path: str | Path, distribution: TaskDistribution, tasks: Sequence[Task]) -> Summary:
