@@ -65,8 +65,7 @@ class RunConfig:
     """Drift protocol, for bodies that break and worlds that change: what the change costs, and how soon it is made up
     for, frozen and adapting, with the change and without it."""
     beside: tuple[str, ...] = ()
-    """With --drift: folders of finished runs on the same family, whose agents are measured in the same tasks; with
-    equal --trial-rows, in the same episodes."""
+    """With --drift: finished runs of the family to measure beside it, in the same episodes if --trial-rows agree."""
     train_tasks: tuple[int, ...] = ()
     """Ids of the tasks to train on; none: all train tasks."""
     test_tasks: tuple[int, ...] = ()
