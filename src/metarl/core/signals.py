@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+FOR_THE_OWNER = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextmanager
 def held_back() -> Iterator[None]:
@@ -15,7 +17,7 @@ def held_back() -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, FOR_THE_OWNER)
     try:
         yield
     finally:

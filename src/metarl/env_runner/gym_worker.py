@@ -20,7 +20,7 @@ import cloudpickle  # type: ignore[import-untyped]
 from gymnasium import spaces
 
 from metarl.core.errors import UsageError
-from metarl.core.signals import held_back
+from metarl.core.signals import FOR_THE_OWNER, held_back
 from metarl.core.task import Task
 from metarl.env_runner.gym_rows import ApplyTask, GymRows, MakeEnv, RowArrays, make_envs
 from metarl.env_runner.rows import WorldError
@@ -30,9 +30,6 @@ SHUTDOWN_SECONDS = 5.0
 
 THREAD_LIMITS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """The workers are the parallelism already; numerical libraries inside them must not fight over the cores."""
-
-OF_THE_OWNER = (signal.SIGINT, signal.SIGTERM)
-"""What a terminal or a queue sends to all processes: it is for the one that owns the rows, which then hangs up."""
 
 PR_SET_PDEATHSIG = 1
 """From linux/prctl.h."""
@@ -188,7 +185,7 @@ def serve(pipe_handle: int, memory_handle: int, parent: int) -> None:
         _end_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: None)  # not ignored: what it starts would ignore it too
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_OWNER)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, FOR_THE_OWNER)
     pipe: Connection[bytes, bytes] = Connection(pipe_handle)
     memory = mmap.mmap(memory_handle, 0)
     os.close(memory_handle)

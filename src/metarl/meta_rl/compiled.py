@@ -21,7 +21,7 @@ from torch._ops import OpOverload
 from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from metarl.core.errors import UsageError
 from metarl.core.memory import Memory
@@ -81,22 +81,14 @@ class Programs:
             UsageError: as in `run`.
         """
         flat, (form, *_) = zip(*map(tree_flatten, calls), strict=True)
-
-        def whole(*tensors: Tensor) -> Sequence[Tensor]:
-            return function(*tree_unflatten(tensors, form))
-
-        return _run_all([(self._program((key, form), whole, tensors), tensors) for tensors in flat])
+        return _run_all([(self._program((key, form), _of_flat(function, form), each), each) for each in flat])
 
     def bound(self, key: Hashable, function: Function, given: Sequence[Any], example: Sequence[Tensor]) -> Bound:
         """`run_trees` of one call, `(*given, *example)`, to be called with other tensors in place of `example`, as
         often as wanted: `given` is read once."""
         flat, form = tree_flatten((*given, *example))
-
-        def whole(*tensors: Tensor) -> Sequence[Tensor]:
-            return function(*tree_unflatten(tensors, form))
-
         held = flat[: len(flat) - len(example)]
-        return Bound(held, lambda tensors: self._program((key, form), whole, tensors))
+        return Bound(held, partial(self._program, (key, form), _of_flat(function, form)))
 
     def held(
         self, key: Hashable, function: Function, calls: Iterable[Sequence[Any]], example: Tensor
@@ -150,6 +142,11 @@ class Bound:
         if form not in self._programs:
             self._programs[form] = self._program(every)
         return self._programs[form].run(every)
+
+
+def _of_flat(function: Function, form: TreeSpec) -> Function:
+    """`function` of trees of this form, of their tensors in a row."""
+    return lambda *tensors: function(*tree_unflatten(tensors, form))
 
 
 def identity(function: Callable[..., Any]) -> Hashable:

@@ -203,8 +203,8 @@ class MetaMAMLAgent(Agent):
             active=mask,
         )
         # A number that is not finite would stay in the memory for good. A row that has one keeps what it had before the
-        # step, and where an episode was to start there, it still is.
-        # The sum is finite only where all are, and is found in a fraction of the time.
+        # step, and where an episode was to start there, it still is. That all are finite is known by their sum, in a
+        # fraction of the time.
         finite = math.isfinite(float(self._next_memory.sum()))
         kept = mask if finite else mask & finite_rows({"memory": self._next_memory})
         self._memory = by_row(kept, self._next_memory, self._memory)
