@@ -17,6 +17,7 @@ from metarl.adaptation.config import AdaptationConfig
 from metarl.adaptation.test_time_adaptation import Adapter
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
+from metarl.core.optimization import TrainingDiverged
 from metarl.core.policy import Actor
 from metarl.meta_rl.grbal_agent import GrBALAgent, GrBALConfig
 from metarl.meta_rl.maml_agent import MAMLConfig, make_maml_agent
@@ -678,6 +679,17 @@ def test_without_a_meta_rate_an_update_changes_nothing():
     assert_same(shared(agent), before)
 
 
+@pytest.mark.parametrize("meta_rate", [0.0, 0.25])
+def test_an_update_from_weights_that_are_not_finite_changes_nothing(meta_rate):
+    agent = make(meta_rate=meta_rate)
+    before = shared(agent)
+    trial(agent, Stream(5))
+    agent.streams.values[1, 0] = math.inf
+    with pytest.raises(TrainingDiverged, match="not finite: the weights of stream 1; try a lower"):
+        agent.update()
+    assert_same(shared(agent), before)
+
+
 def test_an_agent_that_does_not_train_keeps_no_experience():
     agent = make()
     agent.training = False
@@ -694,6 +706,17 @@ def test_experience_given_to_a_copy_makes_the_same_update():
     copy.give_experience({name: tensor.clone() for name, tensor in collector.take_experience().items()})
     assert copy.update() == learner.update()
     assert_same(copy.state_dict(), learner.state_dict())
+
+
+def test_given_experience_takes_the_place_of_the_own_and_ends_with_the_trial():
+    giver, taker = make(), make()
+    trial(giver, Stream(5))
+    experience = giver.take_experience()
+    taker.give_experience(experience)
+    assert torch.equal(taker.take_experience()["weights"], experience["weights"])
+    taker.give_experience(experience)
+    trial(taker, Stream(6))
+    assert not torch.equal(taker.take_experience()["weights"], experience["weights"])
 
 
 @each
@@ -809,6 +832,30 @@ def test_a_policy_with_dropout_learns_in_either_mode_and_follows_its_model_s(rol
     agent.explore = True
     live(agent, Stream(6))
     assert (agent.streams.steps > STEPS // 4).all()
+
+
+class Tempered(torch.nn.Module):
+    """A body with a parameter that is a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.temperature = torch.nn.Linear(3, 4), torch.nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x):
+        return self.layer(x) * self.temperature
+
+
+def test_a_parameter_that_is_a_number_is_one_in_every_stream():
+    torch.manual_seed(0)
+    actor = Actor(OBSERVATIONS, ACTIONS, body=Tempered())
+    agent = AdaptationAgent(Adapter(actor, EAGER), meta_rate=1.0)
+    trial(agent, Stream(5))
+    numbers = agent.streams.weights["body.temperature"]
+    assert numbers.shape == (ROWS,)
+    assert (numbers != 1).all()
+    mean = numbers.mean()
+    agent.update()
+    torch.testing.assert_close(actor.body.temperature.detach(), mean)
 
 
 # --- wrong use --------------------------------------------------------------------------------------------------------

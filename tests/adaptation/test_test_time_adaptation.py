@@ -467,6 +467,31 @@ def test_going_back_restores_what_a_module_has_written_itself(ema_decay):
         assert torch.equal(module.mean, adapter.frozen.mean)
 
 
+class Keeping(nn.Module):
+    """A layer that keeps what it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.register_buffer("seen", torch.zeros(0, 1))
+
+    def forward(self, x):
+        self.seen = torch.cat([self.seen, x.detach()])
+        return self.layer(x)
+
+
+def test_what_a_module_has_written_itself_may_have_another_shape():
+    torch.manual_seed(0)
+    model = Keeping()
+    adapter, resumed = (Adapter(model, AdaptationConfig(update_every=1)) for _ in range(2))
+    for _ in range(3):
+        adapter.observe(column(1.0), column(3.0))
+    resumed.load_state_dict(load(save(adapter.state_dict())))
+    assert len(resumed.adapted.seen) == len(adapter.adapted.seen) > 0
+    adapter.reset()
+    assert len(adapter.frozen.seen) == len(adapter.adapted.seen) == 0
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -559,6 +584,16 @@ def test_rows_that_are_not_finite_are_left_out(bad):
     loss, steps = adapter.update_step(column(bad), column(1.0))
     assert not math.isfinite(loss)
     assert (steps, weight_of(adapter), adapter.guard.rollbacks) == (0, 2.0, 0)
+
+
+def test_nothing_is_learned_twice_where_no_row_is_finite():
+    """Nothing would score what that does."""
+    adapter = Adapter(one_weight(), AdaptationConfig(learning_rate=0.25, update_every=1, **OFF))
+    weights = []
+    for target in (3.0, math.nan, math.inf, 3.0):
+        adapter.observe(column(1.0), column(target))
+        weights.append(weight_of(adapter))
+    assert weights == [2.0, 2.0, 2.0, 2.5]
 
 
 def test_a_gradient_that_overflows_goes_back():

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from metarl.core.errors import UsageError
-from metarl.core.memory import METHODS, MemoryConfig
+from metarl.core.memory import METHODS, MemoryConfig, NoMemory
 from metarl.core.optimization import TrainingDiverged
 from metarl.meta_rl.compiled import COMPILED_STEPS, can_compile
 from metarl.meta_rl.registry import ALGOS, find_algorithm
@@ -719,6 +719,21 @@ def test_more_minibatches_than_rows_are_as_many_as_rows():
     for agent in agents:
         learn(agent, [0])
     assert_same(agents[0].state_dict(), agents[1].state_dict())
+
+
+class Idle(NoMemory):
+    """A memory with a parameter that does nothing."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.idle = torch.nn.Parameter(torch.ones(3))
+
+
+def test_a_parameter_that_nothing_depends_on_stays(monkeypatch):
+    monkeypatch.setattr("metarl.core.memory._METHODS", {"idle": Idle})
+    agent = make_agent("idle", stirred=False)
+    learn(agent, [0])
+    assert torch.equal(agent.policy.memory.idle, torch.ones(3))
 
 
 def test_a_reward_that_is_not_finite_stops_training_with_the_agent_as_it_was():

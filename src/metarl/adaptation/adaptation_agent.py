@@ -21,7 +21,7 @@ from metarl.adaptation.test_time_adaptation import Adapter
 from metarl.core.agent import Agent, Array, Metrics, block_size, check_rows, renewed_blocks
 from metarl.core.controller import Controller, Samples, by_row, finite_rows
 from metarl.core.errors import UsageError
-from metarl.core.optimization import flat_state, part_of
+from metarl.core.optimization import TrainingDiverged, flat_state, part_of
 from metarl.core.policy import Actor
 from metarl.core.policy_controller import PolicyController
 
@@ -94,7 +94,6 @@ class AdaptationAgent(Agent):
         self.trial_rows, self.meta_rate = trial_rows, meta_rate
         self.generator = torch.Generator().manual_seed(seed)
         self._segment_steps = min(self.config.update_every, self.config.rollback_window)
-        self._given: dict[str, Tensor] | None = None
         self.begin_trial(0)
 
     @classmethod
@@ -117,13 +116,14 @@ class AdaptationAgent(Agent):
 
     @torch.inference_mode(False)  # or what it keeps could be written to there alone
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
-        """As in `Agent`; all rows of a stream are renewed or none."""
+        """As in `Agent`; all rows of a stream are renewed or none. Experience that no `update` has used is dropped."""
         rows = block_size(num_rows, self.trial_rows)
         if self._segment_steps * rows == 1 and isinstance(self._controller, PolicyController) and self.config.num_steps:
             raise UsageError(
                 "a policy learns from how rewards differ within a segment, and one of a single step teaches it "
                 "nothing: set update_every and rollback_window to at least 2"
             )
+        self._given: dict[str, Tensor] | None = None
         if renew is None or bool(np.all(renew)):
             self._controller.begin(num_rows)
             self._rows, number = rows, num_rows // rows
@@ -266,8 +266,15 @@ class AdaptationAgent(Agent):
 
     @torch.no_grad()
     def update(self) -> Metrics:
-        """θ ← θ + meta_rate · (mean of what streams have adapted to − θ). Returns "distance", ‖mean − θ‖ / ‖θ‖."""
+        """θ ← θ + meta_rate · (mean of what streams have adapted to − θ). Returns "distance", ‖mean − θ‖ / ‖θ‖.
+
+        Raises:
+            TrainingDiverged: the weights of a stream are not finite; the source is as it was.
+        """
         weights = self.take_experience()["weights"]
+        broken = torch.nonzero(~finite_rows({"weights": weights})).flatten().tolist()
+        if broken:  # in the mean they would be those of all, even times a meta_rate of 0
+            raise TrainingDiverged(f"not finite: the weights of stream {broken[0]}; try a lower learning_rate")
         source = self.streams.source
         step = weights.mean(0) - source
         self.streams.write_source(source + self.meta_rate * step)

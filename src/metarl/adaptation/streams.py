@@ -107,10 +107,8 @@ class Streams:
     def _by_name(self, flat: Tensor) -> Weights:
         """Of [..., P] the parameters by name; no copies."""
         pieces = flat.split([shape.numel() for shape in self._shapes], -1)
-        return {
-            name: piece.unflatten(-1, shape) if len(shape) > 1 else piece
-            for name, piece, shape in zip(self.names, pieces, self._shapes, strict=True)
-        }
+        named = zip(self.names, pieces, self._shapes, strict=True)
+        return {name: piece.view((*piece.shape[:-1], *shape)) for name, piece, shape in named}
 
     # --- scoring ------------------------------------------------------------------------------------------------------
 
@@ -180,7 +178,7 @@ class Streams:
             batch = self._draw(streams)
             objective = grad_and_value(partial(_objective, self.controller, self.config.entropy_weight))
             gradients, losses = vmap(objective, randomness="different")(self._by_name(self.values[streams]), batch)
-            flat = torch.cat([gradients[name].flatten(1) for name in self.names], 1)
+            flat = torch.cat([gradients[name].reshape(len(streams), -1) for name in self.names], 1)
             going &= self._descend(streams, flat, losses, going)
 
     @torch.no_grad()

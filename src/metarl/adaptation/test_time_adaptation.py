@@ -37,6 +37,7 @@ _COUNTERS: dict[str, Callable[[float], Any]] = {
     "loss_sum": float,
     "frozen_loss_sum": float,
     "_moved": bool,
+    "_fresh": bool,
 }
 
 
@@ -102,6 +103,7 @@ class Adapter:
         self._unscored: list[Rows] = []
         self._recent: Rows = {}
         self._moved = False
+        self._fresh = False  # whether rows were kept that no update has followed yet
         self._read_source()
 
     # --- using --------------------------------------------------------------------------------------------------------
@@ -140,7 +142,8 @@ class Adapter:
             self._score()
         if config.reset_every is not None and self.observations % config.reset_every == 0:
             self.reset()
-        elif due and self._recent and not self.guard.waiting:
+        elif due and self._fresh and not self.guard.waiting:  # else nothing would score what another update does
+            self._fresh = False
             self._learn(self._draw)
 
     @torch.inference_mode(False)
@@ -166,10 +169,11 @@ class Adapter:
         if self._unscored:
             self._score()
         for module in self._modules().values():
-            module.load_state_dict(self.model.state_dict())
+            _load(module, self.model.state_dict())
         self._recent, self._form = {}, {}
         self._read_source()
         self._go_to_source()
+        self._fresh = False
 
     def metrics(self) -> Metrics:
         """How it went so far: mean losses a row of what was scored (NaN with the guard off), the guard's account,
@@ -204,6 +208,7 @@ class Adapter:
             self._compare(segment, count, observations)
         kept = join([self._recent, segment]) if self._recent else segment
         self._recent = {name: tensor[-self.config.buffer_size :] for name, tensor in kept.items()}
+        self._fresh = True
 
     def _compare(self, segment: Rows, count: int, observations: int) -> None:
         output = output_of(self.frozen, segment)
@@ -343,7 +348,7 @@ class Adapter:
             device = torch.device("cpu") if part == "random" or name == "step" else self._weights.values.device
             parts.setdefault(part, {})[name] = tensor.to(device, copy=True)
         for part, module in self._modules().items():
-            module.load_state_dict(parts[part])
+            _load(module, parts[part])
         self._read_source()
         self._optimizer.state.clear()
         if "optimizer" in parts:
@@ -352,8 +357,8 @@ class Adapter:
         self._unscored = [parts[part] for part in sorted(parts) if part.startswith("unscored.")]
         self._form = form_of((self._unscored or [self._recent])[0])
         self.guard.load_state_dict(parts["guard"])
-        for name, kind in _COUNTERS.items():
-            setattr(self, name, kind(parts["counters"][name].item()))
+        for name, value in parts["counters"].items():
+            setattr(self, name, _COUNTERS[name](value.item()))
         self.generator.set_state(parts["random"]["generator"])
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -363,6 +368,14 @@ class Adapter:
 def _copied(rows: Rows) -> Rows:
     """Tensors of its own; those that inference mode made take no part in a gradient."""
     return {name: tensor.detach().clone() for name, tensor in rows.items()}
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """`load_state_dict`, also where a buffer that the module writes itself has come to another shape."""
+    for name, buffer in module.named_buffers():
+        if name in state and buffer.shape != state[name].shape:
+            buffer.data = torch.empty_like(state[name])
+    module.load_state_dict(state)
 
 
 def _still_copy(model: nn.Module) -> nn.Module:

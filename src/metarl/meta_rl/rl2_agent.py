@@ -372,7 +372,8 @@ class RL2Agent(Agent):
     def _gradient(self, rows: Tensor, first_memory: Tensor, *sequences: Tensor) -> tuple[Tensor, Tensor]:
         """The gradient [P] of the losses' sum on some rows, and the LOSSES and the MEASURES in one vector."""
         losses, measures = self._losses(first_memory[rows], *(sequence.index_select(1, rows) for sequence in sequences))
-        gradients = torch.autograd.grad(torch.stack(losses).sum(), list(self.policy.parameters()))
+        learned = list(self.policy.parameters())
+        gradients = torch.autograd.grad(torch.stack(losses).sum(), learned, allow_unused=True, materialize_grads=True)
         return torch.cat([gradient.flatten() for gradient in gradients]), torch.stack([*losses, *measures]).detach()
 
     def _losses(
