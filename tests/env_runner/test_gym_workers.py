@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -448,6 +450,37 @@ def test_workers_end_with_a_script_that_ends_or_is_killed(end: str) -> None:
     wait_for_end(ids)
 
 
+BLOWS_UP = """
+import gymnasium, numpy
+from metarl.core.task import Task
+from metarl.env_runner.gym_workers import GymWorkers
+
+class BlowsUp(gymnasium.Wrapper):
+    def step(self, action):
+        self.unwrapped.data.qvel[:] = 1e12
+        return self.env.step(action)
+
+env = GymWorkers(
+    lambda: BlowsUp(gymnasium.make("HalfCheetah-v5")), [Task(0, {})],
+    apply=lambda env, task: None, max_episode_steps=5, num_workers=WORKERS,
+)
+env.reset()
+env.step(numpy.zeros((1, 6)))
+env.close()
+"""
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_mujoco_environment_that_blows_up_leaves_no_file(num_workers: int, tmp_path: Path) -> None:
+    script = BLOWS_UP.replace("WORKERS", str(num_workers))
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2] / "src")}
+    done = subprocess.run(
+        [sys.executable, "-"], input=script, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_worker_outlives_the_thread_that_made_it() -> None:
     made: list[GymWorkers] = []
     thread = threading.Thread(target=lambda: made.append(workers(num_workers=1)))
@@ -617,6 +650,26 @@ def test_rows_have_environments_of_their_own(num_workers: int) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_action_that_no_world_can_take_is_named_with_the_task_that_its_row_is_in(num_workers: int) -> None:
+    env = workers(lambda: Counter(2), num_workers=num_workers)
+    env.reset()
+    env.set_tasks(tasks(30.0, 40.0))
+    broken = np.full((2, 1), np.nan)
+    with pytest.raises(ActionError, match=r"row 0, Task\(0: value=10.0\)"):
+        env.step(broken)
+    env.reset(options={"reset_mask": np.array([False, True])})
+    with pytest.raises(ActionError, match=r"row 1, Task\(1: value=40.0\)"):
+        env.step(np.array([[0.0], [np.nan]]))
+    with pytest.raises(ActionError, match=r"row 0, Task\(0: value=10.0\)"):
+        env.step(broken)
+    env.step(NO_ACTION)
+    assert env.step(NO_ACTION)[2][0], "row 0 begins the next episode in its new task"
+    with pytest.raises(ActionError, match=r"row 0, Task\(0: value=30.0\)"):
+        env.step(broken)
+    env.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
 def test_actions_that_no_world_can_take_are_named(num_workers: int) -> None:
     env = workers(num_workers=num_workers)
     env.reset()
@@ -629,3 +682,25 @@ def test_actions_that_no_world_can_take_are_named(num_workers: int) -> None:
     with pytest.raises(ActionError, match=r"row 0, Task\(0: .*\): the action 0.5 is not a whole number from 0 to 1"):
         poles.step(np.array([0.5, 1.0]))
     poles.close()
+
+
+@pytest.mark.parametrize(
+    ("space", "fits", "outside", "limits"),
+    [
+        (spaces.MultiDiscrete([3, 2]), [2, 1], [0, -1], "[0, 0] to [2, 1]"),
+        (spaces.MultiDiscrete([3, 2], start=[5, 0]), [7, 1], [2, 1], "[5, 0] to [7, 1]"),
+        (spaces.MultiBinary(2), [1, 0], [0, 256], "0 to 1"),
+        (spaces.Box(0, 9, (2,), np.uint8), [9, 0], [0, -1], "[0, 0] to [9, 9]"),
+    ],
+)
+def test_actions_outside_of_a_space_of_whole_numbers_are_named(
+    space: spaces.Space[Any], fits: list[int], outside: list[int], limits: str
+) -> None:
+    class Chooses(Counter):
+        action_space = space  # type: ignore[assignment]
+
+    env = workers(Chooses)
+    env.reset()
+    assert env.step(np.array([fits, fits]))[1].tolist() == [float(fits[0])] * 2
+    with pytest.raises(ActionError, match=re.escape(f"the action {outside} is not a whole number from {limits}")):
+        env.step(np.array([fits, outside]))

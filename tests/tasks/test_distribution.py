@@ -74,6 +74,15 @@ def test_tasks_may_be_listed(poles: Poles) -> None:
     assert distribution.test == (Task(100, {"gravity": 7.0}),)
 
 
+def test_the_order_in_which_a_task_names_its_parameters_makes_no_difference(poles: Poles) -> None:
+    distribution = poles(
+        train=[{"gravity": 5.0, "wind": 0.5}, {"wind": 0.25, "gravity": 6.0}], test=[{"wind": 0.5, "gravity": 5.0}]
+    )
+    observation, _ = distribution.showing_tasks().make_env((*distribution.train, *distribution.test)).reset()
+    assert observation[:, -2:].tolist() == [[5.0, 0.5], [6.0, 0.25], [5.0, 0.5]]
+    assert distribution.test[0].items_ == distribution.train[0].items_, "an unseen task would have others"
+
+
 def test_a_fixed_list_is_split_by_seed_and_ids_are_places_in_it(poles: Poles) -> None:
     params = [{"gravity": float(gravity)} for gravity in range(1, 11)]
     train, test = split_tasks(params, seed=0)

@@ -88,10 +88,27 @@ def test_values_beyond_a_sliders_ends_are_shown_at_its_end():
     assert Slider("x", "x", 0.0, 1.0, 0.1).read(Task(0, {"x": 7.0})) == 1.0
 
 
+@pytest.mark.parametrize("values", [(0.125, 0.25, 0.375), (0.0012, 0.0034, 0.0048), (0.125,)])
+def test_what_a_slider_shows_lies_between_its_ends_and_is_the_tasks(values):
+    tasks = [Task(id, {"slope": value}) for id, value in enumerate(values)]
+    (slider,) = knobs(mujoco.MjModel.from_xml_string("<mujoco/>"), tasks, ["slope"])
+    for task in tasks:
+        assert slider.low <= slider.read(task) <= slider.high
+        assert slider.read(task) == pytest.approx(task["slope"], abs=slider.step)
+
+
 def test_parameters_nobody_thought_of_range_over_the_tasks():
     tasks = [Task(0, {"slope_of_hill": 0.5}), Task(1, {"slope_of_hill": 2.5})]
     (slider,) = knobs(mujoco.MjModel.from_xml_string("<mujoco/>"), tasks, ["slope_of_hill"])
     assert slider == Slider("slope_of_hill", "slope of hill", 0.5, 2.5, 0.02)
+
+
+def test_parameters_that_share_no_more_than_a_name_with_known_ones_range_over_the_tasks():
+    tasks = [Task(0, {"direction": 30.0, "velocity": 2.0}), Task(1, {"direction": 60.0, "velocity": 8.0})]
+    direction, speed = knobs(mujoco.MjModel.from_xml_string("<mujoco/>"), tasks, ["direction", "velocity"])
+    assert direction == Slider("direction", "direction", 30.0, 60.0, 0.3)
+    assert speed == Slider("velocity", "velocity", 2.0, 8.0, 0.06)
+    assert [knob.read(tasks[1]) for knob in (direction, speed)] == [60.0, 8.0]
 
 
 def test_limbs_and_joints_have_their_names():

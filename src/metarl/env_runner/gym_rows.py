@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
@@ -122,6 +123,10 @@ def make_envs(make_env: MakeEnv, tasks: Sequence[Task], first: int) -> list[Env]
             raise UsageError(
                 "make_env gave the same environment twice: every row needs its own, so make it in make_env"
             )
+    if "mujoco" in sys.modules:
+        from metarl.env_runner.mujoco_engine import configure_log  # here: other environments need no MuJoCo
+
+        configure_log(logto_file=False)  # it would append its warnings to a MUJOCO_LOG.TXT in the working folder
     return envs
 
 

@@ -57,7 +57,7 @@ class GymWorkers(TaskVectorEnv):
     Raises:
         WorldError: an environment raised, or returned an observation or a reward that is not finite, or a worker died.
             The worlds are then closed.
-        ActionError: an action that is not finite or not one of the action space.
+        ActionError: an action that is not finite, or not one of the action space where that has whole numbers only.
         UsageError: spaces that are not arrays, rows that differ in their spaces, a wrong number of tasks or actions.
     """
 
@@ -88,6 +88,7 @@ class GymWorkers(TaskVectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._started = np.zeros(self.num_envs, dtype=bool)
+        self._running = list(self.tasks)
         self._reports_success = False
         recipe = RowsRecipe(
             make_env=make_env,
@@ -134,17 +135,19 @@ class GymWorkers(TaskVectorEnv):
         if seed is not None:
             self._run("seed", *[(check_seed(seed),)] * len(self._slices))
         self._run("reset")
+        self._began(self._arrays.reset_mask)
         self._started[:] = True
         return self._arrays.observation.copy(), {}
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Infos]:
         arrays = self._arrays
-        arrays.action[:] = check_actions(actions, self.single_action_space, self.tasks, self._started)
+        arrays.action[:] = check_actions(actions, self.single_action_space, self._running, self._started)
         self._run("step")
         infos: Infos = {}
         ended = arrays.terminated | arrays.truncated
         if ended.any():
             infos["final_obs"], infos["_final_obs"] = arrays.final_observation.copy(), ended
+            self._began(ended)
         self._reports_success = self._reports_success or bool(arrays.reports_success.any())
         if self._reports_success:
             infos["success"] = arrays.success.copy()
@@ -155,6 +158,11 @@ class GymWorkers(TaskVectorEnv):
             arrays.truncated.copy(),
             infos,
         )
+
+    def _began(self, rows: Array) -> None:
+        """Note that these rows [B] are in the tasks that they were given last."""
+        for row in np.flatnonzero(rows).tolist():
+            self._running[row] = self.tasks[row]
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments; no process is left behind.

@@ -90,8 +90,7 @@ def check_actions(
 
     Raises:
         UsageError: another shape, no numbers, or a row that is still to be reset.
-        ActionError: an action that is not finite, or not a whole number where the space has no others, or not one of a
-            Discrete space.
+        ActionError: an action that is not finite, or not one of the space where that has whole numbers only.
     """
     if not started.all():
         raise UsageError("these worlds have not been reset: call reset() before step()")
@@ -103,16 +102,24 @@ def check_actions(
     fits, allowed = np.isfinite(array), "finite"
     whole = space.dtype is not None and space.dtype.kind in "iu"
     if whole:
-        fits, allowed = fits & (array == np.floor(array)), "a whole number"
-    if isinstance(space, spaces.Discrete):
-        last = space.start + space.n - 1
-        fits, allowed = fits & (array >= space.start) & (array <= last), f"a whole number from {space.start} to {last}"
+        low, high = (np.asarray(bound) for bound in _bounds(space))
+        fits = fits & (array == np.floor(array)) & (array >= low) & (array <= high)
+        allowed = f"a whole number from {low.tolist()} to {high.tolist()}"
     if not fits.all():
         row = int(np.flatnonzero(~fits.reshape(len(tasks), -1).all(axis=1))[0])
         raise ActionError(
             f"row {row}, {tasks[row]}: the action {array[row].tolist()} is not {allowed}; mend the policy"
         )
     return array.astype(space.dtype) if whole else array
+
+
+def _bounds(space: Any) -> tuple[Any, Any]:
+    """The least and the greatest action of a space of whole numbers, by element."""
+    if isinstance(space, spaces.Discrete):
+        return space.start, space.start + space.n - 1
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.start, space.start + space.nvec - 1
+    return (0, 1) if isinstance(space, spaces.MultiBinary) else (space.low, space.high)
 
 
 def check_finite(what: str, values: NDArray[Any], tasks: Sequence[Task], first_row: int = 0) -> None:

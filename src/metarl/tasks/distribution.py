@@ -141,6 +141,8 @@ class TaskDistribution:
         self.test = draw("test", test, num_test, max(TEST_ID_START, len(self.train)), test_rng)
         if not self.train or not self.test:
             raise UsageError(f"task distribution '{name}' needs at least one train task and one test task")
+        names = list(self.train[0])
+        self.train, self.test = (tuple(_in_order(task, names) for task in side) for side in (self.train, self.test))
         ids = [task.id for task in (*self.train, *self.test)]
         if len(set(ids)) < len(ids):
             twice = sorted({id for id in ids if ids.count(id) > 1})
@@ -221,6 +223,14 @@ class TaskDistribution:
         train, test = chosen
         check_disjoint(train, test)
         return train, test
+
+
+def _in_order(task: Task, names: Sequence[str]) -> Task:
+    """The task with its parameters in the order of `names`, where it has these: agents are shown them in their order,
+    and tasks are compared with it."""
+    if list(task) == names or set(task) != set(names):
+        return task
+    return Task(task.id, {name: task[name] for name in names})
 
 
 def _check_details(details: Mapping[str, Any]) -> dict[str, str | int | float]:

@@ -79,10 +79,12 @@ class Slider:
     """Of the element; None: the parameter is a number."""
 
     def read(self, task: Task) -> float:
-        """What the slider shows in this task."""
+        """What the slider shows in this task, to hundredths or to what its steps need."""
         value: Any = task[self.name]
         shown = float(value if self.place is None else value[self.place]) / self.scale
-        return round(min(max(shown, self.low), self.high), 2)
+        # Rounded before it is clipped: rounding can lead past an end that has more digits.
+        digits = max(2, -math.floor(math.log10(self.step)))
+        return min(max(round(shown, digits), self.low), self.high)
 
     def write(self, task: Task, shown: float) -> Task:
         """The task that the slider asks for."""
@@ -124,7 +126,7 @@ SLIDERS = {
         Slider("change_at", "comes at step", 0, HORIZON, 1),
     )
 }
-"""Parameters whose range is wider, or said better, than that of the tasks there are."""
+"""Parameters whose range is wider, or said better, than that of the tasks there are, as long as it holds them all."""
 
 
 def knobs(model: mujoco.MjModel, tasks: Sequence[Task], names: Iterable[str]) -> list[Knob]:
@@ -136,8 +138,9 @@ def knobs(model: mujoco.MjModel, tasks: Sequence[Task], names: Iterable[str]) ->
     long: list[str] = []
     for name in names:
         values: list[Any] = [task[name] for task in tasks]
-        if name in _OPTIONS:
-            found.append(_OPTIONS[name](model))
+        options = _OPTIONS[name](model) if name in _OPTIONS else None
+        if options and all({name: value} in options.options.values() for value in values):
+            found.append(options)
         elif isinstance(values[0], str):
             found.append(Options(name, {value: {name: value} for value in values}))
         elif isinstance(values[0], tuple) and len(values[0]) > FEW:
@@ -155,7 +158,10 @@ def knobs(model: mujoco.MjModel, tasks: Sequence[Task], names: Iterable[str]) ->
 
 def _slider(name: str, values: Sequence[float]) -> Slider:
     low, high = float(min(values)), float(max(values))
-    return SLIDERS.get(name) or Slider(name, name.replace("_", " "), low, high, (high - low) / 100 or 1.0)
+    known = SLIDERS.get(name)
+    if known and known.low * known.scale <= low and high <= known.high * known.scale:
+        return known
+    return Slider(name, name.replace("_", " "), low, high, (high - low) / 100 or 1.0)
 
 
 def _directions(model: mujoco.MjModel) -> Options:
