@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from rich.console import Console
 
 from metarl.core.task import Task
@@ -120,6 +121,19 @@ def test_every_number_is_in_its_column(tmp_path: Path, monkeypatch: pytest.Monke
         "shot 0": [25.0, 0.0, 12.5],
         "shot 2": [75.0, 50.0, 62.5],
     }
+
+
+def test_a_long_title_is_in_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(environments, "save_figure", lambda path, figure: figures.append(figure))
+    shots = {"0": dict.fromkeys(MEASURES, 0.5)}
+    row = {"environment": "button-press-topdown-wall-v3", "split": "train", "tasks": 50, "shots": shots}
+    title = "metaworld-ml1-button-press-topdown-wall · maml · transformer"
+    draw_environments("picture.png", [row, {**row, "split": "test"}], title)
+    (figure,) = figures
+    figure.canvas.draw()
+    (shown,) = (text for text in figure.findobj(Text) if "transformer" in text.get_text())
+    assert shown.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_a_results_folder_holds_them_and_intervals_are_over_tasks(family, evaluation, tmp_path: Path) -> None:

@@ -202,6 +202,23 @@ def test_a_forecast_counts_all_that_is_measured() -> None:
     assert {flags: evaluations(plan_run(flags.split())) for flags in asked} == asked
 
 
+@pytest.mark.parametrize(("environment", "repeats"), [(None, 2), ("goal", 1)])
+def test_a_forecast_counts_what_is_measured_after_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: str | None, repeats: int
+) -> None:
+    """Two rounds of an episode of each of the two tasks; goals of environments are measured once each."""
+    planned = suite(tmp_path, epochs=2)
+    run = planned.runs[0].run
+    run.folder.mkdir(parents=True)
+    run.write_config()
+    (run.folder / "metrics.csv").write_text("epoch,env_steps,wall_seconds,steps_per_second\n1,1000,10,100\n")
+    monkeypatch.setattr("metarl.experiments.forecast.evaluations", lambda run: 0)
+    monkeypatch.setattr(run.distribution, "environment", environment)
+    (left,) = forecast(planned, jobs=1)
+    measured = 2 * 2 * repeats * run.distribution.max_episode_steps
+    assert (left.epochs_left, left.seconds) == (3, pytest.approx(3 * (1000 + measured) / 100))
+
+
 def test_ctrl_c_ends_with_a_whole_epoch_from_which_the_suite_goes_on(tmp_path: Path) -> None:
     planned = suite(tmp_path, epochs=3)
     asked = []

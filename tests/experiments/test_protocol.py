@@ -19,6 +19,7 @@ from metarl.experiments.protocol import (
     Protocol,
     ShotScores,
     evaluate,
+    parts,
     reference_lines,
     row_tasks,
 )
@@ -326,6 +327,21 @@ def test_many_tasks_are_measured_in_parts(bonus_family, scripted_agent, monkeypa
         # The worlds of a row are those of its place: the first task's, and luck of deviation 1 apart for the others.
         np.testing.assert_array_equal(shot.returns[0, :2], whole.returns[0, :2])
         np.testing.assert_allclose(shot.returns, whole.returns, atol=8.0)
+
+
+def test_a_part_has_the_fewer_tasks_the_more_episodes_are_in_a_round(bonus_family, monkeypatch) -> None:
+    """Two repeats of ten steps at most are 20 steps a task, row and episode."""
+    monkeypatch.setattr("metarl.experiments.protocol.ROUND_STEPS", 80)
+    family = bonus_family()
+
+    def sizes(trial_rows: int, name: str = "standard", **episodes: int) -> list[int]:
+        protocol = Protocol(name, repeats=2, **episodes)
+        return [len(part) for part in parts(family, family.test, protocol, trial_rows)]
+
+    assert sizes(1) == [3]
+    assert sizes(1, adaptation_episodes=2) == sizes(1, "zero-shot", adaptation_episodes=2) == [2, 1]
+    assert sizes(2, adaptation_episodes=2) == [2, 1]  # an episode in each of twice as many rows
+    assert sizes(1, "zero-shot", evaluation_episodes=4) == [1, 1, 1]
 
 
 def test_parts_share_no_luck_and_one_can_be_measured_alone(bonus_family, scripted_agent, monkeypatch) -> None:

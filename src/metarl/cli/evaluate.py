@@ -35,11 +35,11 @@ class EvaluateConfig:
     test_tasks: tuple[int, ...] = ()
     """Ids of the tasks to measure on; none: those of the run."""
     adaptation_episodes: int | None = None
-    """Episodes of a task before each adaptation; none: as the run was started."""
+    """Episodes of a task before each adaptation; none: as given at the run's start, else as in metarl run."""
     evaluation_episodes: int | None = None
-    """Episodes of a task that a shot is measured in; none: as the run was started."""
+    """Episodes of a task that a shot is measured in; none: as given at the run's start, else as in metarl run."""
     repeats: int | None = None
-    """Trials a task; none: as the run was started."""
+    """Trials a task; none: as given at the run's start, else as in metarl run."""
     seed: int | None = None
     """Seed of the worlds; none: that of the run."""
     reference: str | None = None

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from rich.box import SIMPLE_HEAVY
 from rich.table import Table
 
 from metarl.experiments.files import atomic_write
-from metarl.experiments.plots import COLOURS, GREY, INK, light_grid, new_figure, number, save_figure, verbatim
+from metarl.experiments.plots import COLOURS, GREY, INK, TITLE, light_grid, new_figure, number, save_figure, verbatim
 from metarl.experiments.protocol import Evaluation
 from metarl.tasks.distribution import TaskDistribution
 
@@ -121,7 +122,8 @@ def draw_environments(path: str | Path, rows: Sequence[EnvironmentRow], title: s
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("episodes with success at any step (%)", color=INK)
-    axes.set_title(verbatim(title), loc="left", fontsize=12.5, fontweight="bold", color=INK)
+    # Over the figure: the names beside the axes leave no room for a long one above them.
+    figure.suptitle(verbatim(fill(title, TITLE)), x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=INK)
     light_grid(axes, across="x")
     axes.tick_params(colors=INK, labelsize=8.5)
     axes.margins(y=0.02)

@@ -15,7 +15,7 @@ from metarl.experiments.metrics_log import read_metrics
 from metarl.experiments.protocol import Protocol
 from metarl.experiments.run import Run
 from metarl.experiments.suite import Planned, Suite, epochs_done
-from metarl.experiments.trainer import UPDATES_PER_EPOCH, WATCH, WATCHED_TASKS, Progress
+from metarl.experiments.trainer import UPDATES_PER_EPOCH, Progress, watched
 from metarl.meta_rl.grbal_agent import GrBALConfig
 
 
@@ -69,7 +69,8 @@ def _of_group(runs: tuple[Planned, ...], jobs: int, tell: Callable[[str], None])
             steps, speed = calibrate(runs[0].run)
         source = "two updates"
     run = runs[0].run
-    steps += evaluation_steps(run, WATCH, min(WATCHED_TASKS, len(run.test_tasks)))
+    tasks, protocol = watched(run.distribution, run.test_tasks)
+    steps += evaluation_steps(run, protocol, len(tasks))
     judged = evaluations(run) * evaluation_steps(run, run.protocol, len(run.test_tasks))
     seconds = [(epochs * steps + judged) / speed for epochs in left]
     return Forecast(runs, sum(left), sum(seconds), max(seconds), source)

@@ -58,8 +58,8 @@ def execute(
 
     A run goes on from its last checkpoint; one whose folder is damaged costs no other. The first Ctrl-C lets every
     running epoch end and be saved, as where nobody reads stdout any more; the second, like a kill of this process,
-    stops at once and costs the epochs that were running. Cores are shared out by OMP_NUM_THREADS; MuJoCo's own
-    threads are not.
+    stops at once and costs the epochs that were running. Cores are shared out by OMP_NUM_THREADS, by which
+    torch, numba and the worlds go.
 
     Args:
         ended: called with every outcome as it comes, those of finished runs first.

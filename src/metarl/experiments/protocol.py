@@ -212,8 +212,10 @@ def evaluate(
 def parts(
     distribution: TaskDistribution, tasks: Sequence[Task], protocol: Protocol, trial_rows: int
 ) -> list[Sequence[Task]]:
-    """The tasks as they are measured: so many at once that a round has about ROUND_STEPS."""
-    size = max(ROUND_STEPS // (protocol.repeats * trial_rows * distribution.max_episode_steps), 1)
+    """The tasks as they are measured: so many at once that no round has more than about ROUND_STEPS."""
+    # Whatever the shots: a film of the first one alone has to run it in the parts in which all were measured.
+    row_steps = max(protocol.episodes_by_row(trial_rows)) * distribution.max_episode_steps
+    size = max(ROUND_STEPS // (protocol.repeats * trial_rows * row_steps), 1)
     return [tasks[first : first + size] for first in range(0, len(tasks), size)]
 
 

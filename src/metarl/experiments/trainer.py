@@ -178,9 +178,7 @@ class Trainer:
     def _watch(self) -> Metrics:
         """Return and success on held-out tasks, by shot, and the time that it took to measure them."""
         started = time.perf_counter()
-        tasks = self.distribution.some_of_each(self.test_tasks, min(WATCHED_TASKS, len(self.test_tasks)))
-        by_task = self.distribution.environment is not None
-        protocol = replace(WATCH, repeats=1, interval="tasks") if by_task else WATCH
+        tasks, protocol = watched(self.distribution, self.test_tasks)
         evaluation = evaluate(self.agent, self.distribution, tasks, protocol)
         returns = {f"test_return_shot{shot.shot}": float(shot.returns.mean()) for shot in evaluation.shots}
         successes = {
@@ -276,6 +274,13 @@ class Trainer:
                 "the first epoch was cut off, and the agent has learned in it: make a new one, and a new Trainer"
             )
         self._restore()
+
+
+def watched(distribution: TaskDistribution, test_tasks: Sequence[Task]) -> tuple[list[Task], Protocol]:
+    """Which of the test tasks are measured after an epoch, and how: goals of environments once each."""
+    tasks = distribution.some_of_each(test_tasks, min(WATCHED_TASKS, len(test_tasks)))
+    by_task = distribution.environment is not None
+    return tasks, replace(WATCH, repeats=1, interval="tasks") if by_task else WATCH
 
 
 def trials(num_envs: int, agent: Agent) -> int:
