@@ -40,6 +40,8 @@ DRIFT_MEASURES = {
     "error_after": "and after, %",
 }
 """What `--drift` measures of an episode in which something breaks or changes, as the tables call it."""
+DIGITS = {"before": 2, "after": 2}
+"""Decimals of the measures that do not have one: a reward a step is near 1."""
 
 Rows = Sequence[dict[str, Any]]
 
@@ -155,7 +157,11 @@ def drift() -> str:
         change, unchanged = (run["drift"]["conditions"][name] for name in ("change", "unchanged"))
         rows = [
             {"agent": agent}
-            | {name: quoted(found[key]["summary"]) for key, name in DRIFT_MEASURES.items() if key in found}
+            | {
+                name: quoted(found[key]["summary"], DIGITS.get(key, 1))
+                for key, name in DRIFT_MEASURES.items()
+                if key in found
+            }
             | {"return, nothing changes": quoted(unchanged[agent]["return"]["summary"])}
             for agent, found in change.items()
         ]
@@ -224,10 +230,10 @@ def _score(run: dict[str, Any], shot: str) -> str:
     return quoted(run["shots"][shot]["return"]) if shot in run["shots"] else ""
 
 
-def quoted(summary: dict[str, Any]) -> str:
+def quoted(summary: dict[str, Any], digits: int = 1) -> str:
     """A mean and its interval, as the pages quote them."""
     low, high = summary["ci95"]
-    return signed(f"{summary['mean']:.1f} [{low:.1f}, {high:.1f}]")
+    return signed(f"{summary['mean']:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
 
 
 def _tasks(runs: Rows) -> str:
@@ -296,17 +302,42 @@ def families() -> str:
 
 def settings(algo: str) -> str:
     """The flags of an algorithm: name, default and docstring of every field of its configuration."""
+    from metarl.core.memory import MemoryConfig
     from metarl.meta_rl.registry import find_algorithm
 
     algorithm = find_algorithm(algo)
-    config = algorithm.config()
-    rows = [
-        {"flag": f"`--{name.replace('_', '-')}`", "default": f"`{getattr(config, name)}`", "what it is": doc}
-        for name, doc in field_docs(type(config)).items()
-    ]
-    others = [f"`--{name.replace('_', '-')} {value}`" for name, value in algorithm.metaworld.items()]
-    in_metaworld = f" In Meta-World the defaults are {' and '.join(others)}." if others else ""
-    return f"Rows (`--num-envs`): {algorithm.num_envs}.{in_metaworld}\n\n{markdown(rows)}"
+    usual = asdict(MemoryConfig())
+    others = {
+        "of the network": {name: value for name, value in asdict(algorithm.memory).items() if value != usual[name]},
+        "with `--env-name`": algorithm.single,
+        "in Meta-World": algorithm.metaworld,
+    }
+    said = "".join(
+        f" Other defaults {where}: {', '.join(f'`{_flag(name)} {value}`' for name, value in values.items())}."
+        for where, values in others.items()
+        if values
+    )
+    return f"Rows (`--num-envs`): {algorithm.num_envs}.{said}\n\n{_flags(algorithm.config())}"
+
+
+def memory_settings() -> str:
+    """The flags of the network, whatever the algorithm."""
+    from metarl.core.memory import MemoryConfig
+
+    return _flags(MemoryConfig())
+
+
+def _flags(config: Any) -> str:
+    return markdown(
+        [
+            {"flag": f"`{_flag(name)}`", "default": f"`{getattr(config, name)}`", "what it is": doc}
+            for name, doc in field_docs(type(config)).items()
+        ]
+    )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def adapter_settings() -> str:
@@ -358,8 +389,9 @@ def signed(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text for a cell: bars would end it, asterisks and underscores would be read as emphasis."""
-    return re.sub(r"([|*_])", r"\\\1", text)
+    """Text for a cell: bars would end it; outside of code, asterisks and underscores would be read as emphasis."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(re.sub(r"([|])" if part.startswith("`") else r"([|*_])", r"\\\1", part) for part in parts)
 
 
 TABLES: dict[str, Callable[..., str]] = {
@@ -374,5 +406,6 @@ TABLES: dict[str, Callable[..., str]] = {
     "benchmark": benchmark,
     "families": families,
     "settings": settings,
+    "memory_settings": memory_settings,
     "adapter_settings": adapter_settings,
 }

@@ -330,6 +330,13 @@ def test_every_measure_of_a_change_is_explained(monkeypatch: pytest.MonkeyPatch)
         assert f'"{measure}"' in page
 
 
+def test_the_rewards_a_step_that_a_page_compares_are_told_apart_in_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    table = importlib.import_module("doc_tables").drift()
+    assert "0.95 a step against 0.89" in (ROOT / "docs/adapting.md").read_text()
+    assert [earned for earned in ("0.95 [0.93, 0.98]", "0.89 [0.87, 0.91]") if f"| {earned} |" not in table] == []
+
+
 def test_a_recorded_command_asks_for_the_repeats_that_are_recorded() -> None:
     for path in (ROOT / "results").rglob("results.json"):
         run = json.loads(path.read_text())
@@ -415,10 +422,28 @@ def test_the_runs_that_took_the_curvature_on_every_task_are_named() -> None:
     assert set(re.findall(r"`([^`]+)`", said)) == {name for name, made in maml.items() if "curvature_share" in made}
 
 
+def test_code_in_a_table_of_settings_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    tables = importlib.import_module("doc_tables")
+    assert "needs `update_steps` above" in tables.settings("rl2")
+    assert r"what is frozen (requires\_grad False)" in tables.adapter_settings()
+
+
 def test_the_speed_table_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     table = importlib.import_module("speed_table").speed_table()
     assert table in (ROOT / "README.md").read_text(), "paste what  python scripts/speed_table.py  prints"
+
+
+def test_every_setting_of_the_network_and_every_other_default_is_on_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    tables = importlib.import_module("doc_tables")
+    page = tables.expand((ROOT / "docs/algorithms/memory.md").read_text())
+    flags_of_it = [f"`--{name.replace('_', '-')}`" for name in asdict(memory.MemoryConfig())]
+    assert [flag for flag in flags_of_it if f"| {flag} |" not in page] == []
+    assert "with `--env-name`: `--update-steps 128`." in tables.settings("rl2")
+    assert "of the network: `--method mlp`, `--width 128`." in tables.settings("grbal")
+    assert "in Meta-World: `--num-envs 40`, `--trial-rows 5`." in tables.settings("maml")
 
 
 def test_the_meta_gradient_table_is_recorded() -> None:

@@ -49,7 +49,8 @@ class RL2Config:
     those within an update's data: needs `update_steps` above an episode's length."""
     compile: bool | None = None
     """Act and learn by machine code, made in the first update: half a minute, a few seconds where it was made before;
-    on a CPU, and not for gru and lstm. None: in runs of 5M steps or more, where there is a C++ compiler."""
+    on a CPU, and not for gru and lstm. None: in runs of 5M steps or more, where there are a C++ compiler and Python's
+    headers."""
 
     def row_steps(self, horizon: int) -> int:
         """Steps of a row in an update, however long episodes are."""
