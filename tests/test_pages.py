@@ -22,7 +22,7 @@ from metarl.experiments.protocol import Protocol
 from metarl.experiments.run import Run
 from metarl.experiments.run_config import RunConfig
 from metarl.experiments.run_flags import plan_run
-from metarl.experiments.suite import load_suite
+from metarl.experiments.suite import DECIDED, load_suite
 from metarl.meta_rl.registry import find_algorithm
 from metarl.tasks.metaworld import EPISODES
 
@@ -335,6 +335,13 @@ def test_the_rewards_a_step_that_a_page_compares_are_told_apart_in_its_table(mon
     table = importlib.import_module("doc_tables").drift()
     assert "0.95 a step against 0.89" in (ROOT / "docs/adapting.md").read_text()
     assert [earned for earned in ("0.95 [0.93, 0.98]", "0.89 [0.87, 0.91]") if f"| {earned} |" not in table] == []
+
+
+def test_the_flags_that_are_no_settings_of_a_suite_are_named() -> None:
+    page = " ".join((ROOT / "docs/evaluation.md").read_text().split())
+    (said,) = re.findall(r"what grids list, every flag of `metarl run` but (.*?) is a setting", page)
+    listed = {"task_dist", "algo", "method", "seed"}
+    assert set(re.findall(r"`--([\w-]+)`", said)) == {name.replace("_", "-") for name in DECIDED.keys() - listed}
 
 
 def test_a_recorded_command_asks_for_the_repeats_that_are_recorded() -> None:

@@ -492,6 +492,16 @@ def test_what_a_module_has_written_itself_may_have_another_shape():
     assert len(adapter.frozen.seen) == len(adapter.adapted.seen) == 0
 
 
+def test_a_reset_over_a_model_that_was_moved_leaves_buffers_where_they_are():
+    """Moved to another type here; another device is the same."""
+    model = Keeping()
+    adapter = Adapter(model, AdaptationConfig(update_every=1))
+    adapter.observe(column(1.0), column(3.0))
+    model.double()
+    adapter.reset()
+    assert adapter.frozen.seen.dtype == adapter.adapted.seen.dtype == torch.float32
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -642,6 +652,21 @@ def test_resumed_equals_uninterrupted(options):
         resumed.observe(x, y)
     assert adapter.metrics() == resumed.metrics()
     assert adapter.guard.rollbacks > 0
+
+
+def test_a_state_of_an_earlier_version_learns_from_the_rows_that_it_holds():
+    """It does not say whether an update has followed them."""
+    config = AdaptationConfig(learning_rate=0.25, update_every=2, rollback_window=1, **OFF)
+    adapter = Adapter(one_weight(), config)
+    states = [adapter.state_dict()]
+    adapter.observe(column(1.0), column(3.0))
+    states.append(adapter.state_dict())
+    for state, learned in zip(states, (1.0, 2.0), strict=True):
+        del state["counters/_fresh"]
+        adapter.load_state_dict(state)
+        for _ in range(2):
+            adapter.observe(column(1.0), column(math.nan))
+        assert weight_of(adapter) == learned
 
 
 @pytest.mark.parametrize("method", METHODS)

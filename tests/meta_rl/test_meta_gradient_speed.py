@@ -212,7 +212,7 @@ def test_what_cannot_be_compiled_here_is_one_line(monkeypatch):
         raise torch._inductor.exc.InductorError(OSError("No space left on device"), None)
 
     monkeypatch.setattr("torch._inductor.compile", failing)
-    message = r"^cannot compile here \(OSError: No space left on device\): .* or turn compile off$"
+    message = r"^cannot compile here \(OSError: No space left on device\): .*Python's headers.* or turn compile off$"
     with pytest.raises(UsageError, match=message):
         Programs().run("", torch.sin, torch.ones(2))
 

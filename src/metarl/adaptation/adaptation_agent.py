@@ -116,7 +116,7 @@ class AdaptationAgent(Agent):
 
     @torch.inference_mode(False)  # or what it keeps could be written to there alone
     def begin_trial(self, num_rows: int, renew: Array | None = None) -> None:
-        """As in `Agent`; all rows of a stream are renewed or none. Experience that no `update` has used is dropped."""
+        """As in `Agent`; all rows of a stream are renewed or none. Given experience that was not used is dropped."""
         rows = block_size(num_rows, self.trial_rows)
         if self._segment_steps * rows == 1 and isinstance(self._controller, PolicyController) and self.config.num_steps:
             raise UsageError(

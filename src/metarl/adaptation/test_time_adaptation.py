@@ -357,6 +357,7 @@ class Adapter:
         self._unscored = [parts[part] for part in sorted(parts) if part.startswith("unscored.")]
         self._form = form_of((self._unscored or [self._recent])[0])
         self.guard.load_state_dict(parts["guard"])
+        self._fresh = bool(self._recent)  # states of earlier versions do not say
         for name, value in parts["counters"].items():
             setattr(self, name, _COUNTERS[name](value.item()))
         self.generator.set_state(parts["random"]["generator"])
@@ -374,7 +375,7 @@ def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """`load_state_dict`, also where a buffer that the module writes itself has come to another shape."""
     for name, buffer in module.named_buffers():
         if name in state and buffer.shape != state[name].shape:
-            buffer.data = torch.empty_like(state[name])
+            buffer.data = buffer.new_empty(state[name].shape)
     module.load_state_dict(state)
 
 

@@ -63,7 +63,7 @@ class Environment:
                 differs from `observation` only where an episode ended.
 
         Raises:
-            ActionError: an action that is not finite or not one of a Discrete space.
+            ActionError: an action that is not finite, or not one of the action space where that has whole numbers only.
             WorldError: the environment raised, or what it returned is not finite.
             UsageError: actions of another shape, or no `reset` came before.
         """

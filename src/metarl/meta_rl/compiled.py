@@ -205,8 +205,8 @@ class _Program:
                 with _MAKING, torch.no_grad(), held_back():  # a compiler that Ctrl-C ends fails, and with it the epoch
                     self._codes[threads] = _inductor.compile(self._trace, list(tensors), options=options)
             except torch._dynamo.exc.BackendCompilerFailed as error:
-                needs = "give it g++ or clang++, a path without spaces and room for its cache, or turn compile off"
-                raise UsageError(f"cannot compile here ({_first_line(error)}): {needs}") from error
+                needs = "give it g++ or clang++, Python's headers, a path without spaces and room for its cache"
+                raise UsageError(f"cannot compile here ({_first_line(error)}): {needs}, or turn compile off") from error
         return self._codes[threads]
 
 
