@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.core.normalization import CLIP, RunningMoments
+from metarl.core.normalization import CLIP, ESTABLISHED, OUTLIER, RunningMoments
 
 
 def make_batches(seed=0):
@@ -54,6 +54,33 @@ def test_clips_to_ten_deviations():
     far = moments.mean + 1e3 * np.array([1.0, 50.0, 1e-2])
     assert moments.normalize(far).tolist() == [CLIP] * 3
     assert moments.normalize(2 * moments.mean - far).tolist() == [-CLIP] * 3
+
+
+def established():
+    """Statistics with mean 0 and deviation 1."""
+    moments = RunningMoments(1)
+    moments.update(np.tile([[-1.0], [1.0]], (ESTABLISHED // 2, 1)))
+    return moments
+
+
+@pytest.mark.parametrize("way", [-1.0, 1.0])
+def test_an_object_that_flies_off_counts_as_far_away_and_no_more(way):
+    """One number at 1e6 deviations would make the deviation 1e4, and of everything else zeros."""
+    moments, expected = established(), established()
+    moments.update(np.array([[way * 1e6]]))
+    expected.update(np.array([[way * OUTLIER]]))
+    np.testing.assert_allclose(moments.mean, expected.mean, rtol=1e-6)
+    np.testing.assert_allclose(moments.deviations, expected.deviations, rtol=1e-6)
+    assert abs(moments.normalize(np.ones(1))[0]) > 0.6
+    assert moments.normalize(np.array([way * 1e6])) == way * CLIP
+
+
+def test_a_scale_that_changes_for_good_is_found_within_some_batches():
+    moments = established()
+    for _ in range(20):
+        moments.update(np.tile([[-1e5], [1e5]], (100, 1)))
+    share = 4000 / (ESTABLISHED + 4000)
+    np.testing.assert_allclose(np.sqrt(moments.deviations / moments.count), 1e5 * np.sqrt(share), rtol=0.15)
 
 
 def test_an_element_that_never_changes_becomes_zero():

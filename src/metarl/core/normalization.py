@@ -13,6 +13,11 @@ from torch import Tensor, nn
 CLIP = 10.0
 """Normalised values are clipped to ±CLIP standard deviations (the bound of OpenAI baselines' VecNormalize)."""
 EPSILON = 1e-8
+ESTABLISHED = 10_000
+"""Elements after which statistics say what is far away."""
+OUTLIER = 100.0
+"""Standard deviations at which what comes later counts as if it ended there. An object that the physics throws out of
+its scene would else widen a deviation for good, until nothing is left to see of where objects are."""
 
 
 class RunningMoments:
@@ -20,7 +25,8 @@ class RunningMoments:
 
     Batches are merged exactly (Chan, Golub & LeVeque 1983): with n_a, μ_a, M_a of the past and n_b, μ_b, M_b of a batch
     (M: sum of squared deviations), δ = μ_b − μ_a:  μ = μ_a + δ n_b / n,  M = M_a + M_b + δ² n_a n_b / n.
-    Before the first update, `normalize` only clips.
+    Once they are ESTABLISHED, numbers of a batch are clipped to ± OUTLIER deviations before: a scale that really changes
+    is found within some batches all the same. Before the first update, `normalize` only clips.
     """
 
     def __init__(self, shape: int | tuple[int, ...]) -> None:
@@ -40,6 +46,9 @@ class RunningMoments:
         number = len(batch)
         if number == 0:
             return
+        if self.count >= ESTABLISHED:
+            reach = OUTLIER / self._inverse_std32
+            batch = np.clip(batch, self.mean - reach, self.mean + reach)
         total = self.count + number
         delta = batch.mean(0) - self.mean
         self.deviations += batch.var(0) * number + delta**2 * (self.count * number / total)
