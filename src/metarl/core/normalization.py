@@ -16,8 +16,8 @@ EPSILON = 1e-8
 ESTABLISHED = 10_000
 """Elements after which statistics say what is far away."""
 OUTLIER = 100.0
-"""Standard deviations at which what comes later counts as if it ended there. An object that the physics throws out of
-its scene would else widen a deviation for good, until nothing is left to see of where objects are."""
+"""Standard deviations beyond which a number counts as if it lay there. An object that the physics throws kilometres off
+would else widen the deviation for good, and nothing would be left to see of where objects are."""
 
 
 class RunningMoments:
@@ -25,8 +25,8 @@ class RunningMoments:
 
     Batches are merged exactly (Chan, Golub & LeVeque 1983): with n_a, μ_a, M_a of the past and n_b, μ_b, M_b of a batch
     (M: sum of squared deviations), δ = μ_b − μ_a:  μ = μ_a + δ n_b / n,  M = M_a + M_b + δ² n_a n_b / n.
-    Once they are ESTABLISHED, numbers of a batch are clipped to ± OUTLIER deviations before: a scale that really changes
-    is found within some batches all the same. Before the first update, `normalize` only clips.
+    Once they are ESTABLISHED, a batch is clipped to ± OUTLIER deviations first; a scale that really changes is found
+    within some batches all the same. Before the first update, `normalize` only clips.
     """
 
     def __init__(self, shape: int | tuple[int, ...]) -> None:
