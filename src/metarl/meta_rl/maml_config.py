@@ -60,8 +60,7 @@ class MAMLConfig:
     min_std: float = 0.2
     """Smallest standard deviation of meta-learned continuous actions: without variety nothing can be adapted from."""
     compile: bool | None = None
-    """Train by machine code: ssm, transformer, mlp on a CPU. None: in runs of 5M steps or more, where there are a C++
-    compiler and Python's headers."""
+    """Train by machine code: ssm, transformer, mlp on a CPU. None: from 5M steps on, with g++ and Python's headers."""
 
     def row_steps(self, horizon: int) -> int:
         """Steps of a row in an update, where episodes last `horizon` steps at most."""
