@@ -41,7 +41,7 @@ DRIFT_MEASURES = {
 }
 """What `--drift` measures of an episode in which something breaks or changes, as the tables call it."""
 DIGITS = {"before": 2, "after": 2}
-"""Decimals of the measures that do not have one: a reward a step is near 1."""
+"""Decimals where one is too few: a reward a step is near 1."""
 
 Rows = Sequence[dict[str, Any]]
 
