@@ -765,7 +765,11 @@ def test_a_measurement_that_was_stopped_goes_on_after_what_is_kept(
     assert main(["resume", str(run)]) == 0
     assert begun == [3, 4, *(references if flags else [])]
     assert not (run / "measured_parts").exists()
-    draw = f"metarl video {run} --out {run}/before_after.gif"
+    gains = [
+        (sum(task["shots"]["1"]["return"]) - sum(task["shots"]["0"]["return"]), task["id"])
+        for task in json.loads((run / "results.json").read_text())["tasks"]
+    ]
+    draw = f"metarl video {run} --task {max(gains)[1]} --out {run}/before_after.gif"
     assert (" ".join(capsys.readouterr().out.split()).endswith(f"draw it with: {draw}")) == bool(flags)
     assert not (run / "before_after.gif").exists()
     begun.clear()
@@ -774,7 +778,9 @@ def test_a_measurement_that_was_stopped_goes_on_after_what_is_kept(
     (whole,) = run.glob("evaluations/*/results.json")
     whole, resumed = (json.loads(path.read_text()) for path in (whole, run / "results.json"))
     assert [resumed[part] for part in ("shots", "tasks")] == [whole[part] for part in ("shots", "tasks")]
+    begun.clear()
     assert main(shlex.split(draw)[1:]) == 0
+    assert begun == [1, 2]  # only the part that has the task
     assert (run / "before_after.gif").exists()
 
 

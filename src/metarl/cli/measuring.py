@@ -16,7 +16,7 @@ from metarl.experiments.drift_views import drift_table
 from metarl.experiments.environments import environment_table
 from metarl.experiments.expectations import ARTEFACTS
 from metarl.experiments.files import only_one
-from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, write_before_after
+from metarl.experiments.film import BEFORE_AFTER_FILE, before_after_recorder, film_command, write_before_after
 from metarl.experiments.interrupt import first_interrupt_asks
 from metarl.experiments.kept_parts import KeptParts
 from metarl.experiments.plots import adaptation_table
@@ -66,8 +66,8 @@ def train_and_measure(run: Run) -> int:
     if recorder is None:
         return 0
     if kept.found:
-        film = f"metarl video {shlex.quote(str(run.folder))} --out {shlex.quote(str(run.folder / BEFORE_AFTER_FILE))}"
-        console.print(f"no {BEFORE_AFTER_FILE}: part of this was measured before it was stopped; draw it with:  {film}")
+        draw = film_command(run, measured)
+        console.print(f"no {BEFORE_AFTER_FILE}: part of this was measured before it was stopped; draw it with:  {draw}")
     else:
         _show(run, recorder, measured)
     return 0

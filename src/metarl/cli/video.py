@@ -7,6 +7,7 @@ from pathlib import Path
 
 from metarl.cli.measuring import ALONE, given
 from metarl.experiments.console import console
+from metarl.experiments.display import MeasuringDisplay
 from metarl.experiments.film import film
 from metarl.experiments.flags import Checkpoint, RunFolder, parse
 from metarl.experiments.run import Run
@@ -33,13 +34,7 @@ class VideoConfig:
 def main(arguments: list[str]) -> int:
     parsed = parse(VideoConfig, arguments, "video")
     run = replace(Run.load(parsed.run, **ALONE, **given(device=parsed.device)), checkpoint=parsed.checkpoint)
-    with console.status("running the trials again") as status:
-        path = film(
-            run,
-            parsed.task,
-            parsed.shots,
-            parsed.out,
-            lambda done, rounds: status.update(f"running the trials again: round {done}/{rounds}"),
-        )
+    with MeasuringDisplay("running the trials again") as display:
+        path = film(run, parsed.task, parsed.shots, parsed.out, display.report)
     console.print(f"wrote {path}")
     return 0

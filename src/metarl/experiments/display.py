@@ -82,10 +82,15 @@ class Display:
 
 
 class MeasuringDisplay:
-    """Follows a measurement, as a context: a line that changes in a terminal, elsewhere another one every minute."""
+    """Follows a measurement, as a context: a line that changes in a terminal, elsewhere another one every minute.
 
-    def __init__(self) -> None:
-        self._status = console.status(f"measuring on {TEST_TASKS}")
+    Args:
+        doing: what the line says is done on the tasks.
+    """
+
+    def __init__(self, doing: str = "measuring") -> None:
+        self._doing = doing
+        self._status = console.status(f"{doing} on {TEST_TASKS}")
         self._said = time.monotonic()
         self._tasks = ""
 
@@ -102,7 +107,7 @@ class MeasuringDisplay:
         now = time.monotonic()
         if tasks != self._tasks:
             self._tasks, self._first, self._began = tasks, begun, now
-        line = f"measuring on {tasks}: round {begun}/{rounds}"
+        line = f"{self._doing} on {tasks}: round {begun}/{rounds}"
         if begun > self._first:
             left = (now - self._began) / (begun - self._first) * (rounds - begun + 1)
             line += f", ETA {clock(left)}"

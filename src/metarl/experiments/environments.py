@@ -66,13 +66,8 @@ def environment_table(rows: Sequence[EnvironmentRow]) -> Table:
     table.caption = f"episodes with success at any step; at the last step, and return, after shot {last}"
     for column in ("environment", "split"):
         table.add_column(column, no_wrap=True)
-    for column in (
-        "tasks",
-        *([f"success, shot {first}"] if first != last else []),
-        f"shot {last}",
-        "last step",
-        "return",
-    ):
+    success = [f"success,\nshot {first}", f"\nshot {last}"] if first != last else [f"success,\nshot {last}"]
+    for column in ("tasks", *success, "last\nstep", "return"):
         table.add_column(column, justify="right", no_wrap=True)
     split = rows[0]["split"]
     for row in with_means(rows):
@@ -119,14 +114,13 @@ def draw_environments(path: str | Path, rows: Sequence[EnvironmentRow], title: s
     axes.set_yticks(places, [verbatim(f"{row['environment']} ({row['split']})") for row in shown])
     for label, row in zip(axes.get_yticklabels(), shown, strict=True):
         label.set_fontweight("bold" if row["environment"] == "mean" else "normal")
-    axes.invert_yaxis()
+    axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("episodes with success at any step (%)", color=INK)
     # Over the figure: the names beside the axes leave no room for a long one above them.
     figure.suptitle(verbatim(fill(title, TITLE)), x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=INK)
     light_grid(axes, across="x")
     axes.tick_params(colors=INK, labelsize=8.5)
-    axes.margins(y=0.02)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=GREY)
     save_figure(path, figure)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from metarl.core.errors import UsageError
 from metarl.core.task import Task
@@ -13,7 +16,15 @@ from metarl.experiments.files import check_folder
 from metarl.experiments.protocol import evaluate
 from metarl.experiments.results import Results
 from metarl.experiments.run import Run
-from metarl.experiments.video import Caption, check_format, check_panels, make_video, median_task, write_video
+from metarl.experiments.video import (
+    Caption,
+    check_format,
+    check_panels,
+    make_video,
+    median_gain,
+    median_task,
+    write_video,
+)
 from metarl.tasks.distribution import id_ranges
 
 BEFORE_AFTER_FILE = "before_after.gif"
@@ -36,6 +47,19 @@ def write_before_after(run: Run, recorder: Recorder, measured: Results) -> Path:
     episodes = {shot: measured["shots"][str(shot)]["episodes"] for shot in recorder.shots}
     write_video(path, make_video(recorder, task, recorder.shots, _caption(run, task, episodes)))
     return path
+
+
+def film_command(run: Run, measured: Results) -> str:
+    """The line that draws before_after.gif of a run whose measurement was stopped in between. It names the task by what
+    was measured, so that only the part of it that has this task is run again."""
+    first, last = str(run.protocol.shots[0]), str(run.protocol.shots[-1])
+    gains = {}
+    for task in measured["tasks"]:
+        by_shot = task["shots"]
+        gains[task["id"]] = np.mean(by_shot[last]["return"]) - np.mean(by_shot[first]["return"])
+    folder = run.folder
+    words = "metarl", "video", str(folder), "--task", str(median_gain(gains)), "--out", str(folder / BEFORE_AFTER_FILE)
+    return shlex.join(words)
 
 
 def film(

@@ -68,14 +68,18 @@ class Video:
 
 
 def median_task(recorder: Recorder, before: int, after: int) -> Task:
-    """The task whose gain from shot `before` to shot `after` is the median of all (the upper one of two): neither the
-    best nor the worst is shown."""
+    """The task that stands in the middle by what it gained from shot `before` to shot `after`."""
     gains = {
         id: recorder.episodes[id, after].returns[-1] - recorder.episodes[id, before].returns[-1]
         for id in recorder.tasks
     }
+    return recorder.tasks[median_gain(gains)]
+
+
+def median_gain(gains: Mapping[int, float]) -> int:
+    """The task id whose gain is the median of all (the upper one of two): neither the best nor the worst is shown."""
     ascending = sorted(gains, key=lambda id: gains[id])
-    return recorder.tasks[ascending[len(ascending) // 2]]
+    return ascending[len(ascending) // 2]
 
 
 def check_panels(shots: Sequence[int]) -> None:
