@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from rich.text import Text
 
 from metarl.core.errors import Failure, UsageError, unknown_name
 from metarl.experiments.console import console
@@ -51,8 +52,8 @@ def main(arguments: Sequence[str]) -> int:
         with console.status("planning"):
             suite = load_suite(path, config.output)
         if config.dry_run:
-            with console.status("measuring") as status:
-                forecasts = forecast(suite, config.jobs, lambda line: status.update(f"measuring {line}"))
+            with console.status("measuring") as status:  # as text: brackets in a name are no markup
+                forecasts = forecast(suite, config.jobs, lambda line: status.update(Text(f"measuring {line}")))
             console.print(plan_table(forecasts, config.jobs))
             return 0
         console.print(f"{len(suite.runs)} runs in {suite.folder}")

@@ -853,6 +853,19 @@ def test_evaluations_of_one_second_have_folders_of_their_own(
     assert sorted(path.name for path in (finished / "evaluations").iterdir()) == ["now-zero-shot", "now-zero-shot-2"]
 
 
+def test_an_evaluation_of_a_hundred_shots_has_a_folder(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def publish(measured: Any, folder: Path, kept: Any) -> list[Path]:
+        written.append(folder)
+        return []
+
+    monkeypatch.setattr("metarl.cli.evaluate.measure", lambda run, kept, seed: {})
+    monkeypatch.setattr("metarl.cli.evaluate.publish", publish)
+    assert main(["evaluate", str(finished), "--few-shot", *map(str, range(1, 101))]) == 0
+    assert [folder.is_dir() and folder.name[16:] for folder in written] == ["few-shot-1-to-100"]
+
+
 def test_what_was_measured_is_there_though_it_cannot_be_printed(
     finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

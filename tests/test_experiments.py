@@ -80,6 +80,15 @@ def test_both_run_a_suite_and_write_its_report(
     assert printed.rstrip().endswith("index.html")
 
 
+def test_a_plan_takes_names_as_they_are(
+    scripts: tuple[ModuleType, ModuleType], suite: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = SUITE.replace('methods = ["gru"]', 'methods = ["gru"]\nname = "old [/x]"')
+    (tmp_path / "small.toml").write_text(named)
+    assert scripts[1].main([*suite, "--dry-run"]) == 0
+    assert "rl2 gru old [/x]" in capsys.readouterr().out
+
+
 def test_a_suite_that_was_asked_to_stop_has_not_failed(
     scripts: tuple[ModuleType, ModuleType], suite: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -529,6 +529,21 @@ def test_gymnasium_vector_environments_must_reset_in_the_same_step():
         coordinate(a=agent(same)).run_episodes(SyncVectorEnv(make), 1, 10)
 
 
+def test_agents_are_told_what_they_acted_on_also_where_worlds_reuse_their_arrays():
+    class Copying(Constant):
+        def _observe(self, *arrays):
+            super()._observe(*map(np.copy, arrays))
+
+    make = [lambda: gymnasium.make("CartPole-v1", max_episode_steps=4)] * 2
+    env = SyncVectorEnv(make, copy=False, autoreset_mode=AutoresetMode.SAME_STEP)
+    agent = Copying(0, env.single_observation_space, env.single_action_space)
+    coordinate(a=agent).run_episodes(env, 1, 10, seed=0)
+    before, after = ([step[place] for step in agent.log] for place in (0, 5))
+    assert len(before) == 4
+    assert (before[0] != after[0]).any()
+    np.testing.assert_array_equal(before[1:], after[:-1])
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 

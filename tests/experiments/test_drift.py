@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from rich.console import Console
 
@@ -243,6 +244,17 @@ def test_the_table_and_the_picture(scripted_agent, tmp_path: Path, timed: bool) 
     drift_picture(tmp_path / "drift.png", results)
     with Image.open(tmp_path / "drift.png") as image:
         assert image.size[0] > 1000
+
+
+def test_a_long_title_is_in_the_picture(scripted_agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(drift_views, "save_figure", lambda path, figure: figures.append(figure))
+    name = "an-own-family-with-a-long-name-" * 2
+    drift_picture("drift.png", {**results_of(family(*TASKS), one=scripted_agent), "task_dist": name})
+    (figure,) = figures
+    figure.canvas.draw()
+    (shown,) = (text for text in figure.findobj(Text) if name in text.get_text())
+    assert shown.get_window_extent().x1 <= figure.bbox.x1
 
 
 def test_a_line_under_one_that_is_the_same_shows_through() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,20 @@ def test_an_evaluation_has_the_settings_and_metrics_of_its_run(make_run: MakeRun
     read = load_run(evaluation)
     assert (read.settings["run.epochs"], len(read.metrics), read.hardware) == (2, 2, {"processor": "two cores"})
     assert load_run(evaluation / "results.json") == read
+
+
+def test_folders_are_the_same_from_within_them(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make_run("run")
+    evaluation = run / "evaluations" / "few-shot-1"
+    evaluation.mkdir(parents=True)
+    shutil.copy(run / "results.json", evaluation)
+    monkeypatch.chdir(run)
+    assert [entry.label for entry in load_entries([".", "evaluations/few-shot-1"])] == ["run", "few-shot-1"]
+    monkeypatch.chdir(evaluation.parent)
+    whole = load_run(evaluation)
+    assert [load_run(path).settings for path in ("few-shot-1", "few-shot-1/results.json")] == [whole.settings] * 2
+    monkeypatch.chdir(evaluation)
+    assert (load_run(".").settings, load_run("results.json").metrics) == (whole.settings, whole.metrics)
 
 
 SPLIT = {"train": [0, 1], "test": [100, 101, 102], "same_as_train": [], "distribution_seed": 0}
@@ -207,6 +222,13 @@ def test_results_of_several_seeds_have_a_repeat_a_seed(make_run: MakeRun) -> Non
     assert entry.results["references"]["random"]["mean"] == -50.0
     (alone,) = load_entries(runs[:1])
     assert alone.results == alone.runs[0].results
+
+
+def test_success_of_several_seeds_is_undefined_where_one_never_heard_of_it(make_run: MakeRun) -> None:
+    runs = [make_run("a", success=[[1.0, 0.0, 0.0]] * 2), make_run("b", seed=1)]
+    for order in (runs, runs[::-1]):
+        (entry,) = load_entries(order)
+        assert [shot["success"] for shot in entry.results["shots"].values()] == [None, None]
 
 
 def test_other_horizons_are_refused_where_they_are_recorded(make_run: MakeRun) -> None:

@@ -288,7 +288,7 @@ def test_in_a_browser(page: Any, tmp_path: Path) -> None:
 
 
 def test_environments_have_a_table_where_all_runs_have_them(make_run: MakeRun) -> None:
-    def environments(success: float) -> list[dict[str, Any]]:
+    def environments(success: float | None) -> list[dict[str, Any]]:
         shots = {shot: {"return": 7.0, "success": success, "final_success": 0.25} for shot in ("0", "1")}
         return [{"environment": "reach", "split": split, "tasks": 2, "shots": shots} for split in ("train", "test")]
 
@@ -306,3 +306,5 @@ def test_environments_have_a_table_where_all_runs_have_them(make_run: MakeRun) -
     assert table is not None
     assert [table[0].count(text) for text in ("75 %", "25 %", ">7.00<")] == [2, 4, 4]
     assert "environments" not in data_of(render(load_entries([*runs[:2], make_run("d", method="mlp")])))
+    unheard = make_run("e", seed=2, environments=environments(None))
+    assert data_of(render(load_entries([runs[0], unheard])))["environments"][1]["success"] is None

@@ -16,6 +16,9 @@ from metarl.experiments.run import Run
 from metarl.experiments.run_folder import EVALUATIONS, make_new
 from metarl.meta_rl.grbal_agent import GrBALConfig
 
+NAMED_SHOTS = 10
+"""So many shots stand in the name of a folder, which has its limit; of more, the first and the last."""
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -81,7 +84,10 @@ def main(arguments: list[str]) -> int:
     command = shlex.join(["metarl", "evaluate", *arguments])
     run = replace(run, algorithm=replace(run.algorithm, **planning), command=command, checkpoint=parsed.checkpoint)
     protocol = run.protocol
-    parts, kept = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *map(str, protocol.few_shot)), run.kept_parts()
+    shots = [str(shot) for shot in protocol.few_shot]
+    if len(shots) > NAMED_SHOTS:
+        shots = [str(min(protocol.few_shot)), "to", str(max(protocol.few_shot))]
+    parts, kept = (time.strftime("%Y%m%d-%H%M%S"), protocol.name, *shots), run.kept_parts()
     try:
         measured = measure(run, kept, parsed.seed)
     except (KeyboardInterrupt, SystemExit):  # the latter by rich, where nobody reads stdout any more

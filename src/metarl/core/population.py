@@ -171,6 +171,8 @@ def play(
         for step in range(max_steps):
             if stop.is_set() or all(run.error is not None for run in runs.values()):
                 return
+            # Worlds may write what follows into the arrays that they gave.
+            observations = {agent_id: each.copy() for agent_id, each in observations.items()}
             actions = jobs(
                 {agent_id: partial(runs[agent_id].agent.act, each) for agent_id, each in observations.items()}
             )

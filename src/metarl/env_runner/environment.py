@@ -24,8 +24,8 @@ class Environment:
     Args:
         env_name: a name that Gymnasium knows.
         batch_size: rows.
-        normalize: observations are standardised by the mean and variance of all that were returned so far, and clipped
-            to ±10; the statistics are in `moments`.
+        normalize: observations are standardised by the `RunningMoments` of all that were returned so far, in `moments`,
+            and clipped to ±10.
         seed: row i starts from an independent stream of this seed; None takes a fresh one.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAVY
@@ -41,6 +42,9 @@ MEASURES = {
 }
 CONDITIONS = {CHANGE: "held-out tasks", UNCHANGED: "nothing changes"}
 CURVES = {"reward": "reward a step", "error": "model error, % of variance"}
+
+TITLE = 90
+"""So many letters of the title stand in a line of the picture."""
 
 
 def drift_table(results: Results) -> Table:
@@ -95,7 +99,7 @@ def drift_picture(path: str | Path, results: Results) -> None:
     for axes in grid[-1]:
         axes.set_xlabel("steps from the change on" if timed else "step of the episode", color=INK)
     title = " · ".join((results["task_dist"], measured_on(results), interval_text([results])))
-    figure.suptitle(verbatim(title), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
+    figure.suptitle(verbatim(fill(title, TITLE)), x=0.01, ha="left", fontsize=11, fontweight="bold", color=INK)
     legend_below(figure, grid[0][0].get_legend_handles_labels()[0])
     save_figure(path, figure)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
@@ -96,7 +97,9 @@ class Entry:
         shots, tasks = {}, [{"id": task["id"], "params": task["params"], "shots": {}} for task in first["tasks"]]
         for shot, of_shot in first["shots"].items():
             scores = self.scores(int(shot))
-            succeeded = of_shot["success"] and {"any_step": summary(self.scores(int(shot), "success"), SEEDS)}
+            # Worlds that report a success and nothing else leave it undefined in a run that has none.
+            defined = all(run.results["shots"][shot]["success"] for run in self.runs)
+            succeeded = {"any_step": summary(self.scores(int(shot), "success"), SEEDS)} if defined else None
             shots[shot] = {**of_shot, "return": summary(scores, SEEDS), "success": succeeded}
             for task, by_seed in zip(tasks, scores.T.tolist(), strict=True):
                 task["shots"][shot] = {"return": by_seed}
@@ -146,8 +149,9 @@ def load_run(path: str | Path) -> FinishedRun:
     """
     results = load_results(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    evaluated = folder.parent.name == EVALUATIONS
-    home = folder.parent.parent if evaluated else folder
+    within = Path(os.path.abspath(folder)).parent  # a path as it is given need not name it
+    evaluated = within.name == EVALUATIONS
+    home = within.parent if evaluated else folder
     metrics, measured = read_metrics(home), results["env_steps"]
     if metrics and not evaluated and metrics[-1]["env_steps"] != measured:
         raise UsageError(
@@ -197,8 +201,8 @@ def _labels(grouped: Sequence[tuple[FinishedRun, ...]]) -> list[str]:
         _with_settings(label, run, [other for other, there in zip(firsts, labels, strict=True) if there == label])
         for label, run in zip(labels, firsts, strict=True)
     ]
-    names = Counter(run.folder.name for run in firsts)
-    folders = [run.folder.name if names[run.folder.name] == 1 else str(run.folder) for run in firsts]
+    names = [os.path.basename(os.path.abspath(run.folder)) for run in firsts]
+    folders = [name if names.count(name) == 1 else str(run.folder) for name, run in zip(names, firsts, strict=True)]
     return [label if named.count(label) == 1 else folder for label, folder in zip(named, folders, strict=True)]
 
 

@@ -121,10 +121,10 @@ def environment_rows(entries: Sequence[Entry]) -> list[Row]:
     for entry in entries:
         for same in zip(*(run.results["environments"] for run in entry.runs), strict=True):
             named = {name: same[0][name] for name in ("environment", "split", "tasks")}
-            for shot, scores in same[0]["shots"].items():
+            for shot in same[0]["shots"]:
+                scores = {measure: [row["shots"][shot][measure] for row in same] for measure in same[0]["shots"][shot]}
                 means = {
-                    measure: None if value is None else float(np.mean([row["shots"][shot][measure] for row in same]))
-                    for measure, value in scores.items()
+                    measure: None if None in values else float(np.mean(values)) for measure, values in scores.items()
                 }
                 rows.append({**named, "agent": entry.label, "shot": int(shot), **means})
     return rows
