@@ -199,6 +199,22 @@ def test_a_single_observation_is_a_batch_of_one_row():
     assert_same(single.take_experience(), batch.take_experience())
 
 
+def test_the_change_of_an_observation_without_a_sign_has_one():
+    dtypes = []
+
+    def reward(before, action, after):
+        dtypes.append(before.dtype)
+        return after[..., 0]
+
+    agent = GrBALAgent(spaces.Box(0, 255, (3,), np.uint8), ACTIONS, CONFIG, NETWORK, reward_model=RewardModel(reward))
+    before, after = np.array([[5, 5, 5]], np.uint8), np.array([[3, 9, 5]], np.uint8)
+    agent.begin_trial(1)
+    agent.observe(before, agent.act(before), [0.0], [False], [False], after)
+    assert agent.take_experience()["change"][0].tolist() == [[-2.0, 4.0, 0.0]]
+    agent.planner.act(before, None, explore=False)
+    assert set(dtypes) == {torch.float32}
+
+
 def test_acting_and_observing_change_nothing_but_the_random_stream():
     agent = trained()
     before = snapshot(agent)
@@ -514,8 +530,15 @@ def test_a_round_shorter_than_a_window_is_refused():
     agent.update()
     short = make_agent(replace(CONFIG, future=10))
     trial(short, Stream(0))
-    with pytest.raises(UsageError, match="a window needs 13 steps in a row, the longest trial held has 12"):
+    with pytest.raises(UsageError, match="a window needs 13 steps in a row, the longest sequence held has 12"):
         short.update()
+    stream = Stream(0)
+    stream.terminated[:] = stream.truncated[:] = False
+    stream.truncated[3::4] = True
+    remembering = make_agent(method="ssm")  # which does not look over an episode's end
+    trial(remembering, stream)
+    with pytest.raises(UsageError, match="a window needs 5 steps in a row, the longest sequence held has 4"):
+        remembering.update()
 
 
 # --- a world to adapt to ----------------------------------------------------------------------------------------------
@@ -660,8 +683,9 @@ def test_a_config_out_of_range_is_a_one_line_error(field):
     ("observations", "actions", "memory", "message"),
     [
         (spaces.Box(0, 1, (4, 4)), ACTIONS, NETWORK, "observations need one axis"),
-        (OBSERVATIONS, spaces.Discrete(3), NETWORK, "a vector within bounds, got Discrete"),
-        (OBSERVATIONS, spaces.Box(-np.inf, np.inf, (2,)), NETWORK, "a vector within bounds"),
+        (OBSERVATIONS, spaces.Discrete(3), NETWORK, "of floats within bounds, got Discrete.*: .*choose rl2 or maml"),
+        (OBSERVATIONS, spaces.Box(-np.inf, np.inf, (2,)), NETWORK, "of floats within bounds, got .*: wrap the environ"),
+        (OBSERVATIONS, spaces.Box(-1, 1, (2,), np.int64), NETWORK, "of floats within bounds, got .*int64"),
         (OBSERVATIONS, ACTIONS, MemoryConfig(method="transformer"), "--method mlp, ssm, gru or lstm"),
     ],
 )

@@ -62,9 +62,9 @@ def test_the_newest_sequence_stays_even_if_it_is_longer_than_the_capacity():
 
 
 def test_no_sequence_as_long_as_a_window_is_refused():
-    with pytest.raises(UsageError, match="a window needs 5 steps in a row, the longest trial held has 4"):
+    with pytest.raises(UsageError, match="a window needs 5 steps in a row, the longest sequence held has 4"):
         _filled((4, 2)).sample(1, 5, torch.Generator())
-    with pytest.raises(UsageError, match="the longest trial held has 0"):
+    with pytest.raises(UsageError, match="the longest sequence held has 0"):
         Replay(2, 2, 10).sample(1, 5, torch.Generator())
 
 

@@ -115,7 +115,8 @@ class GrBALAgent(Agent):
         device: where the model lives.
 
     Raises:
-        UsageError: no reward model, a transformer, or spaces that are not vectors with bounded actions.
+        UsageError: no reward model, a transformer, observations that are no vectors, or actions that are no vector of
+            floats within bounds.
     """
 
     def __init__(
@@ -350,9 +351,13 @@ class GrBALAgent(Agent):
 
 
 def _check(action_space: gymnasium.Space[Any], memory: MemoryConfig) -> None:
-    bounded = isinstance(action_space, gymnasium.spaces.Box) and action_space.is_bounded()
+    box = gymnasium.spaces.Box
+    bounded = isinstance(action_space, box) and action_space.dtype.kind == "f" and action_space.is_bounded()
     if not bounded or len(action_space.shape or ()) != 1:
-        raise UsageError(f"grbal plans actions that are a vector within bounds, got {action_space}; choose rl2 or maml")
+        raise UsageError(
+            f"grbal plans actions that are a vector of floats within bounds, got {action_space}: wrap the environment, "
+            "or choose rl2 or maml for a Discrete space"
+        )
     if memory.method == "transformer":
         raise UsageError(
             "grbal's dynamics model is --method mlp, ssm, gru or lstm: a transformer's cache would be copied for every "

@@ -30,9 +30,10 @@ class Planner(Controller):
     """Plans with a dynamics model, and learns from the changes that it predicted.
 
     A plan starts as the last one, one step on; an episode's end ends it. What the model remembers at a step is made
-    anew from the last `past` transitions of the episode, as many as it was trained with: a memory that ran on would
-    come to states that it never met in training. A step brings a sample: x [obs + act], what was remembered, and the
-    change of the observation; the loss is the mean squared error of the standardised change.
+    anew from the last `past` transitions of the episode, fewer than a window of its training holds, for along a plan it
+    goes on: a memory that ran on for good would come to states that it never met in training. A step brings a sample:
+    x [obs + act], what was remembered, and the change of the observation; the loss is the mean squared error of the
+    standardised change.
 
     Args:
         model: predicts the next observation.
@@ -113,7 +114,7 @@ class Planner(Controller):
     def act(self, observation: Array, weights: Weights | None, explore: bool) -> Array:
         check_rows(len(observation), len(self.plan))
         weights = None if weights is None else {name: _each(value, len(self.plan)) for name, value in weights.items()}
-        start = self.tensor(observation)
+        start = self.tensor(observation).float()
         self._plan_by(start, weights)
         whole = finite_rows({"plan": self.planned})
         if weights is not None and not bool(whole.all()):  # by the model's own where those give no finite plan
@@ -203,9 +204,8 @@ class Planner(Controller):
         next_observation: Array,
         active: Array,
     ) -> tuple[Samples, Samples]:
-        before, acted, after = (self.tensor(array) for array in (observation, action, next_observation))
+        before, acted, after = (self.tensor(array).float() for array in (observation, action, next_observation))
         rows, over = self.tensor(active), self.tensor(terminated | truncated)
-        acted = acted.float()
         self.expected = self._expected(before, acted) if self._planned else None
         step = {"x": torch.cat([before, acted], 1), "memory": self._memory, "change": after - before, "active": rows}
         # What is not finite would stay for good, in plans and in what is looked back on.

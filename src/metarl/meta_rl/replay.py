@@ -50,7 +50,7 @@ class Replay:
         room = (self.lengths - length + 1).clamp(min=0)  # windows that begin in each sequence
         if not room.any():
             longest = int(self.lengths.max()) if len(self.lengths) else 0
-            missing = f"a window needs {length} steps in a row, the longest trial held has {longest}"
+            missing = f"a window needs {length} steps in a row, the longest sequence held has {longest}"
             raise UsageError(f"{missing}: give a smaller --past or --future")
         ends = room.cumsum(0)
         drawn = torch.randint(int(ends[-1]), (number,), generator=generator)
