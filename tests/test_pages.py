@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib
 import json
 import re
@@ -427,6 +428,20 @@ def test_the_runs_that_took_the_curvature_on_every_task_are_named() -> None:
     configs = {path.parent.name: json.loads(path.read_text()) for path in (ROOT / "results").glob("*/config.json")}
     maml = {name: made["algorithm"] for name, made in configs.items() if made["run"]["algo"] == "maml"}
     assert set(re.findall(r"`([^`]+)`", said)) == {name for name, made in maml.items() if "curvature_share" in made}
+
+
+def test_what_is_said_of_training_on_ml45_is_recorded() -> None:
+    trained, first = (
+        list(csv.DictReader((ROOT / f"results/metaworld-ml45-maml-ssm/{name}.csv").read_text().splitlines()))
+        for name in ("metrics", "first_attempt")
+    )
+    page = " ".join((ROOT / "results/README.md").read_text().split())
+    best = max(trained, key=lambda row: float(row["test_success_shot1"]))
+    watched = [f"{100 * float(row['test_success_shot1']):.0f} %" for row in (best, trained[-1])]
+    steps = f"{float(best['env_steps']) / 1e6:.1f}M steps"
+    assert f"success at shot 1 was highest at {steps} ({watched[0]}) and {watched[1]} at the end" in page
+    again = next(row["epoch"] for row, before in zip(trained, first, strict=False) if row != before)
+    assert f"From epoch {again} on this is a second attempt" in page
 
 
 def test_code_in_a_table_of_settings_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

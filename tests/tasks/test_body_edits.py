@@ -79,6 +79,22 @@ def test_limbs_given_by_their_ends_grow_along_them():
     assert np.array_equal(after.qpos0, ANT.load_model().qpos0)
 
 
+@pytest.mark.parametrize("shell", ["false", "true"])
+@pytest.mark.parametrize("kind", ["capsule", "cylinder"])
+def test_a_longer_limb_is_as_much_heavier_where_the_file_gives_its_mass(kind, shell):
+    def growth(given: str) -> float:
+        spec = mujoco.MjSpec.from_string(
+            f"""<mujoco><worldbody><body><freejoint/><geom name="leg" type="{kind}" size=".1 .2"
+            shellinertia="{shell}" {given}/></body></worldbody></mujoco>"""
+        )
+        before = spec.compile().body_mass[1]
+        scale_length(spec, "leg", 2.0)
+        return float(spec.compile().body_mass[1] / before)
+
+    assert growth('mass="3"') == pytest.approx(growth(""))
+    assert growth("") > 1.5
+
+
 @pytest.mark.parametrize(
     "frames",
     [
@@ -187,6 +203,8 @@ def balls(floor: str, **frictions: str) -> mujoco.MjSpec:
 FLOORS = (
     "<geom name='floor' type='plane' size='9 9 1'/>",  # MuJoCo's default friction, 1
     "<body name='slab'><body><geom name='floor' type='plane' size='9 9 1'/></body></body>",
+    "<geom name='floor' type='plane' size='9 9 1'/>"  # and a lamp, which nothing can touch
+    "<geom size='.1' pos='0 0 9' contype='0' conaffinity='0' friction='3'/>",
 )
 
 
@@ -218,6 +236,15 @@ def test_friction_follows_the_priority_of_geoms():
     assert on_the_floor(spec) == pytest.approx({"foot": 0.3, "other": 1.0})
     with pytest.raises(UsageError, match="the floor's priority is above that of geom 'foot'"):
         scale_friction(balls("<geom name='floor' type='plane' size='9 9 1' priority='1'/>", foot=""), "foot", 0.5)
+
+
+def test_parts_of_a_floor_that_differ_are_not_lowered_to_the_same_friction():
+    floor = "<geom name='floor' type='plane' size='9 9 1'/><geom type='box' size='1 1 .01' friction='.3'/>"
+    with pytest.raises(UsageError, match="geom 'foot' would have less friction than a floor whose parts differ"):
+        scale_friction(balls(floor, foot="friction='.6'"), "foot", 0.5)
+    spec = balls(floor, foot="friction='2'")
+    scale_friction(spec, "foot", 0.75)
+    assert on_the_floor(spec) == pytest.approx({"foot": 1.5})
 
 
 LISTED = """<mujoco><default><geom contype="0" conaffinity="0" size=".1"/></default>

@@ -139,6 +139,9 @@ def test_reward_v1_is_official_only():
         ("metaworld-ml1-reach", {"num_workers": 2}, "num_workers goes with backend official"),
         ("metaworld-ml1-reach", {"horizon": 501}, "horizon of 1 to 500"),
         ("metaworld-ml1-reach", {"goals": 51}, "1 to 50 goals"),
+        ("metaworld-ml1-reach", {"seed": None}, "a seed is an integer from 0 on, got None"),
+        ("metaworld-ml1-reach", {"seed": 2**32 - 1}, "drawn with seeds below .*, got 4294967295"),
+        ("metaworld-ml10", {"seed": 2**32}, "drawn with seeds below .*, got 4294967296"),
     ],
 )
 def test_what_the_benchmarks_do_not_have_is_refused(name, options, message):

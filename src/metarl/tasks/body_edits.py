@@ -18,7 +18,10 @@ from metarl.env_runner.task_env import Array
 
 SpecEdit: TypeAlias = Callable[[mujoco.MjSpec, str, float], None]
 
-_LONG = (int(mujoco.mjtGeom.mjGEOM_CAPSULE), int(mujoco.mjtGeom.mjGEOM_CYLINDER))
+_CAPSULE, _CYLINDER = _LONG = (int(mujoco.mjtGeom.mjGEOM_CAPSULE), int(mujoco.mjtGeom.mjGEOM_CYLINDER))
+_SOLID, _SHELL = int(mujoco.mjtGeomInertia.mjINERTIA_VOLUME), int(mujoco.mjtGeomInertia.mjINERTIA_SHELL)
+_ENDS = {(_CAPSULE, _SOLID): 4 / 3, (_CAPSULE, _SHELL): 2.0, (_CYLINDER, _SOLID): 0.0, (_CYLINDER, _SHELL): 1.0}
+"""How much length the mass of a limb's ends is worth, in radii."""
 _TURNING = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_BALL))
 
 
@@ -73,13 +76,15 @@ def scale_length(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
     else:
         ends = limb.fromto[:3], limb.fromto[3:]
         limb.fromto = np.concatenate([end + _in_frame(spec, limb, shift(_in_body(spec, limb, end))) for end in ends])
+    worth = _ENDS[int(model.geom_type[limb.id]), int(limb.typeinertia)] * model.geom_size[limb.id, 0]
+    limb.mass *= (2.0 * factor * half + worth) / (2.0 * half + worth)  # not a number where the density gives it
     for root in spec.worldbody.bodies:
         if root.id == model.body_rootid[limb.parent.id]:
             _lift(spec, root, lowest_point(model, root.id) - lowest_point(_compile(spec), root.id))
 
 
 def scale_friction(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
-    """Scale the friction of a part on the floor, which is all that the world holds without a joint; that of the other
+    """Scale the friction of a part on the floor, which is all that it can touch and has no joint; that of the other
     parts on the floor stays. Of a geom of the floor, scale its own.
 
     MuJoCo takes the larger friction of two geoms. So the part starts from the larger of its own and the floor's; where
@@ -92,19 +97,23 @@ def scale_friction(spec: mujoco.MjSpec, geom: str, factor: float) -> None:
         names = pair.geomname1, pair.geomname2
         if geom in names and any(_is_fixed(named[name].parent) for name in names):
             pair.friction = factor * pair.friction
-    rivals = [each for each in spec.geoms if each.priority == limb.priority and each.name != geom]
     if _is_fixed(limb.parent):
         limb.friction = factor * limb.friction
         return
-    if any(_is_fixed(each.parent) and each.priority > limb.priority for each in spec.geoms):
+    floor = [each for each in spec.geoms if _is_fixed(each.parent) and _can_touch(limb, each)]
+    if any(each.priority > limb.priority for each in floor):
         raise UsageError(f"the floor's priority is above that of geom '{geom}', whose friction then counts for nothing")
-    highest = np.max([each.friction for each in rivals if _is_fixed(each.parent)], axis=0, initial=0.0)
+    floor = [each for each in floor if each.priority == limb.priority]
+    highest = np.max([each.friction for each in floor], axis=0, initial=0.0)
+    differs = np.any([each.friction != highest for each in floor], axis=0)
+    if np.any(differs & (min(factor, 1.0) * limb.friction < highest)):
+        raise UsageError(f"geom '{geom}' would have less friction than a floor whose parts differ: use a function")
     limb.friction = factor * np.maximum(limb.friction, highest)
     lowered = limb.friction < highest
-    for each in rivals:
-        if _is_fixed(each.parent):
-            each.friction = np.minimum(each.friction, limb.friction)
-        else:
+    for each in floor:
+        each.friction = np.minimum(each.friction, limb.friction)
+    for each in spec.geoms:
+        if each.priority == limb.priority and each.name != geom and not _is_fixed(each.parent):
             each.friction = np.where(lowered, np.maximum(each.friction, highest), each.friction)
 
 
@@ -199,6 +208,11 @@ def _anchor(model: mujoco.MjModel, body: int) -> Array:
 def _is_fixed(body: Any) -> bool:
     """Whether a body is the world, or stands in it without a joint."""
     return body.name == "world" or (not body.joints and _is_fixed(body.parent))
+
+
+def _can_touch(one: Any, other: Any) -> bool:
+    """Whether MuJoCo looks for contacts of two geoms without being told to by a pair."""
+    return bool(one.contype & other.conaffinity or other.contype & one.conaffinity)
 
 
 def _rotate(quaternion: Array, vector: Array) -> Array:

@@ -90,6 +90,8 @@ def _distribution(
 ) -> TaskDistribution:
     """The benchmark whose train and test tasks are of these environments, drawn with these seeds."""
     check_seed(seed)
+    if max(train[1], test[1]) >= 2**32:
+        raise UsageError(f"goals are drawn with seeds below 2**32 (ML1 tests on those of seed + 1), got {seed}")
     check_whole("num_workers", num_workers, least=0)
     if backend not in BACKENDS:
         raise unknown_name("backend", backend, BACKENDS)
@@ -189,7 +191,7 @@ def ml1(
     return _distribution(
         f"metaworld-ml1-{env}",
         (names, seed),
-        (names, seed + 1),
+        (names, check_seed(seed) + 1),
         seed=seed,
         goals=goals,
         horizon=horizon,
