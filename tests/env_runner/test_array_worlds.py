@@ -167,6 +167,26 @@ def test_rows_do_not_depend_on_other_rows() -> None:
     assert np.array_equal(trajectory(1), trajectory(ROWS))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CartPoleWorlds(DEFAULTS[:2], seed=3),
+        lambda: GymWorkers(
+            lambda: gymnasium.make("CartPole-v1"), DEFAULTS[:2], apply=leave, max_episode_steps=9, seed=3
+        ),
+    ],
+    ids=["arrays", "environments"],
+)
+def test_a_seed_is_also_that_of_rows_which_go_on(make: Callable[[], CartPoleWorlds | GymWorkers]) -> None:
+    """They begin their next episode by it."""
+    env = make()
+    env.reset()
+    expected, _ = make().reset(seed=9)
+    first, _ = env.reset(seed=9, options={"reset_mask": np.array([True, False])})
+    second, _ = env.reset(options={"reset_mask": np.array([False, True])})
+    assert np.array_equal([first[0], second[1]], expected)
+
+
 def test_tasks_and_marked_resets() -> None:
     env = points((1.0, 0.0), (0.0, 1.0), limit=3)
     env.reset()

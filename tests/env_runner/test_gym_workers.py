@@ -270,6 +270,11 @@ def test_rows_have_streams_of_their_own_seed() -> None:
     assert np.array_equal(first, again)
 
 
+def test_no_row_of_a_seed_is_a_row_of_another_seed() -> None:
+    """Were they its neighbours', measurements with two seeds would share all their worlds but one."""
+    assert len({row_seed(seed, row) for seed in range(20) for row in range(20)}) == 20 * 20
+
+
 class Fails(Counter):
     """Goes wrong in its second step where its task's value is 20, as `how` says."""
 

@@ -188,6 +188,14 @@ def test_the_seed_decides_the_trajectory():
     assert np.array_equal(first, trajectory(env))
 
 
+def test_a_seed_is_also_that_of_rows_which_go_on():
+    env = _cheetah(rows=2)
+    expected, _ = _cheetah(rows=2).reset(seed=9)
+    first, _ = env.reset(seed=9, options={"reset_mask": np.array([True, False])})
+    second, _ = env.reset(options={"reset_mask": np.array([False, True])})
+    assert np.array_equal([first[0], second[1]], expected)
+
+
 def test_a_row_does_not_depend_on_the_rows_beside_it():
     many, few = _cheetah(rows=4, max_episode_steps=3, seed=5), _cheetah(rows=2, max_episode_steps=3, seed=5)
     actions = _actions(many, 8)

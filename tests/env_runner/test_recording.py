@@ -75,6 +75,18 @@ def test_the_first_episode_of_a_round_is_kept_and_observations_stand_for_worlds_
     np.testing.assert_array_equal(episode.states[0], [0.0, 0.0])
 
 
+def test_what_is_kept_of_a_task_is_its_own_also_where_rows_share_a_trial() -> None:
+    distribution = make_tasks("point-goal", horizon=4)
+    tasks, recorder, agent = distribution.test[:3], Recorder((0,)), random_agent(distribution)
+    agent.trial_rows = 2
+    evaluate(agent, distribution, tasks, Protocol("zero-shot", repeats=2, seed=5), recorder=recorder)
+    assert set(recorder.episodes) == {(task.id, 0) for task in tasks}
+    for task in tasks:
+        episode = recorder.episodes[task.id, 0]
+        away = np.linalg.norm(episode.states[1:] - task["goal"], axis=1)  # where every step but the last led
+        np.testing.assert_allclose(episode.rewards[:-1], -away, rtol=1e-5)
+
+
 def test_worlds_that_show_their_task_are_seen_through() -> None:
     distribution = make_tasks("halfcheetah-vel").showing_tasks()
     task = distribution.test[0]

@@ -213,6 +213,23 @@ def test_rows_that_continue_keep_their_world_and_their_running_episode() -> None
     assert first.running.reward.tolist() == [1.0, 1.0], "the earlier trial stays as it was"
 
 
+def test_an_episode_that_goes_on_keeps_the_success_that_it_has_had() -> None:
+    class Early(Ladder):
+        """The first step of an episode succeeds, no later one does."""
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            observation, reward, terminated, truncated, _ = super().step(action)
+            return observation, reward, terminated, truncated, {"success": self.at == 1}
+
+    agent, env = Recorder(), GymWorkers(Early, TASKS, apply=apply, max_episode_steps=10)
+    first = run_trial(agent, env, TASKS, steps=1)
+    second = run_trial(agent, env, TASKS, steps=2, renew=np.array([True, False]), previous=first)
+    assert second.success == [[[True], [True]]], "row 1 succeeded in the first of the two trials"
+    assert second.final_success == [[[False], [False]]]
+    assert first.running.succeeded.tolist() == [True, True], "the earlier trial stays as it was"
+    assert first.running.length.tolist() == [1, 1]
+
+
 def test_a_seed_is_for_the_first_reset_only() -> None:
     class Noisy(Ladder):
         def look(self) -> np.ndarray:

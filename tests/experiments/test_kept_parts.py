@@ -153,6 +153,16 @@ def test_what_is_not_defined_stays_so(bonus_family, scripted_agent, tmp_path: Pa
     assert [(shot.success, shot.final_success) for shot in found.shots] == [(None, None)] * 2
 
 
+def test_what_was_counted_is_kept(bonus_family, scripted_agent, tmp_path: Path) -> None:
+    family = bonus_family()
+    part = replace(evaluate(scripted_agent, family, family.test, PROTOCOL), unstable_rows=5)
+    kept = KeptParts(tmp_path, CHECKPOINT, SOURCE)
+    kept.keep(part)
+    found = kept.find(PROTOCOL, family.test)
+    assert found is not None
+    assert (found.env_steps, found.unstable_rows) == (part.env_steps, 5)
+
+
 def test_damage_and_a_folder_that_cannot_be_made_are_one_line(bonus_family, scripted_agent, tmp_path: Path) -> None:
     family = bonus_family()
     kept = KeptParts(tmp_path / "kept", CHECKPOINT, SOURCE)

@@ -393,3 +393,15 @@ def test_a_part_in_which_no_world_spoke_of_success_had_none(
     np.testing.assert_array_equal(together.success, [[1.0, 0.0, 1.0]] * 2)
     np.testing.assert_array_equal(apart.success, together.success)
     np.testing.assert_array_equal(apart.final_success, together.final_success)
+
+
+def test_worlds_that_were_given_up_are_counted_in_every_part(
+    bonus_family, scripted_agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unstable(*arguments: Any, **options: Any) -> Trial:
+        return replace(run_trial(*arguments, **options), unstable_rows=3)
+
+    monkeypatch.setattr("metarl.experiments.protocol.run_trial", unstable)
+    monkeypatch.setattr("metarl.experiments.protocol.ROUND_STEPS", 1)  # a part a task
+    family = bonus_family()
+    assert evaluate(scripted_agent, family, family.test, Protocol("zero-shot", repeats=2)).unstable_rows == 3 * 3

@@ -24,3 +24,5 @@ def test_meta_world_is_measured_as_its_authors_do() -> None:
     assert few_shot == Protocol("few-shot", (1, 5), repeats=1, interval="tasks")
     asked = RunConfig(adaptation_episodes=5, evaluation_episodes=2, repeats=7).protocol(family, family.test)
     assert asked == Protocol("standard", (), 5, 2, repeats=7, interval="tasks")
+    # One goal stands for no environment: its trials are repeated, as those of few tasks are.
+    assert RunConfig().protocol(family, family.test[:1]) == Protocol("standard", (), 10, 3, repeats=32)

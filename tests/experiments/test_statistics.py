@@ -314,6 +314,15 @@ def test_an_only_training_beside_several_leaves_the_interval_to_those() -> None:
     np.testing.assert_allclose([each[0] for each in ranked], [p, low, high], atol=0.02)
 
 
+def test_the_interval_over_seeds_is_as_wide_as_the_fewest_of_them_make_it() -> None:
+    """Of two agents, the one whose trainings are nine, and all alike, lends the four of the other no certainty."""
+    won = [0.25, 0.4, 0.6, 0.75]  # of 40 tasks
+    several = np.where((np.arange(40) + 0.5) / 40 < np.array(won)[:, None], 1.0, -1.0)
+    p, low, high = probability_of_improvement(several, np.zeros((9, 40)), strata=SEEDS)
+    assert p == pytest.approx(0.5)
+    np.testing.assert_allclose([low, high], t.interval(0.95, 3, 0.5, np.std(won, ddof=1) / 2), atol=0.03)
+
+
 def test_a_family_of_only_trainings_over_tasks_does_not_take_the_interval_over_seeds_away() -> None:
     generator = np.random.default_rng(7)
     seeds, tasks = generator.normal(size=(2, 4, 6)), generator.normal(size=(2, 1, 4))

@@ -184,6 +184,18 @@ def test_a_folder_with_other_settings_is_refused(load: Load) -> None:
         load(SMALL + GRID)
 
 
+def test_a_suite_that_was_begun_elsewhere_finds_its_runs(load: Load) -> None:
+    """In another folder, on another device, with other workers: what was asked for is the same."""
+    run = load(SMALL + GRID).runs[0].run
+    run.folder.mkdir(parents=True)
+    run.write_config()
+    config = run.folder / "config.json"
+    stored = json.loads(config.read_text())
+    stored["run"] |= {"output_dir": "/elsewhere", "device": "cuda", "num_workers": 2}
+    config.write_text(json.dumps(stored))
+    assert load(SMALL + GRID).runs[0].run.folder == run.folder
+
+
 def test_quick_holds_every_algorithm_and_every_method(tmp_path: Path) -> None:
     from metarl.core.memory import METHODS
     from metarl.meta_rl.registry import ALGOS

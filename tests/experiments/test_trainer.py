@@ -26,7 +26,7 @@ from metarl.env_runner.trial import run_trial
 from metarl.experiments import protocol, trainer
 from metarl.experiments.checkpoint import load_checkpoint
 from metarl.experiments.files import LOCK_FILE
-from metarl.experiments.metrics_log import METRICS_FILE
+from metarl.experiments.metrics_log import METRICS_FILE, read_metrics
 from metarl.experiments.trainer import Progress, Trainer
 from metarl.meta_rl.maml_agent import MAMLConfig, MetaMAMLAgent, make_maml_agent
 from metarl.meta_rl.rl2_agent import RL2Agent, RL2Config
@@ -353,6 +353,17 @@ def test_the_row_of_an_epoch_by_hand(bonus_family, tmp_path: Path) -> None:
     }
 
 
+def test_times_add_up_in_a_run_that_goes_on_and_a_speed_is_that_of_its_epoch(bonus_family, tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        planned(bonus_family(), tmp_path, [1.0] * epochs).train()
+    first, second = read_metrics(tmp_path)
+    for row in (first, second):  # 10 updates of 4 steps in 2 rows
+        spent = row["collect_seconds"] + row["learn_seconds"]
+        assert row["steps_per_second"] * spent == pytest.approx(80, rel=1e-5)
+    assert second["wall_seconds"] - first["wall_seconds"] >= second["collect_seconds"] + second["learn_seconds"]
+    assert last(tmp_path)[1]["wall_seconds"] == pytest.approx(second["wall_seconds"], rel=1e-6)
+
+
 def test_a_number_that_some_updates_do_not_report_is_the_mean_of_the_others(bonus_family, tmp_path: Path) -> None:
     class Late(PlannedAgent):
         """Collects in its first two updates, and learns in the others; the last reports what none did before."""
@@ -506,7 +517,7 @@ def test_environments_take_turns_where_there_are_fewer_trials_than_tasks(
 
 
 def test_no_epoch_repeats_the_draws_of_another(bonus_family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither of the tasks nor of the agent."""
+    """Neither of the tasks nor of the agent, also in a run with the next seed."""
     seeds: list[int] = []
     drawn: list[tuple[int, ...]] = []
 
@@ -519,12 +530,13 @@ def test_no_epoch_repeats_the_draws_of_another(bonus_family, tmp_path: Path, mon
         return run_trial(agent, env, tasks, **options)
 
     monkeypatch.setattr(trainer, "run_trial", watch)
-    family, agent = bonus_family(), Seeded([1.0] * 2)
-    agent.continuation = 0.0
     tasks = [Task(index, {"bonus": 1.0, "length": 2}) for index in range(20)]
-    Trainer(agent, family, tasks, family.test, tmp_path, epochs=2, num_envs=5, seed=0).train()
-    assert len(set(seeds)) == len(seeds) == 2
-    assert len(set(drawn)) == len(drawn) == 20
+    for seed in (0, 1):
+        family, agent = bonus_family(), Seeded([1.0] * 2)
+        agent.continuation = 0.0
+        Trainer(agent, family, tasks, family.test, tmp_path / f"{seed}", epochs=2, num_envs=5, seed=seed).train()
+    assert len(set(seeds)) == len(seeds) == 4
+    assert len(set(drawn)) == len(drawn) == 40
 
 
 def test_tasks_of_one_environment_are_drawn_as_a_permutation(bonus_family, tmp_path: Path) -> None:

@@ -246,6 +246,26 @@ def test_observations_outside_their_space() -> None:
     assert "[200.0] is outside Box(-100.0, 100.0, (1,), float32)" in detail(report, "spaces valid")
 
 
+def test_a_final_observation_outside_its_space() -> None:
+    class Leaves(Slide):
+        """It is far away where the time limit ends an episode, and nowhere else."""
+
+        def look(self) -> np.ndarray:
+            return np.array([200.0 if self.steps == 15 else self.position], dtype=np.float32)
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, Any]:
+            self.steps = 0
+            return super().reset(seed=seed)
+
+        def step(self, action: Any) -> Any:
+            self.steps += 1
+            return super().step(action)
+
+    report = check_tasks(slides(Leaves))
+    assert failed(report) == ["spaces valid"]
+    assert "[200.0] is outside Box(-100.0, 100.0, (1,), float32)" in detail(report, "spaces valid")
+
+
 def test_worlds_that_ignore_the_time_limit() -> None:
     def make_worlds(tasks: Any, seed: int) -> TaskVectorEnv:
         return GymWorkers(Slide, tasks, apply=set_speed, max_episode_steps=1000, seed=seed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, TypeAlias
 
 import gymnasium
@@ -127,6 +128,22 @@ def test_worlds_carry_the_tasks_in_order(num_workers: int) -> None:
     env.reset()
     assert env.step(np.array([0, 1]))[1].tolist() == [7.0, 6.0]
     env.close()
+
+
+def seen(family: TaskDistribution, made: int, reset: int | None = None) -> np.ndarray:
+    """Observations and rewards of worlds that were made with one seed, and reset with another if any."""
+    with closing(family.make_env(family.train[:4], seed=made)) as env:
+        env.reset(seed=reset)
+        still = np.zeros(env.action_space.shape, env.action_space.dtype)
+        return np.array([np.column_stack(env.step(still)[:2]) for _ in range(30)])
+
+
+@pytest.mark.parametrize("name", ["", "ant-mass", "ant-drift", "bandit", "cartpole-dynamics", "pendulum-dynamics"])
+def test_worlds_begin_by_the_seed_that_they_are_made_with(poles: Poles, name: str) -> None:
+    plain = registry.make_tasks(name) if name else poles()
+    for family in (plain, plain.showing_tasks()):
+        assert np.array_equal(seen(family, 3), seen(family, 0, reset=3))
+        assert not np.array_equal(seen(family, 3), seen(family, 4))
 
 
 def test_select_takes_ids_from_the_whole_list_and_refuses_an_overlap(poles: Poles) -> None:

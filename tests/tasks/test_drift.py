@@ -62,6 +62,36 @@ def test_one_thing_changes_at_a_step_within_the_episode(name):
 
 
 @pytest.mark.parametrize("name", CHANGING)
+def test_every_kind_of_change_comes_as_often_and_goes_up_as_often_as_down(name):
+    """Of 1000 tasks; deviations are 1.5 % and 1.9 %, and more than four of them are allowed."""
+    tasks = make_tasks(name, num_train=1000).train
+    shares = [np.mean([task[key] != value for task in tasks]) for key, value in WHOLE.items()]
+    assert shares == pytest.approx([1 / 3] * 3, abs=0.07)
+    scaled = [task["gravity_scale"] * task["mass_scale"] for task in tasks if task["dead_actuator"] == NONE]
+    octaves = np.log2(scaled)
+    assert np.mean(octaves > 0) == pytest.approx(0.5, abs=0.09)
+    assert np.abs(octaves).min() < 0.52
+    assert np.abs(octaves).max() > 0.98
+
+
+def test_a_crippled_body_has_three_to_five_quarters_of_its_mass():
+    masses = np.array([task["mass_scale"] for task in make_tasks("halfcheetah-cripple", num_train=1000).train])
+    assert 0.75 <= masses.min() < 0.76
+    assert 1.24 < masses.max() < 1.25
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_drawn_for_a_train_task_is_drawn_for_no_test_task(name):
+    distribution = make_tasks(name)
+    train, test = (
+        {value for task in side for value in task.params.values() if isinstance(value, float) and value != 1.0}
+        for side in (distribution.train, distribution.test)
+    )
+    assert train
+    assert train.isdisjoint(test)
+
+
+@pytest.mark.parametrize("name", CHANGING)
 def test_rows_equal_a_compiled_model_that_is_swapped_at_the_same_step_in_every_episode(name):
     tasks = _changes(0, 7, 13)
     env = _rows(name, tasks, max_episode_steps=25)

@@ -105,6 +105,8 @@ def test_goals_are_uniform_over_the_disc():
     assert distance.max() < 3.0
     assert np.mean(distance < 1.5) == pytest.approx(0.25, abs=0.02)
     assert goals.mean(axis=0) == pytest.approx([0.0, 0.0], abs=0.1)
+    drawn = [task["goal"] for task in make_tasks("ant-goal", num_train=1000).train]
+    assert 2.9 < np.linalg.norm(drawn, axis=1).max() < 3.0
 
 
 @pytest.mark.parametrize("name", ["walker2d-rand-params", "hopper-rand-params"])
@@ -137,6 +139,22 @@ def test_episodes_end_outside_the_healthy_range(name, index, inside, outside):
     qpos, qvel = np.tile(model.qpos0, (len(values), 1)), np.zeros((len(values), model.nv))
     qpos[:, index] = values
     assert family.healthy(qpos, qvel).tolist() == [True] * len(inside) + [False] * len(outside)
+
+
+def test_a_hopper_ends_where_a_coordinate_or_a_speed_passes_100():
+    """As Gymnasium's does, whose position along x alone may be any."""
+    family = FAMILIES["hopper-rand-params"][1]
+    model = family.load_model()
+    for size, healthy in ((99.0, True), (101.0, False)):
+        for sign in (1.0, -1.0):
+            speeds = sign * size * np.eye(model.nv)
+            still = np.tile(model.qpos0, (model.nv, 1))
+            assert family.healthy(still, speeds).tolist() == [healthy] * model.nv
+            limbs = still[:3].copy()
+            limbs[:, 3:] += sign * size * np.eye(3)
+            assert family.healthy(limbs, np.zeros((3, model.nv))).tolist() == [healthy] * 3
+    still[:, 0] = 500.0
+    assert family.healthy(still, np.zeros_like(still)).all()
 
 
 def test_a_fallen_ant_terminates_only_where_its_family_says_so():
