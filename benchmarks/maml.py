@@ -45,8 +45,8 @@ NOTES = (
     "machine code; compiling, some ten seconds for each form of the data, is not counted. It has the process keep "
     "freed memory, from which all sides gain.",
     "peak MB: the most memory held during one meta-gradient above what was held before it: of the GPU, where that "
-    "computes; else of a fresh process for each side, on Linux only. MetaMAML holds many tasks at once, the others one "
-    "after the other.",
+    "computes; else of a fresh process for each side, on Linux only, and not of what is compiled in it. MetaMAML holds "
+    "many tasks at once, the others one after the other.",
     "difference: norm of the difference to the autograd loop's gradient, by the norm of that.",
     "matrix products alone is the limit: those that the traced meta-gradient runs and nothing else, into memory that "
     "is there already. The peers run as many.",
@@ -165,7 +165,9 @@ def measure(problem: Problem, sides: list[Side], turns: int, device: str) -> lis
     first = seconds[" ".join(sides[0])]
     lines = []
     for name, side in names.items():
-        peak = None if side.way == LIMIT else measured_peak(side, problem, device)
+        # On a CPU the peak of what is compiled would be that of its trace as well.
+        unmeasured = side.way == LIMIT or (side.way == COMPILED and device == "cpu")
+        peak = None if unmeasured else measured_peak(side, problem, device)
         lines.append(
             {
                 "model": side.model,

@@ -11,6 +11,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from metarl.experiments.protocol import Protocol, reference_lines
+from metarl.tasks.registry import make_tasks
+
 DEMO = Path(__file__).parents[1] / "demo.ipynb"
 
 
@@ -46,6 +49,10 @@ def test_it_runs(quick: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert kinds.count("image/png") == 3  # a curve a training, and that of the gradient step
     assert kinds.count("image/gif") + printed.count("no video: ") == 2  # half-cheetah, and the points, which need no GL
     assert "image/gif" in kinds
+    family = make_tasks("halfcheetah-vel")
+    random = reference_lines(family, family.test[:6], Protocol(repeats=2))["random"]
+    assert random is not None
+    assert f"a random policy: {random['mean']:.1f}\n" in printed  # on the tasks that the agent is shown on
     assert "all checks hold" in printed
     assert printed.count("wrote runs/") >= 8
     assert {path.name for path in tmp_path.iterdir()} - {"before_after.gif"} == {"runs", "thermostat.py"}

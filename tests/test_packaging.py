@@ -12,6 +12,7 @@ import tarfile
 import venv
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from email.message import Message
 from email.parser import Parser
 from importlib import metadata
@@ -241,17 +242,32 @@ def test_every_declared_requirement_has_one_pin(wheel: zipfile.ZipFile, python_v
         assert pin in requirement.specifier, f"{requirement.name}: {pin} is outside {requirement.specifier}"
 
 
+def test_tyro_has_the_flags_without_their_opposites(wheel: zipfile.ZipFile) -> None:
+    (tyro,) = (requirement for requirement in requirements(wheel) if requirement.name == "tyro")
+    assert "0.9.13" not in tyro.specifier  # conf.FlagCreatePairsOff: github.com/brentyi/tyro/pull/250
+    assert "0.9.14" in tyro.specifier
+
+
 def test_torch_has_the_options_that_compiled_programs_set(wheel: zipfile.ZipFile) -> None:
     (torch,) = (requirement for requirement in requirements(wheel) if requirement.name == "torch")
     assert "2.7.1" not in torch.specifier  # cpp.use_decompose_tanh: github.com/pytorch/pytorch/pull/152542
     assert "2.8.0" in torch.specifier
 
 
-def test_everything_that_comes_with_an_install_is_pinned(wheel: zipfile.ZipFile) -> None:
-    pinned = pins(".".join(map(str, sys.version_info[:2])))
+MACHINES = {
+    "this": {},
+    "a Mac": {"sys_platform": "darwin", "platform_system": "Darwin", "platform_machine": "arm64"},
+}
+"""What the markers of requirements ask for, where it is not this machine that they are evaluated for."""
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+def test_everything_that_comes_with_an_install_is_pinned(wheel: zipfile.ZipFile, machine: dict[str, str]) -> None:
+    pinned = pins(".".join(map(str, sys.version_info[:2])), **machine)
     # A Linux GPU build of torch brings CUDA libraries, in versions that torch itself pins.
     free = re.compile(r"nvidia-|cuda-|triton|pip$")
-    missing = {name for name in installed_closure(requirements(wheel)) if name not in pinned and not free.match(name)}
+    needed = installed_closure(requirements(wheel), machine)
+    missing = {name for name in needed if name not in pinned and not free.match(name)}
     assert not missing
 
 
@@ -270,30 +286,32 @@ def test_every_package_that_is_imported_is_declared(wheel: zipfile.ZipFile) -> N
     assert {name for name in foreign if not {canonicalize_name(home) for home in homes[name]} & declared} == set()
 
 
-def pins(python_version: str) -> dict[str, list[str]]:
+def pins(python_version: str, **machine: str) -> dict[str, list[str]]:
     """The versions in constraints.txt that hold under a Python version, by name."""
     found: dict[str, list[str]] = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if not line or line.startswith("#"):
             continue
         requirement = Requirement(line)
-        if requirement.marker is None or requirement.marker.evaluate({"python_version": python_version}):
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python_version, **machine}):
             (pin,) = requirement.specifier
             assert pin.operator == "==", line
             found.setdefault(canonicalize_name(requirement.name), []).append(pin.version)
     return found
 
 
-def installed_closure(declared: list[Requirement]) -> set[str]:
-    """Names of all distributions that metarl with its extra `dev` needs here, found by following what they require."""
+def installed_closure(declared: list[Requirement], machine: dict[str, str]) -> set[str]:
+    """Names of all distributions that metarl with its extra `dev` needs, found by following what they require."""
     visited: set[tuple[str, frozenset[str]]] = set()
     waiting = [(requirement, frozenset({"", "dev"})) for requirement in declared]
     while waiting:
         requirement, asked_by = waiting.pop()
-        if requirement.marker and not any(requirement.marker.evaluate({"extra": extra}) for extra in asked_by):
+        marker = requirement.marker
+        if marker and not any(marker.evaluate({"extra": extra, **machine}) for extra in asked_by):
             continue
         name, extras = canonicalize_name(requirement.name), frozenset({"", *requirement.extras})
         if (name, extras) not in visited:
             visited.add((name, extras))
-            waiting += [(Requirement(line), extras) for line in metadata.requires(name) or ()]
+            with suppress(metadata.PackageNotFoundError):  # another machine installs it
+                waiting += [(Requirement(line), extras) for line in metadata.requires(name) or ()]
     return {name for name, _ in visited}
