@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import pytest
@@ -322,6 +323,13 @@ def test_the_trainings_behind_an_interval_over_seeds_are_counted() -> None:
     assert f"These are {count} trainings" in (ROOT / "docs/algorithms/rl2.md").read_text()
 
 
+def test_what_is_said_of_the_time_of_the_main_job_is_recorded() -> None:
+    epochs = list(csv.DictReader((ROOT / "results/halfcheetah-vel-ssm/metrics.csv").read_text().splitlines()))
+    usual = median(float(row["steps_per_second"]) for row in epochs)
+    said = f"took {float(epochs[0]['wall_seconds']):.0f} seconds; median of the epochs {usual / 1000:.1f}k steps/s"
+    assert said in " ".join((ROOT / "results/README.md").read_text().split())
+
+
 def test_every_measure_of_a_change_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     columns = importlib.import_module("doc_tables").DRIFT_MEASURES.values()
@@ -336,6 +344,19 @@ def test_the_rewards_a_step_that_a_page_compares_are_told_apart_in_its_table(mon
     table = importlib.import_module("doc_tables").drift()
     assert "0.95 a step against 0.89" in (ROOT / "docs/adapting.md").read_text()
     assert [earned for earned in ("0.95 [0.93, 0.98]", "0.89 [0.87, 0.91]") if f"| {earned} |" not in table] == []
+
+
+def test_what_looking_back_is_said_to_be_worth_is_recorded() -> None:
+    def worth(folder: str, measure: str) -> float:
+        found = json.loads((ROOT / "results" / folder / "control/results.json").read_text())["drift"]["conditions"]
+        looking_back, one = (found["change"][name][measure]["summary"]["mean"] for name in ("frozen", control))
+        return float(looking_back - one)
+
+    control = "grbal ssm, past 1, future 10, batch_windows 186"
+    page = " ".join((ROOT / "docs/algorithms/grbal.md").read_text().split())
+    first, second = (worth(f"halfcheetah-drift-grbal-ssm{seed}", "after") for seed in ("", "-seed-1"))
+    assert f"worth {worth('halfcheetah-cripple-grbal-ssm', 'return'):.0f} with a dead joint" in page
+    assert f"{first:.2f} a step after that, {second:.2f} with another seed" in page
 
 
 def test_the_flags_that_are_no_settings_of_a_suite_are_named() -> None:
@@ -400,6 +421,13 @@ def test_what_is_said_of_the_episodes_of_gradient_agents_is_so() -> None:
         assert in_metaworld in text
     assert measured == 1
     assert f"in {rows} episodes, one a row" in " ".join((ROOT / "docs/metaworld.md").read_text().split())
+
+
+def test_the_runs_whose_hardware_is_not_recorded_are_named() -> None:
+    page = " ".join((ROOT / "results/README.md").read_text().split())
+    runs = [json.loads(path.read_text()) for path in (ROOT / "results").rglob("results.json")]
+    unknown = {run["task_dist"] for run in runs if "hardware" not in run}
+    assert set(re.findall(r"`hardware` in their files, but for `([\w-]+)`", page)) == unknown
 
 
 def test_commands_of_tables_train_as_the_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
