@@ -153,6 +153,18 @@ def test_actions_of_doubles_are_compared_as_what_the_file_takes(algo: str, monke
     assert largest_difference(agent, step, eager(step), 2 * agent.trial_rows) < CLOSE
 
 
+@pytest.mark.parametrize("algo", MAKE)
+def test_bounds_may_be_as_large_as_floats_are(algo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEPS", 100)
+    largest = float(np.finfo(np.float32).max)
+    monkeypatch.setitem(SPACES, "endless", spaces.Box(-largest, largest, (2,), np.float32))
+    agent = make_agent(algo, "mlp", "endless")
+    step = policy_step(agent)
+    assert largest_difference(agent, step, eager(step), 2 * agent.trial_rows) < CLOSE
+    spoilt = eager(step, observation=lambda x: x + 0.1)
+    assert largest_difference(agent, step, spoilt, 2 * agent.trial_rows) > module.TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("low", "high", "dtype"), [(-0.1, 0.1, np.float64), (0.1, 0.7, np.float64), (-0.7, 1e-6, np.float32)]
 )

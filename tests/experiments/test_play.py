@@ -169,6 +169,8 @@ def test_an_agent_that_diverges_begins_anew_and_says_so(monkeypatch: pytest.Monk
     assert ground.said == "not finite: body of task 0: it begins anew"
     assert (ground.trial, ground.episode, ground.steps) == (2, 0, 0)
     assert not ground.agent.trial_state().any()
+    ground.forget()
+    assert ground.said == "", "this trial begins because it was told to"
 
 
 def test_what_is_asked_for_is_a_level_or_as_much_as_can_be() -> None:

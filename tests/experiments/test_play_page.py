@@ -12,16 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mujoco
 import numpy as np
 import pytest
 
 from metarl.cli import main
 from metarl.core.errors import UsageError
 from metarl.core.memory import MemoryConfig
+from metarl.core.task import Task
 from metarl.experiments.checkpoint import LAST, save_checkpoint
 from metarl.experiments.play import Playground
 from metarl.experiments.run import Run
@@ -33,7 +36,7 @@ from metarl.tasks.locomotion import FAMILIES, make_worlds
 pytest.importorskip("mjviser", reason="without mjviser:  pip install 'metarl-agent-framework[play]'")
 
 from metarl.experiments.play_page import Page, numbers, picture
-from metarl.experiments.play_scene import BODY, DEAD, HEAVY, LIGHT, painted
+from metarl.experiments.play_scene import BODY, DEAD, HEAVY, LIGHT, Scene, painted
 from metarl.experiments.play_server import serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -220,6 +223,23 @@ def test_the_world_is_what_the_slider_shows_when_it_is_turned(server: Any, playg
     speed._impl.value = 2.5  # moved on; the thread that says so comes later
     page.do_what_was_asked()
     assert playground.task["velocity"] == 2.5
+
+
+def _sink(model: Any, task: Task) -> None:
+    model.qpos0[1] += task["depth"]
+
+
+def test_a_body_is_drawn_where_it_is_whatever_its_joints_are_counted_from(server: Any) -> None:
+    family = replace(FAMILIES["halfcheetah-vel"][1], edit=_sink)
+    shallow, deep = (Task(0, {"velocity": 1.0, "depth": depth}) for depth in (0.0, 0.3))
+    scene = Scene(server, family, shallow)
+    scene.change(deep)
+    scene.draw(np.zeros(9), deep, 0.0)
+    model = painted(family, deep)
+    data = mujoco.MjData(model)
+    data.qpos[:] = 0.0
+    mujoco.mj_kinematics(model, data)
+    np.testing.assert_array_equal(scene._data.xpos, data.xpos)
 
 
 @pytest.fixture

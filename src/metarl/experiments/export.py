@@ -129,7 +129,8 @@ def _difference(
     space: gymnasium.Space[Any], step: PolicyStep, given: Mapping[str, Array], expected: Array, got: Array
 ) -> float:
     if isinstance(space, gymnasium.spaces.Box):
-        return float(np.max(np.abs(got - expected) / ((space.high - space.low) / 2)))
+        # Of halves: bounds may be as large as floats are.
+        return float(np.max(np.abs(got / 2 - expected / 2) / (space.high / 4 - space.low / 4)))
     assert isinstance(space, gymnasium.spaces.Discrete)
     rows = np.flatnonzero(got != expected)
     if not len(rows):

@@ -83,7 +83,6 @@ class Playground:
         self.dt = family.step_seconds
         self.frozen = False
         self.trial = 0
-        self.said = ""
         self.finished: deque[Finished] = deque(maxlen=HISTORY)
         self.gauges: deque[tuple[float, float]] = deque(maxlen=HISTORY)
         """What the `gauge` showed after each step, and what was asked for."""
@@ -104,6 +103,7 @@ class Playground:
         """Begin a new trial: what was found out of this task is gone, what was meta-learned stays."""
         self.agent.begin_trial(self.worlds.num_envs)
         self.trial += 1
+        self.said = ""
         self.episode = 0
         self._begin_round()
 

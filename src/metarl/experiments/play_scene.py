@@ -56,7 +56,7 @@ class Scene:
         model = painted(self._family, task)
         changed = changed_fields(self._model, model)
         for name in changed:
-            if name.startswith(("geom_", "body_", "jnt_")):
+            if name.startswith(("geom_", "body_", "jnt_", "qpos0")):
                 getattr(self._model, name)[...] = changed[name]
         if any(name.startswith("geom_") for name in changed):
             self._robot.rebuild_visual_handles()
