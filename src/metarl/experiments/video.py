@@ -111,9 +111,11 @@ def make_video(recorder: Recorder, task: Task, shots: Sequence[int], caption: Ca
     if steps[-1] + stride < longest:
         legend.append(f"the first {steps[-1] + 1} of {longest} steps")
     words = in_words(task, isinstance(recorder.world, MujocoBatch))
-    titles = f"{caption.title} · {caption.kind} {task.id}: {words}", "   ".join(filter(None, legend))
+    width = len(shots) * (PICTURE[0] + GAP) - GAP
+    head = _lines([caption.title, f"{caption.kind} {task.id}: {words}"], " · ", _font(10, bold=True), width)
+    foot = _lines([part for part in legend if part], "   ", _font(11), width)
     frames = [
-        _compose(titles, shots, caption, episodes, scenes, gauges, steps, index) for index in range(len(steps) + 1)
+        _compose(head, foot, shots, caption, episodes, scenes, gauges, steps, index) for index in range(len(steps) + 1)
     ]
     return Video(frames, [seconds] * len(steps) + [HOLD_SECONDS])
 
@@ -174,7 +176,8 @@ def _minus(text: str) -> str:
 
 
 def _compose(
-    titles: tuple[str, str],
+    head: Sequence[str],
+    foot: Sequence[str],
     shots: Sequence[int],
     caption: Caption,
     episodes: Sequence[Episode],
@@ -185,10 +188,15 @@ def _compose(
 ) -> Image.Image:
     """Frame `index`; one beyond the last step is the end, with the returns of the whole episodes."""
     width, height = PICTURE
-    sheet = Image.new("RGB", (len(shots) * (width + GAP) + GAP, TITLE + HEADER + height + GAUGE + LEGEND), "white")
+    head_height = TITLE * len(head)
+    top = head_height + HEADER
+    bottom = top + height + GAUGE
+    sheet = Image.new("RGB", (len(shots) * (width + GAP) + GAP, bottom + LEGEND * len(foot)), "white")
     pen = ImageDraw.Draw(sheet)
-    _fitting(pen, (GAP, TITLE / 2), titles[0], sheet.width - 2 * GAP)
-    pen.text((GAP, sheet.height - LEGEND / 2), titles[1], GREY, _font(11), anchor="lm")
+    for number, line in enumerate(head):
+        _fitting(pen, (GAP, TITLE * (number + 0.5)), line, sheet.width - 2 * GAP)
+    for number, line in enumerate(foot):
+        pen.text((GAP, bottom + LEGEND * (number + 0.5)), line, GREY, _font(11), anchor="lm")
     bounds = _bounds(gauges)
     for panel, (shot, episode, scene) in enumerate(zip(shots, episodes, scenes, strict=True)):
         left = GAP + panel * (width + GAP)
@@ -196,7 +204,7 @@ def _compose(
         at_end = index == len(steps)
         step = last if at_end else min(steps[index], last)
         colour = COLOURS[1 - min(panel, 1)]
-        middle = TITLE + HEADER / 2
+        middle = head_height + HEADER / 2
         name = f"shot {shot}"
         pen.text((left, middle), name, colour, _font(14, bold=True), anchor="lm")
         offset = pen.textlength(name, _font(14, bold=True)) + 8
@@ -204,11 +212,11 @@ def _compose(
         total = _minus(f"{'total' if at_end else 'return'} {episode.returns[step]:.1f}")
         pen.text((left + width, middle), total, INK, _font(14, bold=at_end), anchor="rm")
         picture = min(index, len(steps) - 1)
-        sheet.paste(Image.fromarray(scene.pictures[picture]), (left, TITLE + HEADER))
+        sheet.paste(Image.fromarray(scene.pictures[picture]), (left, top))
         ended = episode.terminated and step == last
         note = f"ended after {last + 1} steps" if ended else scene.notes[picture]
-        _note(pen, note, left, TITLE + HEADER)
-        box = (left, TITLE + HEADER + height, left + width, TITLE + HEADER + height + GAUGE)
+        _note(pen, note, left, top)
+        box = (left, top + height, left + width, bottom)
         _draw_gauge(pen, gauges[panel], bounds, box, step, max(steps[-1] + 1, 2), colour)
     return sheet
 
@@ -259,6 +267,18 @@ def _draw_gauge(
     pen.line([*line, line[-1]], colour, 2)
     x, y = line[-1]
     pen.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
+
+
+def _lines(parts: Sequence[str], between: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """The parts in order, as many in a line as fit into its width."""
+    lines = [*parts[:1]]
+    for part in parts[1:]:
+        longer = lines[-1] + between + part
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return lines
 
 
 def _fitting(pen: ImageDraw.ImageDraw, place: tuple[float, float], text: str, width: float) -> None:
