@@ -14,7 +14,7 @@ from numba.core import caching
 from torch.autograd import forward_ad
 from torch.func import grad, jacrev, vmap
 
-from metarl.core import scan_numba
+from metarl.core import machine_code, scan_numba
 from metarl.core.errors import UsageError
 from metarl.core.scan import linear_scan, linear_scan_reference
 from metarl.core.scan_derivatives import _composed_second, _run_second, scan_pairs
@@ -240,7 +240,7 @@ def test_code_that_can_be_kept_nowhere_is_compiled_all_the_same(monkeypatch):
             values[index] *= 2
 
     values = np.ones(3)
-    scan_numba.compiled(double)(values)
+    machine_code.compiled(double)(values)
     scan_numba.kernel(double)(values)
     assert values.tolist() == [4.0, 4.0, 4.0]
 
@@ -249,6 +249,6 @@ def test_only_a_place_that_is_missing_is_gone_around(monkeypatch):
     def refuse(*args, **options):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(scan_numba.numba, "njit", refuse)
+    monkeypatch.setattr(machine_code.numba, "njit", refuse)
     with pytest.raises(RuntimeError, match="something else"):
-        scan_numba.compiled(lambda: None)
+        machine_code.compiled(lambda: None)

@@ -130,7 +130,7 @@ def test_threads_that_begin_at_once_begin_as_in_turn(tasks):
     start_of.cache_clear()
     with ThreadPoolExecutor(2) as pool:
         at_once = list(pool.map(lambda each: start(*each), asked))
-    assert [begin.target for begin in at_once] == [begin.target for begin in in_turn]
+    assert [begin.origin for begin in at_once] == [begin.origin for begin in in_turn]
     np.testing.assert_array_equal([begin.state for begin in at_once], [begin.state for begin in in_turn])
 
 

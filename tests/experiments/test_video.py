@@ -397,7 +397,7 @@ def test_meta_world_is_drawn_as_the_task_has_it_with_the_goal_that_is_hidden(dra
         film = make_video(recorder, task, (0,), CAPTION)
         begin = start(task, DESCRIPTIONS[name])
         (ball,) = drawn["markers"]
-        np.testing.assert_allclose(ball.position, np.broadcast_to(begin.target, (72, 3)))
+        np.testing.assert_allclose(ball.position, np.broadcast_to(begin.origin.target, (72, 3)))
         np.testing.assert_array_equal(drawn["model"].body_pos, begin.body_pos)
         np.testing.assert_array_equal(drawn["qpos"], recorder.episodes[task.id, 0].states[: 72 * 4 : 4])
         for here, there in zip(before, (reference(name).model.body_pos, reference(name).model.site_rgba), strict=True):

@@ -124,5 +124,5 @@ def test_the_margin_of_a_peg_is_from_where_the_model_has_it():
     name = "peg-insert-side-v3"
     goals = draw_goals((name,), seed=3)[name]
     first, second = (start_of(name, tuple(goal.tolist()), "peg_head_pos_init", None) for goal in goals[:2])
-    assert first.mark == second.mark
-    assert first.object != second.object
+    assert first.origin.mark == second.origin.mark
+    assert first.origin.object != second.origin.object

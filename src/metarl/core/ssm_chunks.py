@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from metarl.core.scan_numba import compiled, kernel
+from metarl.core.machine_code import compiled
+from metarl.core.scan_numba import kernel
 
 VECTORS = 3200
 """Steps x rows of a chunk: few enough for the cache, and enough for the products to run well."""

@@ -40,8 +40,8 @@ class MetaworldBatch(TaskVectorEnv):
     A row follows the trajectory of the official environment: the same simulator steps from the start that the
     official reset gives, which depends on the task alone. The observation is two frames and a hidden goal of zeros.
 
-    Where there are at least as many classes as threads, classes are stepped side by side, a thread each; while one
-    thread's simulator runs, another reads out its class. Otherwise one class after the other has all threads.
+    Where there are at least as many classes as threads, classes are simulated side by side, a thread each. Otherwise
+    one class after the other has all threads.
 
     A row in which MuJoCo meets a bad position, velocity or acceleration (it then resets that simulation itself) ends
     its episode as terminated and is marked in `infos["unstable"]`. Its final observation is the last one before, its
@@ -174,18 +174,23 @@ class MetaworldBatch(TaskVectorEnv):
         return observation, reward, terminated, truncated, infos
 
     def _step_rooms(self, grip: Array, outcome: Outcome) -> None:
-        # All threads draw from one iterator; the simulator runs without the interpreter's lock.
+        # Only the simulator runs side by side. What little Python there is before and after would wait for the
+        # interpreter's lock, and find the cores' caches full of physics each time.
+        for room, _ in self._plan:
+            room.tell(self._pull, grip)
         work = iter(self._plan)
 
-        def go(work: Iterator[tuple[Room, NDArray[np.intp]]]) -> None:
+        def simulate(work: Iterator[tuple[Room, NDArray[np.intp]]]) -> None:
             for room, rows in work:
-                room.step(rows, self._pull, grip, outcome)
+                room.simulate(rows)
 
         helpers = [] if self._helpers is None else range(min(self.num_threads, len(self._plan)) - 1)
-        running = [self._helpers.submit(go, work) for _ in helpers if self._helpers is not None]
-        go(work)
+        running = [self._helpers.submit(simulate, work) for _ in helpers if self._helpers is not None]
+        simulate(work)
         for each in running:
             each.result()
+        for room, rows in self._plan:
+            room.score(rows, grip, outcome)
 
     def pose(self, row: int) -> NDArray[np.float64]:
         """qpos of the environment that a row is in; how many numbers that are depends on its class."""

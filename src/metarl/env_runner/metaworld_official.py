@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from metarl.core.errors import missing_extra, unknown_name
 from metarl.core.task import Task
-from metarl.env_runner.metaworld_scene import Description, Start, Vector
+from metarl.env_runner.metaworld_scene import FRAME, Description, Origin, Start, Vector
 
 MAX_HORIZON = 500
 """The official environments refuse to be stepped further than this within one episode."""
@@ -168,12 +168,14 @@ def start_of(name: str, rand_vec: tuple[float, ...], mark: str, span: str | None
         return Start(
             state=state,
             body_pos=model.body_pos.copy(),
-            frame=np.array(observation[:18]),
-            target=_floats(env._target_pos),
-            object=_floats(env.obj_init_pos),
-            tcp=_floats(env.init_tcp),
-            mark=_floats(getattr(env, mark)),
-            span=float(getattr(env, span)) if span else 0.0,
+            frame=np.array(observation[:FRAME]),
+            origin=Origin(
+                target=_floats(env._target_pos),
+                object=_floats(env.obj_init_pos),
+                tcp=_floats(env.init_tcp),
+                mark=_floats(getattr(env, mark)),
+                span=float(getattr(env, span)) if span else 0.0,
+            ),
         )
 
 

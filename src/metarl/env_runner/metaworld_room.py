@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_official import observation_space, reference, start
-from metarl.env_runner.metaworld_reader import TOUCH_SENSORS, SceneReader
-from metarl.env_runner.metaworld_scene import FRAME, Description, Start, Vector
+from metarl.env_runner.metaworld_scene import FRAME, TOUCH_SENSORS, Description
 from metarl.env_runner.mujoco_batch import UNSTABLE_WARNINGS
 from metarl.env_runner.task_env import Array
 
@@ -53,6 +52,8 @@ class Room:
     """
 
     def __init__(self, name: str, description: Description, num_rows: int, num_threads: int) -> None:
+        from metarl.env_runner.metaworld_scorer import Scorer  # here: imports numba, which takes long
+
         self._description = description
         env = reference(name)
         self.hand_bounds = np.array([env.mocap_low, env.mocap_high])
@@ -66,16 +67,14 @@ class Room:
         self._warnings = self._batch.bind("warning")
         self._body_pos = self._batch.expand("body_pos")
         hand = observation_space()
-        self._reader = SceneReader(description, model, self._batch, hand.low[:3].tolist(), hand.high[:3].tolist())
-        self._starts: list[Start | None] = [None] * num_rows
-        self._first: list[Vector | None] = [None] * num_rows
+        self._scorer = Scorer(description, model, self._batch, np.stack([hand.low[:3], hand.high[:3]]))
 
     def begin(self, row: int, task: Task) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Put a row into the start of a task's episode; returns its first frame [FRAME] and the mocap body's place."""
         begin = start(task, self._description)
         self._state[row] = begin.state
         self._body_pos[row] = begin.body_pos
-        self._starts[row], self._first[row] = begin, None
+        self._scorer.begin(row, begin.origin)
         return begin.frame, self._mocap[row].copy()
 
     def pose(self, row: int) -> NDArray[np.float64]:
@@ -83,34 +82,27 @@ class Room:
         pose: NDArray[np.float64] = self._qpos[row].copy()
         return pose
 
-    def step(self, rows: NDArray[np.intp], pull: Array, grip: Array, outcome: Outcome) -> None:
-        """Move these rows on by one step.
+    def tell(self, pull: Array, grip: Array) -> None:
+        """Tell the hands where to go and the fingers how hard to close, in the simulations of all rows: those that are
+        not stepped are written anew before they are.
 
         Args:
-            pull: [B, 3] where the mocap body that pulls the hand goes, of the whole batch.
+            pull: [B, 3] where the mocap body that pulls the hand goes, in m.
             grip: [B, 2] how hard the right and the left finger close.
         """
-        self._mocap[rows] = pull[rows]
-        self._ctrl[rows] = grip[rows]
+        self._mocap[:] = pull
+        self._ctrl[:] = grip
+
+    def simulate(self, rows: NDArray[np.intp]) -> None:
+        """Move these rows on by one step, without the interpreter's lock."""
         self._batch.step(rows, FRAME_SKIP)
-        self._score(rows, grip[rows, 0].tolist(), self._reader.read(rows), outcome)
+
+    def score(self, rows: NDArray[np.intp], grip: Array, outcome: Outcome) -> None:
+        """Write what the step gave these rows."""
+        self._scorer.score(rows, grip, outcome.frame, outcome.reward, outcome.success)
         if np.count_nonzero(self._warnings):
             outcome.unstable[rows] = self._warnings[rows][:, UNSTABLE_WARNINGS, 1].any(axis=1)
             self._warnings[:] = 0
-
-    def _score(self, rows: NDArray[np.intp], grips: list[float], numbers: list[list[float]], outcome: Outcome) -> None:
-        reader, reward = self._reader, self._description.reward
-        frames, scores = [], []
-        for row, grip, read in zip(rows.tolist(), grips, numbers, strict=True):
-            frame = reader.frame(read)
-            begin, first = self._starts[row], self._first[row]
-            assert begin is not None
-            if first is None:
-                first = self._first[row] = frame[4:7]
-            frames.append(frame)
-            scores.append(reward(reader.scene(read, frame, grip, first, begin)))
-        outcome.frame[rows] = frames
-        outcome.reward[rows], outcome.success[rows] = zip(*scores, strict=True)
 
 
 def _with_touch_sensors(env: object, geom: str) -> mujoco.MjModel:

@@ -1,14 +1,14 @@
 """What a Meta-World environment shows and pays, said in a few lines: `Description`; and what it is said about: `Scene`.
 
-Rewards are functions of one row in plain Python floats. A batch has many environment classes and so few rows of each;
-there a float costs a fraction of what a NumPy call on an array of two does.
+Rewards are functions of one row in plain floats, of which `metaworld_scorer` makes machine code: so they keep to
+branches, arithmetic, tuples and `math`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,15 @@ Kind: TypeAlias = Literal["body", "geom", "site"]
 FRAME = 18
 """Numbers of one frame of the observation: hand (3), opening, two objects with position (3) and quaternion (4)."""
 
+MAX_POINTS = 5
+"""How many places, besides the objects, a reward may read."""
+
 HAND, RIGHT_CLAW, LEFT_CLAW, LEFT_PAD, RIGHT_PAD = "hand", "rightclaw", "leftclaw", "leftpad", "rightpad"
 FINGERS = ("rightEndEffector", "leftEndEffector")
 """Sites between which the tool centre point (tcp) lies."""
+
+TOUCH_SENSORS = ("metarl_left_touch", "metarl_right_touch")
+"""What a model is given a sensor for each finger pad by, where `Description.touch` is asked for."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Crank:
-    """A point that a hinge turns around a body: position + radius (sin q, -cos q, 0)."""
+    """A point that the hinge `Description.joint` turns around a body: position + radius (sin q, -cos q, 0)."""
 
     body: str
-    joint: str
     radius: float
 
 
@@ -92,30 +97,35 @@ class Shown:
     quaternion: Turn | Vector = NO_TURN
 
 
-@dataclass(frozen=True)
-class Start:
-    """How an episode of one task begins, and what the rewards remember of it. Positions in m."""
+class Origin(NamedTuple):
+    """What the rewards remember of how an episode began. Positions in m."""
 
-    state: NDArray[np.float64]
-    """The simulator's integration state."""
-    body_pos: NDArray[np.float64]
-    """[nbody, 3] the task's places of the bodies in their parents."""
-    frame: NDArray[np.float64]
-    """[FRAME] the first frame of the observation."""
     target: Vector
     """The goal."""
     object: Vector
-    """Where the object stands."""
+    """Where the object stood."""
     tcp: Vector
-    """Where the tool centre point is."""
+    """Where the tool centre point was."""
     mark: Vector
     """A further place: what `Description.mark` names."""
     span: float
     """A length: what `Description.span` names."""
 
 
-@dataclass(slots=True)
-class Scene:
+@dataclass(frozen=True)
+class Start:
+    """How an episode of one task begins."""
+
+    state: NDArray[np.float64]
+    """The simulator's integration state."""
+    body_pos: NDArray[np.float64]
+    """[nbody, 3] the task's places of the bodies in their parents, in m."""
+    frame: NDArray[np.float64]
+    """[FRAME] the first frame of the observation."""
+    origin: Origin
+
+
+class Scene(NamedTuple):
     """What the reward of one row sees after a step. Positions in m."""
 
     hand: Vector
@@ -135,14 +145,14 @@ class Scene:
     grip: float
     """The fourth action: how hard the gripper is told to close."""
     points: Sequence[Vector]
-    """What `Description.points` names."""
+    """[MAX_POINTS] what `Description.points` names, then zeros."""
     joint: float
     """Position of `Description.joint`."""
     first: Vector
     """The observed object at the first step of the episode."""
     touched: bool
     """Whether both finger pads press on `Description.touch`."""
-    start: Start
+    start: Origin
 
 
 RewardFunction: TypeAlias = Callable[[Scene], tuple[float, bool]]
@@ -160,28 +170,10 @@ class Description:
     points: tuple[Place, ...] = ()
     """Further places that the reward reads."""
     joint: str | None = None
-    """A joint of one degree of freedom whose position the reward reads."""
+    """A joint of one degree of freedom whose position is read."""
     touch: str | None = None
     """A geom of which the reward must know whether both finger pads press on it."""
     mark: str = "hand_init_pos"
     """Attribute of the official environment that becomes `Start.mark` after its reset."""
     span: str | None = None
     """Attribute of the official environment that becomes `Start.span` after its reset."""
-
-
-def quaternion_of(m: Vector) -> tuple[float, float, float, float]:
-    """The quaternion (x, y, z, w) of a rotation matrix (9 numbers by rows), its largest component positive.
-
-    Markley, "Unit quaternion from rotation matrix" (2008), which SciPy follows.
-    """
-    trace = m[0] + m[4] + m[8]
-    largest = max(m[0], m[4], m[8], trace)
-    x, y, z, w = m[7] - m[5], m[2] - m[6], m[3] - m[1], 1.0 + trace
-    if largest == m[0]:
-        x, y, z, w = 1.0 - trace + 2.0 * m[0], m[3] + m[1], m[6] + m[2], m[7] - m[5]
-    elif largest == m[4]:
-        x, y, z, w = m[3] + m[1], 1.0 - trace + 2.0 * m[4], m[7] + m[5], m[2] - m[6]
-    elif largest == m[8]:
-        x, y, z, w = m[6] + m[2], m[7] + m[5], 1.0 - trace + 2.0 * m[8], m[3] - m[1]
-    norm = float(np.sqrt(x * x + y * y + z * z + w * w))
-    return x / norm, y / norm, z / norm, w / norm

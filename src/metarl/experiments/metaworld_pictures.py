@@ -35,6 +35,6 @@ def draw(task: Task, qpos: NDArray[np.float64], size: tuple[int, int]) -> Pixels
     model.site_rgba[:, 3] = 0.0  # the model's own goal is not where this task has it
     model.vis.global_.offwidth, model.vis.global_.offheight = size
     model.light_castshadow[:] = False
-    goal = np.broadcast_to(np.array(begin.target), (len(qpos), 3))
+    goal = np.broadcast_to(np.array(begin.origin.target), (len(qpos), 3))
     ball = Marker(int(mujoco.mjtGeom.mjGEOM_SPHERE), (GOAL_RADIUS, 0.0, 0.0), GOLD, goal, np.eye(3))
     return draw_states(model, qpos, VIEW, [ball], size)

@@ -37,7 +37,7 @@ def _door_open(scene: Scene) -> tuple[float, bool]:
     floor = funnel(flat_distance(hand, hinge_side), 0.12, 0.04, 0.4)
     at_handle = within(distance(hand, shifted(handle, (0.0, 0.03, -0.01))), 0.06, 0.5)
     ready = both(above_funnel(hand[2], floor, floor / 2.0), at_handle)
-    ajar = float(scene.joint < -math.pi / 90.0)
+    ajar = 1.0 if scene.joint < -math.pi / 90.0 else 0.0
     opened = 0.2 * ajar + 0.8 * within(math.pi * 2.0 / 3.0 + scene.joint, 0.5, math.pi / 3.0)
     success = abs(handle[0] - scene.start.target[0]) <= 0.08
     effort = (clip(scene.grip, -1.0, 1.0) + 1.0) / 2.0
@@ -160,7 +160,7 @@ HINGED = {
     "window-open-v3": Description((Shown(site("handleOpenStart")),), _window_open, mark="window_handle_pos_init"),
     "window-close-v3": Description((Shown(site("handleCloseStart")),), _window_close, mark="window_handle_pos_init"),
     "dial-turn-v3": Description(
-        (Shown(Crank("dial", "knob_Joint_1", 0.05), turn("dial")),), _dial_turn, mark="dial_push_position"
+        (Shown(Crank("dial", 0.05), turn("dial")),), _dial_turn, joint="knob_Joint_1", mark="dial_push_position"
     ),
     "lever-pull-v3": Description(
         (Shown(site("leverStart"), matrix("geom", "objGeom")),),

@@ -1,6 +1,7 @@
 """What the rewards of Meta-World have in common: how near is near, and how well the gripper holds something.
 
-Every function is of one row, in plain floats. The equations are those of the official v2 rewards (Meta-World,
+Every function is of one row, in plain floats, and can be made machine code (`env_runner/metaworld_scorer.py`). The
+equations are those of the official v2 rewards (Meta-World,
 arXiv 1910.10897; its tolerance is dm_control's, arXiv 2006.12983).
 """
 
@@ -83,19 +84,17 @@ def _cage(
     Along y each pad is to be between `radius` and `pad` from the thing; the margin is how much further than `pad` the
     pad is from where the thing stood. Seen along y the tcp is to be within `side` of the thing.
     """
-    pads = [
-        between(abs(each[1] - thing[1]), radius, pad, abs(abs(each[1] - start[1]) - pad))
-        for each in (scene.left_pad, scene.right_pad)
-    ]
+    left, right = scene.left_pad[1], scene.right_pad[1]
+    left_near = between(abs(left - thing[1]), radius, pad, abs(abs(left - start[1]) - pad))
+    right_near = between(abs(right - thing[1]), radius, pad, abs(abs(right - start[1]) - pad))
     margin = side_distance(start, scene.start.tcp) - side
-    caged = both(both(pads[0], pads[1]), within(side_distance(scene.tcp, thing), side, margin))
+    caged = both(both(left_near, right_near), within(side_distance(scene.tcp, thing), side, margin))
     return caged, both(caged, closing(scene, effort) if caged > 0.97 else 0.0)
 
 
 def grasp(
     scene: Scene,
     thing: Vector,
-    *,
     radius: float,
     pad: float,
     side: float,
@@ -111,12 +110,13 @@ def grasp(
         effort: the grip action that is enough.
         start: where the thing stood; None: `scene.start.object`.
     """
-    caged, held = _cage(scene, thing, start or scene.start.object, radius, pad, side, effort)
+    stood = scene.start.object if start is None else start
+    caged, held = _cage(scene, thing, stood, radius, pad, side, effort)
     return (held + caged) / 2.0
 
 
 def grasp_reaching(
-    scene: Scene, thing: Vector, *, radius: float, pad: float, side: float, reach: float, effort: float = 1.0
+    scene: Scene, thing: Vector, radius: float, pad: float, side: float, reach: float, effort: float = 1.0
 ) -> float:
     """As `grasp`, but the mean is of the closed cage and of how near the tcp has come: to within `reach`."""
     _, held = _cage(scene, thing, scene.start.object, radius, pad, side, effort)
@@ -124,7 +124,7 @@ def grasp_reaching(
     return (held + within(distance(thing, scene.tcp), reach, margin)) / 2.0
 
 
-def strict_grasp(scene: Scene, thing: Vector, *, radius: float, pad: float, side: float) -> float:
+def strict_grasp(scene: Scene, thing: Vector, radius: float, pad: float, side: float) -> float:
     """As `grasp`, but nothing is given for a cage that does not close."""
     return _cage(scene, thing, scene.start.object, radius, pad, side, 1.0)[1]
 
@@ -152,7 +152,7 @@ def _beside_and_over(scene: Scene, thing: Vector, radius: float, side: float) ->
     return both(_beside(scene, thing, radius, PAD_REACH), over)
 
 
-def squeeze(scene: Scene, thing: Vector, *, radius: float, slack: float, side: float) -> float:
+def squeeze(scene: Scene, thing: Vector, radius: float, slack: float, side: float) -> float:
     """How well a thing is between the pads: the mean of the cage and, once it is one, of pads within `slack` of it.
 
     Args:
@@ -165,7 +165,7 @@ def squeeze(scene: Scene, thing: Vector, *, radius: float, slack: float, side: f
     return (caged + pressed) / 2.0
 
 
-def squeeze_closing(scene: Scene, thing: Vector, *, radius: float, side: float) -> float:
+def squeeze_closing(scene: Scene, thing: Vector, radius: float, side: float) -> float:
     """As `squeeze`, but with the gripper told to close in place of pads that touch."""
     caged = _beside_and_over(scene, thing, radius, side)
     held = both(caged, closing(scene) if caged > 0.97 else 0.0)
@@ -184,4 +184,6 @@ def funnel(radius: float, threshold: float, steepness: float, height: float) -> 
 
 def held_upright(scene: Scene, ideal: Vector, tolerance: float) -> float:
     """1 where the object's quaternion is the ideal one, falling to 0 at a distance of `tolerance`."""
-    return max(1.0 - math.dist(scene.quaternion, ideal) / tolerance, 0.0)
+    w, x, y, z = scene.quaternion
+    apart = math.sqrt((w - ideal[0]) ** 2 + (x - ideal[1]) ** 2 + (y - ideal[2]) ** 2 + (z - ideal[3]) ** 2)
+    return max(1.0 - apart / tolerance, 0.0)

@@ -161,7 +161,8 @@ def _bin_picking(scene: Scene) -> tuple[float, bool]:
     goal, thing, hand = scene.start.target, scene.object, scene.hand
     to_goal = distance(thing, goal)
     placed = within(to_goal, NEAR, distance(scene.first, goal))
-    floor = min(funnel(flat_distance(hand, each), 0.03, 0.02, 0.2) for each in (scene.start.object, goal))
+    first_bin = funnel(flat_distance(hand, scene.start.object), 0.03, 0.02, 0.2)
+    floor = min(first_bin, funnel(flat_distance(hand, goal), 0.03, 0.02, 0.2))
     held = grasp(scene, thing, radius=0.015, pad=0.05, side=0.01, effort=0.7)
     reward = both(held, placed)
     lifted = distance(thing, hand) < 0.04 and thing[2] - 0.02 > scene.start.object[2]

@@ -31,7 +31,7 @@ def _along_handle(scene: Scene, reach: float) -> Vector:
 def _hammer(scene: Scene) -> tuple[float, bool]:
     """`joint` is how far the nail is driven in, in m."""
     head = shifted(scene.object, (0.16, 0.06, 0.0))
-    at_nail = 0.1 * float(head[2] > 0.02) + 0.9 * within(distance(scene.start.target, head), 0.02, 0.2)
+    at_nail = (0.1 if head[2] > 0.02 else 0.0) + 0.9 * within(distance(scene.start.target, head), 0.02, 0.2)
     held = grasp(scene, _along_handle(scene, 0.07), radius=0.015, pad=0.02, side=0.01)
     reward = (2.0 * held + 6.0 * at_nail) * held_upright(scene, (1.0, 0.0, 0.0, 0.0), 0.4)
     success = scene.joint > 0.09
@@ -45,7 +45,7 @@ def _assembly(scene: Scene) -> tuple[float, bool]:
     success = radius < 0.02 and goal[2] > middle[2]
     threshold = 0.02 if success else 0.01
     waypoint = (goal[0], goal[1], funnel(radius, threshold, 0.02, 0.2))
-    lifted = float(middle[2] > 0.02 or radius < threshold)
+    lifted = 1.0 if middle[2] > 0.02 or radius < threshold else 0.0
     placed = 0.1 * lifted + 0.9 * within(distance(waypoint, middle, (1.0, 1.0, 3.0)), 0.02, 0.4)
     held = grasp_reaching(scene, _along_handle(scene, 0.01), radius=0.015, pad=0.02, side=0.01, reach=0.01)
     return 10.0 if success else (2.0 * held + 6.0 * placed) * held_upright(scene, LYING, 0.4), success
@@ -54,7 +54,8 @@ def _assembly(scene: Scene) -> tuple[float, bool]:
 def _disassemble(scene: Scene) -> tuple[float, bool]:
     """The first point is the nut's middle: up from the peg."""
     goal, middle = scene.start.target, scene.points[0]
-    lifted = 0.1 * float(middle[2] > 0.02) + 0.9 * within(distance(shifted(goal, (0.0, 0.0, 0.1)), middle), 0.02, 0.2)
+    above = shifted(goal, (0.0, 0.0, 0.1))
+    lifted = (0.1 if middle[2] > 0.02 else 0.0) + 0.9 * within(distance(above, middle), 0.02, 0.2)
     held = grasp(scene, _along_handle(scene, 0.01), radius=0.015, pad=0.02, side=0.01)
     success = scene.object[2] > goal[2]
     return 10.0 if success else (2.0 * held + 6.0 * lifted) * held_upright(scene, LYING, 0.4), success
@@ -65,7 +66,7 @@ def _box_close(scene: Scene) -> tuple[float, bool]:
     goal, hand, lid = scene.start.target, scene.hand, shifted(scene.object, (0.0, 0.0, 0.02))
     floor = funnel(flat_distance(hand, lid), 0.02, 0.04, 0.4)
     ready = both(above_funnel(hand[2], floor, floor / 2.0), within(distance(hand, lid), 0.02, 0.5))
-    placed = 0.2 * float(lid[2] > 0.04) + 0.8 * within(distance(goal, lid, (1.0, 1.0, 3.0)), 0.05, 0.25)
+    placed = (0.2 if lid[2] > 0.04 else 0.0) + 0.8 * within(distance(goal, lid, (1.0, 1.0, 3.0)), 0.05, 0.25)
     effort = (clip(scene.grip, -1.0, 1.0) + 1.0) / 2.0
     success = distance(scene.object, goal) < 0.08
     reward = 10.0 if success else 2.0 * both(effort, ready) + 8.0 * placed
@@ -75,7 +76,8 @@ def _box_close(scene: Scene) -> tuple[float, bool]:
 def _through_box(point: Vector, corner: Vector, other: Vector) -> float:
     """1 outside of the box between two corners; inside, the product of how far the point is from `corner`, by axis."""
     share = 1.0
-    for x, zero, one in zip(point, corner, other, strict=True):
+    for axis in range(3):
+        x, zero, one = point[axis], corner[axis], other[axis]
         if not min(zero, one) <= x <= max(zero, one):
             return 1.0
         share *= (x - zero) / (one - zero)
