@@ -71,20 +71,3 @@ def test_machine_code_pays_what_python_pays(reward):
     expected = [reward(scene) for scene in scenes]
     np.testing.assert_allclose(rewards, [paid for paid, _ in expected], rtol=1e-12, atol=1e-14)
     np.testing.assert_array_equal(success, [done for _, done in expected])
-
-
-def kept_as(reward) -> str:
-    return metaworld_scorer._scored(reward).py_func.__qualname__
-
-
-def test_code_that_is_kept_is_of_one_reward_and_of_the_text_of_all_it_calls(monkeypatch):
-    """Numba itself looks at the file of one function only."""
-    push, reach = metaworld_push._push, metaworld_push._reach
-    before = kept_as(push)
-    assert before == kept_as(push) != kept_as(reach)
-    text = metaworld_scorer.inspect.getsource
-    for module in (metaworld_push, metaworld_mechanics):
-        monkeypatch.setattr(metaworld_scorer.inspect, "getsource", lambda of, m=module: text(of) + "#" * (of is m))
-        assert kept_as(push) != before
-    monkeypatch.setattr(metaworld_scorer.inspect, "getsource", lambda of: text(of) + "#" * (of is pytest))
-    assert kept_as(push) == before

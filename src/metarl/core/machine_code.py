@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterator
+from functools import cache
+from types import FunctionType
 from typing import Any
 
 import numba
+from numba.extending import register_jitable
+
+_call_from_machine_code = cache(register_jitable)
 
 
 def compiled(function: Any, **options: Any) -> Any:
     """A function of arrays as machine code, which runs without the interpreter's lock; kept for later processes.
 
+    It may call plain functions, by global names or as closure, which become machine code with it.
+
     options: of `numba.njit`.
     """
+    used = list(_used(function))
+    for each in used[1:]:
+        if isinstance(each, FunctionType):
+            _call_from_machine_code(each)
+    # Code is kept on disk under a function's name, until the text of its file changes. Whatever it uses from elsewhere
+    # must tell it apart as well.
+    elsewhere = [each for each in used[1:] if getattr(each, "__module__", "") != function.__module__]
+    if elsewhere:
+        function.__qualname__ += "." + _digest(elsewhere)
     try:
         return numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError as error:
@@ -20,3 +40,24 @@ def compiled(function: Any, **options: Any) -> Any:
         # Neither beside the package nor in the user's home is there a place to write to, as in a locked-down container.
         # A folder that others may write to would have them choose the code that runs: each process compiles anew.
         return numba.njit(nogil=True, **options)(function)
+
+
+def _used(function: FunctionType) -> Iterator[Any]:
+    """A function, then what it and the plain functions that it calls find by name: functions, classes, constants."""
+    yield function
+    code = function.__code__
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    names = {**function.__globals__, **{name: cell.cell_contents for name, cell in cells}}
+    for name in (*code.co_names, *code.co_freevars):
+        named = names.get(name)
+        if isinstance(named, FunctionType):
+            yield from _used(named)
+        elif isinstance(named, type | bool | int | float | str | tuple):
+            yield named
+
+
+def _digest(used: list[Any]) -> str:
+    modules = sorted({each.__module__ for each in used if hasattr(each, "__module__")} - {"builtins"})
+    texts = [inspect.getsource(sys.modules[module]) for module in modules]
+    names = [getattr(each, "__qualname__", repr(each)) for each in used]
+    return hashlib.sha256("\n".join((*texts, *names)).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from metarl.core.errors import UsageError, unknown_name
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_official import action_space, observation_space
 from metarl.env_runner.metaworld_room import Outcome, Room
-from metarl.env_runner.metaworld_scene import Description
+from metarl.env_runner.metaworld_scene import FRAME, OBSERVATION, Description
 from metarl.env_runner.mujoco_engine import configure_log, stop_timers
 from metarl.env_runner.rows import (
     check_actions,
@@ -71,7 +71,6 @@ class MetaworldBatch(TaskVectorEnv):
         self.max_episode_steps = max_episode_steps
         self.num_threads = check_threads(num_threads)
         space = observation_space()
-        self._low, self._high = space.low[:36], space.high[:36]
         self.single_observation_space = spaces.Box(
             space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32
         )
@@ -83,8 +82,7 @@ class MetaworldBatch(TaskVectorEnv):
         self._helpers: ThreadPoolExecutor | None = None
         self._plan: list[tuple[Room, NDArray[np.intp]]] = []
         self._running: list[Task] = list(tasks)
-        self._observation = np.zeros((self.num_envs, 39), dtype=np.float32)
-        self._previous = Outcome.empty(self.num_envs).frame
+        self._observation = np.zeros((self.num_envs, OBSERVATION), dtype=np.float32)
         self._pull = np.zeros((self.num_envs, 3))
         self._bounds = np.zeros((2, self.num_envs, 3))
         self._steps = np.zeros(self.num_envs, dtype=np.int64)
@@ -129,8 +127,7 @@ class MetaworldBatch(TaskVectorEnv):
             self._bounds[:, row] = room.hand_bounds
             moved |= task["env"] != self._running[row]["env"]
             self._running[row] = task
-            self._previous[row] = frame
-            observation[row, :36] = np.concatenate([frame, frame])
+            observation[row, : 2 * FRAME] = np.concatenate([frame, frame])
         self._steps[mask] = 0
         if moved or not self._plan:
             self._plan_rooms()
@@ -147,15 +144,12 @@ class MetaworldBatch(TaskVectorEnv):
         """Advance all rows by one step; a row whose episode ends starts its next one."""
         actions = check_actions(actions, self.single_action_space, self._running, self._started).astype(np.float32)
         # In float32, as the official environments do it.
-        displacement = np.clip(actions[:, :3], -1.0, 1.0) * REACH
-        self._pull = np.clip(self._pull + displacement, *self._bounds)
+        displacement = np.minimum(np.maximum(actions[:, :3], -1.0), 1.0) * REACH
+        self._pull = np.minimum(np.maximum(self._pull + displacement, self._bounds[0]), self._bounds[1])
         outcome = Outcome.empty(self.num_envs)
         self._step_rooms(actions[:, 3:] * FINGERS, outcome)
         self._steps += 1
-        observation = np.zeros((self.num_envs, 39), dtype=np.float32)
-        observation[:, :36] = np.clip(np.concatenate([outcome.frame, self._previous], axis=1), self._low, self._high)
-        self._previous = outcome.frame
-        reward = outcome.reward.astype(np.float32)
+        observation, reward = outcome.observation, outcome.reward
         infos: Infos = {"success": outcome.success}
         terminated = outcome.unstable
         if terminated.any():

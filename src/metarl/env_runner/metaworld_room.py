@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from metarl.core.task import Task
 from metarl.env_runner.metaworld_official import observation_space, reference, start
-from metarl.env_runner.metaworld_scene import FRAME, TOUCH_SENSORS, Description
+from metarl.env_runner.metaworld_scene import OBSERVATION, TOUCH_SENSORS, Description
 from metarl.env_runner.mujoco_batch import UNSTABLE_WARNINGS
+from metarl.env_runner.mujoco_engine import bare_model
 from metarl.env_runner.task_env import Array
 
 FRAME_SKIP = 5
@@ -28,9 +29,9 @@ FINGER_PADS = ("leftpad_geom", "rightpad_geom")
 class Outcome:
     """What a step gave each row of the whole batch; every room fills in its own rows."""
 
-    frame: NDArray[np.float64]
-    """[B, FRAME]"""
-    reward: NDArray[np.float64]
+    observation: NDArray[np.float32]
+    """[B, OBSERVATION]"""
+    reward: NDArray[np.float32]
     """[B]"""
     success: NDArray[np.bool_]
     """[B]"""
@@ -39,8 +40,8 @@ class Outcome:
 
     @classmethod
     def empty(cls, num_rows: int) -> Outcome:
-        flags = np.zeros((2, num_rows), dtype=bool)
-        return cls(np.zeros((num_rows, FRAME)), np.zeros(num_rows), flags[0], flags[1])
+        observation, reward = np.zeros((num_rows, OBSERVATION), np.float32), np.zeros(num_rows, np.float32)
+        return cls(observation, reward, np.zeros(num_rows, dtype=bool), np.zeros(num_rows, dtype=bool))
 
 
 class Room:
@@ -57,9 +58,10 @@ class Room:
         self._description = description
         env = reference(name)
         self.hand_bounds = np.array([env.mocap_low, env.mocap_high])
-        model = _with_touch_sensors(env, description.touch) if description.touch else env.model
-        # The official step ends with mj_forward, from which the solver's next start is taken.
-        self._batch = Batch(model, num_rows, num_threads, forward=True)
+        model = _stepped(env, description.touch)
+        # The official step ends with mj_forward, to have positions and contacts of the state it leaves. The next step
+        # starts from that state all the same, and positions follow from qpos: only sensors need it.
+        self._batch = Batch(model, num_rows, num_threads, forward=description.touch is not None)
         self._state = self._batch.bind("state")
         self._ctrl = self._batch.bind("ctrl")
         self._qpos = self._batch.bind("qpos")
@@ -67,14 +69,14 @@ class Room:
         self._warnings = self._batch.bind("warning")
         self._body_pos = self._batch.expand("body_pos")
         hand = observation_space()
-        self._scorer = Scorer(description, model, self._batch, np.stack([hand.low[:3], hand.high[:3]]))
+        self._scorer = Scorer(description, env.model, self._batch, np.stack([hand.low[:3], hand.high[:3]]))
 
     def begin(self, row: int, task: Task) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Put a row into the start of a task's episode; returns its first frame [FRAME] and the mocap body's place."""
         begin = start(task, self._description)
         self._state[row] = begin.state
         self._body_pos[row] = begin.body_pos
-        self._scorer.begin(row, begin.origin)
+        self._scorer.begin(row, begin)
         return begin.frame, self._mocap[row].copy()
 
     def pose(self, row: int) -> NDArray[np.float64]:
@@ -99,26 +101,26 @@ class Room:
 
     def score(self, rows: NDArray[np.intp], grip: Array, outcome: Outcome) -> None:
         """Write what the step gave these rows."""
-        self._scorer.score(rows, grip, outcome.frame, outcome.reward, outcome.success)
+        self._scorer.score(rows, grip, outcome.observation, outcome.reward, outcome.success)
         if np.count_nonzero(self._warnings):
             outcome.unstable[rows] = self._warnings[rows][:, UNSTABLE_WARNINGS, 1].any(axis=1)
             self._warnings[:] = 0
 
 
-def _with_touch_sensors(env: object, geom: str) -> mujoco.MjModel:
-    """The environment's model with a sensor a finger pad, whose first number is the largest normal force on `geom`."""
-    official: mujoco.MjModel = env.model  # type: ignore[attr-defined]
+def _stepped(env: object, touched: str | None) -> mujoco.MjModel:
+    """The environment's model, bare. Where a geom is named, there is a sensor for each finger pad, whose first number
+    is the largest normal force on that geom."""
     spec = mujoco.MjSpec.from_file(env.fullpath)  # type: ignore[attr-defined]
-    for sensor, pad in zip(TOUCH_SENSORS, FINGER_PADS, strict=True):
+    for sensor, pad in zip(TOUCH_SENSORS, FINGER_PADS, strict=True) if touched else ():
         spec.add_sensor(
             name=sensor,
             type=mujoco.mjtSensor.mjSENS_CONTACT,
             objtype=mujoco.mjtObj.mjOBJ_GEOM,
             objname=pad,
             reftype=mujoco.mjtObj.mjOBJ_GEOM,
-            refname=geom,
+            refname=touched,
             intprm=[1 << int(mujoco.mjtConDataField.mjCONDATA_FORCE), _STRONGEST, 1],
         )
-    model = spec.compile()
-    model.eq_data[:] = official.eq_data
+    model = bare_model(spec)
+    model.eq_data[:] = env.model.eq_data  # type: ignore[attr-defined]
     return model

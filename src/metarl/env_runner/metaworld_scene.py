@@ -20,6 +20,9 @@ Kind: TypeAlias = Literal["body", "geom", "site"]
 FRAME = 18
 """Numbers of one frame of the observation: hand (3), opening, two objects with position (3) and quaternion (4)."""
 
+OBSERVATION = 2 * FRAME + 3
+"""Numbers of an observation: the present frame, the one before, and a hidden goal of zeros."""
+
 MAX_POINTS = 5
 """How many places, besides the objects, a reward may read."""
 

@@ -46,6 +46,28 @@ def stepped_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
     return stepped
 
 
+def bare_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
+    """The compiled description without what is only there to be looked at: the same trajectory, bit for bit.
+
+    Every step brings all geoms and sites up to date, and a batch has a copy of the model for each of its threads. What
+    can touch nothing is left out of both; bodies keep the mass that they have from it. This is for descriptions whose
+    sensors, tendons, actuators and constraints are of no site. The description is changed.
+    """
+    whole = spec.compile()
+    for body in spec.bodies[1:]:
+        body.explicitinertial, body.fullinertia = True, np.full(6, np.nan)
+        body.mass, body.inertia = whole.body_mass[body.id], whole.body_inertia[body.id]
+        body.ipos, body.iquat = whole.body_ipos[body.id], whole.body_iquat[body.id]
+    shapes = {geom.meshname for geom in spec.geoms if geom.contype or geom.conaffinity}
+    for element in (
+        *(geom for geom in spec.geoms if not (geom.contype or geom.conaffinity)),
+        *(*spec.sites, *spec.cameras, *spec.lights),
+        *(mesh for mesh in spec.meshes if mesh.name not in shapes),
+    ):
+        spec.delete(element)
+    return spec.compile()
+
+
 def _pairs_with_the_floor(model: mujoco.MjModel) -> list[tuple[int, int]] | None:
     """All pairs of geoms that can touch, the floor's first; None where others can, or what a pair is like is not plain.
 
