@@ -120,7 +120,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=["metaworld-ml10"])
     parser.add_argument("--rows", type=int, default=20)
     parser.add_argument("--steps", type=int, default=100, help="steps of one turn of a side")
-    parser.add_argument("--repeats", type=int, default=3, help="turns of every side")
+    parser.add_argument("--repeats", type=int, default=9, help="turns of every side")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     lines = [measure(name, arguments.rows, arguments.steps, arguments.repeats) for name in arguments.tasks]

@@ -9,7 +9,6 @@ from scipy.spatial.transform import Rotation
 from metarl.env_runner import metaworld_scorer
 from metarl.env_runner.metaworld_scene import MAX_POINTS, Origin, Scene
 from metarl.env_runner.metaworld_scorer import quaternion_of
-from metarl.tasks import metaworld_mechanics, metaworld_push
 from metarl.tasks.metaworld import DESCRIPTIONS
 
 REWARDS = {each.reward: name for name, each in DESCRIPTIONS.items()}

@@ -2,7 +2,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from metarl.env_runner.mujoco_engine import stepped_model, stop_timers
+from metarl.env_runner.mujoco_engine import bare_model, stepped_model, stop_timers
 from metarl.env_runner.mujoco_family import batch_model
 from metarl.tasks.registry import make_tasks
 
@@ -112,3 +112,25 @@ def test_the_timers_stop_and_can_be_started_again():
     assert time_of_a_step() > 0
     stop_timers()
     assert time_of_a_step() == 0
+
+
+SHOWN = """
+    <body name="ball" pos="0 0 2"><freejoint/>
+      <geom size="0.1" mass="1" contype="2"/>
+      <geom type="mesh" mesh="cube" mass="3" pos="0.1 0.2 0.3" contype="0" conaffinity="0"/><site/><camera/><light/>
+    </body>"""
+CUBE = '<mesh name="cube" vertex="0 0 0  1 0 0  0 1 0  0 0 1" scale="0.1 0.1 0.1"/>'
+
+
+def test_what_is_only_looked_at_has_no_part_in_the_motion():
+    def spec():
+        text = CHAIN.format(**NEWTON | FLOOR_ONLY | {"more": SHOWN})
+        return mujoco.MjSpec.from_string(text.replace("<worldbody>", f"<asset>{CUBE}</asset><worldbody>"))
+
+    whole, bare = spec().compile(), bare_model(spec())
+    assert (whole.ngeom - bare.ngeom, whole.nsite, whole.ncam, whole.nlight, whole.nmesh) == (1, 1, 1, 1, 1)
+    assert (bare.nsite, bare.ncam, bare.nlight, bare.nmesh) == (0, 0, 0, 0)
+    assert bare.body("ball").mass == 4.0
+    (moved, contacts), (alike, _) = _trajectory(whole, 300), _trajectory(bare, 300)
+    assert contacts > 0
+    np.testing.assert_array_equal(moved, alike)

@@ -3,7 +3,7 @@
 The fields of a simulation that has been stepped are of one simulator step before its qpos. Having MuJoCo bring them up
 to date costs as much as that step; here it costs what the asked-for bodies and those that carry them take. The
 operations are MuJoCo's, in MuJoCo's order (`mj_kinematics`; documentation, Computation), so that results are equal bit
-for bit. They are functions of one simulation in plain floats, for `core/machine_code.py`.
+for bit on x86-64. They are functions of one simulation in plain floats, for `core/machine_code.py`.
 """
 
 from __future__ import annotations
@@ -131,12 +131,7 @@ def _moved(
         own = unit((qpos[at], qpos[at + 1], qpos[at + 2], qpos[at + 3]))
     turn = product(turn, own)
     now = turned(anchor, turn)
-    place = (
-        place[0] + ((fixed[0] - place[0]) - now[0]),
-        place[1] + ((fixed[1] - place[1]) - now[1]),
-        place[2] + ((fixed[2] - place[2]) - now[2]),
-    )
-    return place, turn
+    return (fixed[0] - now[0], fixed[1] - now[1], fixed[2] - now[2]), turn
 
 
 def three(a: Floats, i: int) -> tuple[float, float, float]:  # pragma: no cover (compiled)
