@@ -668,7 +668,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_and_wait_for_an_epoch() -> subprocess.Popen[str]:
     """A process of its own that trains, in its second epoch: that the line of the first came shows it was flushed."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "metarl.cli", *LONG],
+        [sys.executable, "-m", "metarl", *LONG],
         env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -881,7 +881,7 @@ def test_what_was_measured_is_there_though_it_cannot_be_printed(
 
 def test_a_terminal_without_utf_8_shows_what_it_can(finished: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "metarl.cli", "watch", str(finished), "--once"],
+        [sys.executable, "-m", "metarl", "watch", str(finished), "--once"],
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         capture_output=True,
         check=True,

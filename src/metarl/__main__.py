@@ -1,4 +1,4 @@
-"""`python -m metarl.cli` is `metarl`."""
+"""`python -m metarl` is `metarl`."""
 
 from __future__ import annotations
 
