@@ -1,12 +1,14 @@
 """`Scorer`: from the fields of a batch to the frames, rewards and successes of its rows, as machine code.
 
 A batch has many environment classes and so few rows of each; there a NumPy call costs more than the arithmetic of a
-row, and interpreted Python half as much as the physics. Here two calls see and score all rows of a class in 3 us.
+row, and interpreted Python half as much as the physics. Here two calls see and score all rows of a class, in 4 us and
+one more for each row.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -197,6 +199,7 @@ def _mount(model: mujoco.MjModel, thing: Place | Turn | Vector | None) -> Mount:
     return Mount(int(body), place, turn)
 
 
+@cache
 def _scored(reward: RewardFunction) -> Any:
     """Machine code of a reward over rows: `(rows, scenes [N, S], rewards [B], success [B])`."""
 
