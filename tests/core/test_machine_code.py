@@ -1,14 +1,14 @@
 """Machine code of functions, and what is kept of it."""
 
-import inspect
+import importlib.util
 import math
+import sys
 
 import numpy as np
 import pytest
 from numba.core import caching
 
 from metarl.core import machine_code
-from metarl.env_runner import mujoco_kinematics
 from metarl.env_runner.mujoco_kinematics import about
 
 STEP = 2.0
@@ -49,11 +49,28 @@ def test_what_is_kept_is_told_apart_by_all_that_it_uses(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(globals(), "STEP", 3.0)
         assert kept_as(stepped) != before
-    text = inspect.getsource
-    for changed, alike in ((mujoco_kinematics, False), (machine_code, True)):
-        with monkeypatch.context() as patch:
-            patch.setattr(inspect, "getsource", lambda of, changed=changed: text(of) + "#" * (of is changed))
-            assert (kept_as(stepped) == before) is alike
+    with monkeypatch.context() as patch:
+        code = about.__code__
+        patch.setattr(about, "__code__", code.replace(co_consts=(*code.co_consts[:-1], 2.0 * code.co_consts[-1])))
+        assert kept_as(stepped) != before
+    assert kept_as(stepped) == before
+
+
+def test_what_is_kept_is_what_this_process_has_whatever_became_of_its_file(tmp_path):
+    """Rewards are compiled at the first step of their worlds, which may come long after their import."""
+    file = tmp_path / "edited.py"
+    file.write_text("def thrice(x):\n    return 3.0 * x\n")
+    spec = importlib.util.spec_from_file_location("edited", file)
+    module = sys.modules["edited"] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        before = kept_as(module.thrice)
+        file.write_text("def thrice(x):\n    return 3.5 * x + 0.0\n")
+        assert kept_as(module.thrice) == before
+        file.unlink()
+        assert kept_as(module.thrice) == before
+    finally:
+        del sys.modules["edited"]
 
 
 def math_free(x):  # pragma: no cover (compiled)

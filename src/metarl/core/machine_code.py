@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-import sys
 from collections.abc import Iterator
 from functools import cache
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 import numba
@@ -27,11 +25,10 @@ def compiled(function: Any, **options: Any) -> Any:
     for each in used[1:]:
         if isinstance(each, FunctionType):
             _call_from_machine_code(each)
-    # Code is kept on disk under a function's name, until the text of its file changes. Whatever it uses from elsewhere
-    # must tell it apart as well.
-    elsewhere = [each for each in used[1:] if getattr(each, "__module__", "") != function.__module__]
-    if elsewhere:
-        function.__qualname__ += "." + _digest(elsewhere)
+    # Numba keeps code on disk under a function's name, for as long as the function's file is as it was. What is used
+    # from elsewhere must tell it apart as well, as this process has it: its files may have been edited since, or be
+    # missing.
+    function.__qualname__ += "." + _digest(used)
     try:
         return numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError as error:
@@ -57,7 +54,16 @@ def _used(function: FunctionType) -> Iterator[Any]:
 
 
 def _digest(used: list[Any]) -> str:
-    modules = sorted({each.__module__ for each in used if hasattr(each, "__module__")} - {"builtins"})
-    texts = [inspect.getsource(sys.modules[module]) for module in modules]
-    names = [getattr(each, "__qualname__", repr(each)) for each in used]
-    return hashlib.sha256("\n".join((*texts, *names)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr([_content(each) for each in used]).encode()).hexdigest()[:16]
+
+
+def _content(used: Any) -> Any:
+    """What of a function, class or constant decides what machine code does, the same in every process."""
+    if isinstance(used, FunctionType):
+        return used.__module__, used.__qualname__, _content(used.__code__), used.__defaults__, used.__kwdefaults__
+    if isinstance(used, CodeType):
+        constants = [_content(each) for each in used.co_consts]
+        return used.co_code, constants, used.co_names, used.co_varnames, used.co_freevars, used.co_cellvars
+    if isinstance(used, type):
+        return used.__module__, used.__qualname__, getattr(used, "_fields", ())
+    return used
