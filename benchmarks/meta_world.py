@@ -32,7 +32,8 @@ from metarl.tasks.registry import make_tasks
 NOTES = (
     "Limit: MuJoCo's own C++ rollout, one thread a core: five mj_step for each step on every row's model from the same "
     "start states, with the same actions on hand and gripper; no mj_forward after them, no observations, no rewards. "
-    "MuJoCo's timers run there and on the official sides, and are stopped on ours.",
+    "There and on the official sides the model is the official one, and MuJoCo's timers run; ours is without what is "
+    "only looked at, and the timers are stopped.",
     "Official: its own step, which ends with mj_forward, in worker processes, one a core, and in one process. A turn "
     "has no reset on any side; an official reset simulates 500 mj_step more.",
 )

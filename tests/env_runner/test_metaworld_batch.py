@@ -90,6 +90,15 @@ def test_rows_change_their_class_at_their_next_reset(tasks):
     np.testing.assert_array_equal(stepped, [fresh.step(action[:1])[0][0] for action in plan])
 
 
+def test_what_is_compiled_for_several_rows_serves_one(tasks):
+    """It takes seconds. All is one form of the data, so processes side by side keep one piece of code, too."""
+    from metarl.env_runner.metaworld_scorer import _see
+
+    for rows in (1, 2):
+        play(worlds(tasks[:rows]), actions(1, rows))
+    assert len(_see.signatures) == 1
+
+
 def test_a_new_goal_of_the_same_class_is_paid_as_in_worlds_that_had_no_other():
     """Bin-picking measures progress from where the object was at the first step of the episode."""
     goals = draw_goals(("bin-picking-v3",), seed=0)["bin-picking-v3"]

@@ -116,20 +116,24 @@ def test_the_timers_stop_and_can_be_started_again():
 
 SHOWN = """
     <body name="ball" pos="0 0 2"><freejoint/>
-      <geom size="0.1" mass="1" contype="2"/>
+      <geom size="0.1" mass="1" contype="2" material="red"/>
       <geom type="mesh" mesh="cube" mass="3" pos="0.1 0.2 0.3" contype="0" conaffinity="0"/><site/><camera/><light/>
     </body>"""
-CUBE = '<mesh name="cube" vertex="0 0 0  1 0 0  0 1 0  0 0 1" scale="0.1 0.1 0.1"/>'
+ASSETS = """
+    <mesh name="cube" vertex="0 0 0  1 0 0  0 1 0  0 0 1" scale="0.1 0.1 0.1"/>
+    <texture name="paint" type="2d" builtin="flat" width="8" height="8"/><material name="red" texture="paint"/>"""
 
 
-def test_what_is_only_looked_at_has_no_part_in_the_motion():
+@pytest.mark.parametrize("inertia", ["auto", "true"])
+def test_what_is_only_looked_at_has_no_part_in_the_motion(inertia):
     def spec():
         text = CHAIN.format(**NEWTON | FLOOR_ONLY | {"more": SHOWN})
-        return mujoco.MjSpec.from_string(text.replace("<worldbody>", f"<asset>{CUBE}</asset><worldbody>"))
+        head = f'<compiler inertiafromgeom="{inertia}"/><asset>{ASSETS}</asset><worldbody>'
+        return mujoco.MjSpec.from_string(text.replace("<worldbody>", head))
 
     whole, bare = spec().compile(), bare_model(spec())
     assert (whole.ngeom - bare.ngeom, whole.nsite, whole.ncam, whole.nlight, whole.nmesh) == (1, 1, 1, 1, 1)
-    assert (bare.nsite, bare.ncam, bare.nlight, bare.nmesh) == (0, 0, 0, 0)
+    assert (bare.nsite, bare.ncam, bare.nlight, bare.nmesh, bare.nmat, bare.ntexdata) == (0, 0, 0, 0, 0, 0)
     assert bare.body("ball").mass == 4.0
     (moved, contacts), (alike, _) = _trajectory(whole, 300), _trajectory(bare, 300)
     assert contacts > 0

@@ -149,7 +149,7 @@ class MetaworldBatch(TaskVectorEnv):
         outcome = Outcome.empty(self.num_envs)
         self._step_rooms(actions[:, 3:] * FINGERS, outcome)
         self._steps += 1
-        observation, reward = outcome.observation, outcome.reward
+        observation, reward = outcome.observation, outcome.reward.astype(np.float32)
         infos: Infos = {"success": outcome.success}
         terminated = outcome.unstable
         if terminated.any():

@@ -31,7 +31,7 @@ class Outcome:
 
     observation: NDArray[np.float32]
     """[B, OBSERVATION]"""
-    reward: NDArray[np.float32]
+    reward: NDArray[np.float64]
     """[B]"""
     success: NDArray[np.bool_]
     """[B]"""
@@ -40,7 +40,7 @@ class Outcome:
 
     @classmethod
     def empty(cls, num_rows: int) -> Outcome:
-        observation, reward = np.zeros((num_rows, OBSERVATION), np.float32), np.zeros(num_rows, np.float32)
+        observation, reward = np.zeros((num_rows, OBSERVATION), dtype=np.float32), np.zeros(num_rows)
         return cls(observation, reward, np.zeros(num_rows, dtype=bool), np.zeros(num_rows, dtype=bool))
 
 

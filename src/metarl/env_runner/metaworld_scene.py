@@ -177,6 +177,6 @@ class Description:
     touch: str | None = None
     """A geom of which the reward must know whether both finger pads press on it."""
     mark: str = "hand_init_pos"
-    """Attribute of the official environment that becomes `Start.mark` after its reset."""
+    """Attribute of the official environment that becomes `Origin.mark` after its reset."""
     span: str | None = None
-    """Attribute of the official environment that becomes `Start.span` after its reset."""
+    """Attribute of the official environment that becomes `Origin.span` after its reset."""

@@ -78,8 +78,9 @@ _SEEN, _OPENED, _OBJECT, _TURN, _SECOND, _TCP, _LEFT, _RIGHT, _GRIP, _POINTS, _J
 class Fields(NamedTuple):
     """What is read of the simulations of all rows."""
 
-    qpos: Floats
-    """[N, nq]"""
+    states: Floats
+    """[N, nstate] the simulator's integration states, each its time, qpos and more. Of the view that is qpos alone,
+    N = 1 would be another type to the compiler."""
     body_pos: Floats
     """[N, nbody, 3] where bodies are in their parents, in m."""
     sensors: Floats
@@ -131,7 +132,7 @@ class Scorer:
     def __init__(self, description: Description, model: mujoco.MjModel, batch: Batch, hand_bounds: Floats) -> None:
         tree, layout = _layout(description, model, batch, hand_bounds)
         sensors = batch.bind("sensordata") if description.touch else np.zeros((batch.num_sims, 0))
-        fields = Fields(batch.bind("qpos"), batch.expand("body_pos"), sensors)
+        fields = Fields(batch.bind("state"), batch.expand("body_pos"), sensors)
         # As plain tuples: a call tells their types sooner.
         self._read = tuple(fields), tuple(tree), tuple(layout)
         self._scenes = np.zeros((batch.num_sims, sum(_WIDTHS)))
@@ -275,7 +276,7 @@ def _see(
         fields, tree, layout: what `Fields`, `Tree` and `Layout` hold.
         frames: [N, FRAME] those of the step before, and afterwards of this one.
     """
-    qpos, body_pos, sensors = fields
+    states, body_pos, sensors = fields
     tree = Tree(*tree)
     places, locals, offsets, turns, turned, by_matrix, radii, joint, touch, hand_bounds = layout
     bodies = len(tree.bodies)
@@ -286,12 +287,13 @@ def _see(
     for row in rows:
         scene, seen, shows = scenes[row], frames[row], observation[row]
         shows[FRAME : 2 * FRAME] = seen
-        locate(qpos[row], body_pos[row], tree, position, quaternion, matrix)
+        qpos = states[row, 1:]
+        locate(qpos, body_pos[row], tree, position, quaternion, matrix)
         for index, on in enumerate(places):
             if on != _NONE:
                 x, y, z = added(turned_by_matrix(three(locals, index), nine(matrix, on)), three(position, on))
                 at[index, 0], at[index, 1], at[index, 2] = added((x, y, z), three(offsets, index))
-        angle = qpos[row, joint[0]] if len(joint) else 0.0
+        angle = qpos[joint[0]] if len(joint) else 0.0
         apart = 0.0
         for axis in range(3):
             apart += (right_claw[axis] - left_claw[axis]) ** 2

@@ -53,11 +53,16 @@ def bare_model(spec: mujoco.MjSpec) -> mujoco.MjModel:
     can touch nothing is left out of both; bodies keep the mass that they have from it. This is for descriptions whose
     sensors, tendons, actuators and constraints are of no site. The description is changed.
     """
+    for geom in spec.geoms:
+        geom.material = ""  # before compiling: a compiled geom keeps the number of its material
+    for paint in (*spec.materials, *spec.textures):
+        spec.delete(paint)
     whole = spec.compile()
     for body in spec.bodies[1:]:
         body.explicitinertial, body.fullinertia = True, np.full(6, np.nan)
         body.mass, body.inertia = whole.body_mass[body.id], whole.body_inertia[body.id]
         body.ipos, body.iquat = whole.body_ipos[body.id], whole.body_iquat[body.id]
+    spec.compiler.inertiafromgeom = mujoco.mjtInertiaFromGeom.mjINERTIAFROMGEOM_FALSE
     shapes = {geom.meshname for geom in spec.geoms if geom.contype or geom.conaffinity}
     for element in (
         *(geom for geom in spec.geoms if not (geom.contype or geom.conaffinity)),

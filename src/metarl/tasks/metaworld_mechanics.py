@@ -1,8 +1,8 @@
 """What the rewards of Meta-World have in common: how near is near, and how well the gripper holds something.
 
 Every function is of one row, in plain floats, and can be made machine code (`env_runner/metaworld_scorer.py`). The
-equations are those of the official v2 rewards (Meta-World,
-arXiv 1910.10897; its tolerance is dm_control's, arXiv 2006.12983).
+equations are those of the official v2 rewards (Meta-World, arXiv 1910.10897; its tolerance is dm_control's, arXiv
+2006.12983).
 """
 
 from __future__ import annotations
