@@ -291,8 +291,8 @@ def _see(
         locate(qpos, body_pos[row], tree, position, quaternion, matrix)
         for index, on in enumerate(places):
             if on != _NONE:
-                x, y, z = added(turned_by_matrix(three(locals, index), nine(matrix, on)), three(position, on))
-                at[index, 0], at[index, 1], at[index, 2] = added((x, y, z), three(offsets, index))
+                place = added(turned_by_matrix(three(locals, index), nine(matrix, on)), three(position, on))
+                at[index, 0], at[index, 1], at[index, 2] = added(place, three(offsets, index))
         angle = qpos[joint[0]] if len(joint) else 0.0
         apart = 0.0
         for axis in range(3):
