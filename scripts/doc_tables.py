@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 PLACEHOLDER = re.compile(r"<!-- table: (\w+)(?: ([\w-]+))? -->")
-ON_CPUS = ("worlds", "meta_world", "memory", "maml", "end_to_end", "coordinator")
+ON_CPUS = ("worlds", "metaworld", "memory", "maml", "end_to_end", "coordinator")
 ON_A_GPU = ("memory_cuda", "maml_cuda", "end_to_end_cuda")
 SPEED = (*ON_CPUS, *ON_A_GPU)
 """Benchmarks of speed, in the order of reading."""

@@ -24,7 +24,7 @@ def speed_table() -> str:
     """The table, in markdown."""
     world = {row["worlds"]: row for row in benchmark_rows("worlds")}
     layer = {row["side"]: row for row in benchmark_rows("memory") if row["T"] == 400}
-    (mix,) = benchmark_rows("meta_world")
+    (mix,) = benchmark_rows("metaworld")
     training = {(row["side"], row["rows"]): row for row in benchmark_rows("end_to_end")}
     rl2, ppo = training["metarl RL2", 64], training["RecurrentPPO", 64]
     policy = {(row["model"], row["side"]): row for row in benchmark_rows("maml") if row["model"] in ("ssm", "lstm")}

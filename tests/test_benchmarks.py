@@ -241,7 +241,7 @@ def test_peer_world_pays_what_ours_pays(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.skipif(find_spec("metaworld") is None, reason="needs metaworld")
 def test_meta_world(tmp_path: Path) -> None:
     flags = ("--tasks", "metaworld-ml1-reach", "--rows", "2", "--steps", "3", "--repeats", "1")
-    (row,) = run_benchmark("meta_world.py", tmp_path, *flags)["rows"]
+    (row,) = run_benchmark("metaworld.py", tmp_path, *flags)["rows"]
     sides = ("official, workers", "official, one process", "limit")
     assert all(row[side] > 0 for side in sides)
     assert [row[f"ours / {side}"] for side in sides] == pytest.approx([row["ours"] / row[side] for side in sides])
